@@ -1,0 +1,122 @@
+/* The only calls of malloc, realloc and free; everything else in the library allocates through here. */
+#include "base/mem.h"
+
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+long moec_test_allocs_left = LONG_MAX;
+
+static bool test_refuses(void)
+{
+    if (moec_test_allocs_left == LONG_MAX)
+        return false;
+    if (moec_test_allocs_left <= 0)
+        return true;
+    moec_test_allocs_left--;
+    return false;
+}
+
+bool moec_mul_size(size_t *out, size_t a, size_t b)
+{
+    return !__builtin_mul_overflow(a, b, out);
+}
+
+bool moec_add_size(size_t *out, size_t a, size_t b)
+{
+    return !__builtin_add_overflow(a, b, out);
+}
+
+moec_status moec_alloc(void **out, size_t n, size_t size, moec_err *err)
+{
+    size_t bytes, rounded;
+    *out = NULL;
+    if (n == 0 || size == 0)
+        return MOEC_OK;
+    if (!moec_mul_size(&bytes, n, size) || !moec_add_size(&rounded, bytes, 63))
+        return moec_fail(err, MOEC_ENOMEM, "%zu elements of %zu bytes are more than this machine can address", n, size);
+    rounded &= ~(size_t)63;
+    /* Large blocks come zeroed from the system and need no second pass over them. */
+    void *p = NULL;
+    if (!test_refuses()) {
+        if (rounded < (1u << 20)) {
+            p = aligned_alloc(64, rounded);
+            if (p)
+                memset(p, 0, rounded);
+        } else {
+            char *raw = calloc(1, rounded);
+            if (raw && ((uintptr_t)raw & 63)) { /* glibc's big blocks start 16 bytes into a page */
+                free(raw);
+                p = aligned_alloc(64, rounded);
+                if (p)
+                    memset(p, 0, rounded);
+            } else {
+                p = raw;
+            }
+        }
+    }
+    if (!p)
+        return moec_fail(err, MOEC_ENOMEM, "out of memory: %zu bytes refused", bytes);
+    *out = p;
+    return MOEC_OK;
+}
+
+moec_status moec_grow(void **array, size_t *cap, size_t n, size_t size, moec_err *err)
+{
+    if (n <= *cap)
+        return MOEC_OK;
+    size_t want = *cap < 8 ? 8 : *cap, bytes;
+    while (want < n)
+        if (!moec_add_size(&want, want, want / 2 + 8))
+            want = n;
+    if (!moec_mul_size(&bytes, want, size))
+        return moec_fail(err, MOEC_ENOMEM, "%zu elements of %zu bytes are more than this machine can address", n, size);
+    void *p = test_refuses() ? NULL : realloc(*array, bytes);
+    if (!p)
+        return moec_fail(err, MOEC_ENOMEM, "out of memory: %zu bytes refused", bytes);
+    *array = p;
+    *cap = want;
+    return MOEC_OK;
+}
+
+moec_status moec_copy(char **out, const char *bytes, size_t n, moec_err *err)
+{
+    size_t size;
+    *out = NULL;
+    if (!moec_add_size(&size, n, 1))
+        return moec_fail(err, MOEC_ENOMEM, "a text of %zu bytes is more than this machine can address", n);
+    moec_status st = moec_alloc((void **)out, size, 1, err);
+    if (st == MOEC_OK && n > 0)
+        memcpy(*out, bytes, n);
+    return st;
+}
+
+moec_status moec_format(char **out, moec_err *err, const char *fmt, ...)
+{
+    va_list ap, again;
+    va_start(ap, fmt);
+    va_copy(again, ap);
+    int n = vsnprintf(NULL, 0, fmt, ap);
+    va_end(ap);
+    moec_status st = n < 0 ? moec_fail(err, MOEC_EINVAL, "text format") : moec_alloc((void **)out, (size_t)n + 1, 1, err);
+    if (st == MOEC_OK)
+        vsnprintf(*out, (size_t)n + 1, fmt, again);
+    va_end(again);
+    return st;
+}
+
+void moec_free(void *p)
+{
+    free(p);
+}
+
+uint64_t moec_peak_memory(void)
+{
+    struct rusage u;
+    if (getrusage(RUSAGE_SELF, &u) != 0)
+        return 0;
+    return (uint64_t)u.ru_maxrss * 1024u; /* Linux counts in kilobytes */
+}
