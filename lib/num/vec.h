@@ -1,0 +1,40 @@
+/* Elementwise and row operations of the layer pass, compiled for several instruction sets and chosen at load time. On one
+ * machine the same input gives the same bits, whatever the number of threads. */
+#ifndef MOEC_NUM_VEC_H
+#define MOEC_NUM_VEC_H
+
+#include "num/tensor.h"
+
+/** out[i] = x[i] * w[i] / sqrt(mean(x^2) + eps). out may be x. */
+MOEC_API void moec_rms_norm(float *out, const float *x, const float *w, int64_t n, float eps);
+/** x = exp(x - max(x)) / sum, in place; n >= 1. exp to 2 units in the last place. */
+MOEC_API void moec_softmax(float *x, int64_t n);
+/** x[i] = 1 / (1 + exp(-x[i])). */
+MOEC_API void moec_sigmoid(float *x, int64_t n);
+/** gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i]. */
+MOEC_API void moec_silu_mul(float *gate, const float *up, int64_t n);
+/** y[i] += x[i]. */
+MOEC_API void moec_add(float *y, const float *x, int64_t n);
+/** sum of x[i]^2 in 16 float32 partial sums that are added up in float64 every 4096 values. */
+MOEC_API double moec_sum_sq(const float *x, int64_t n);
+/** largest |x[i]|, 0 for n = 0. NaN is passed over. */
+MOEC_API float moec_abs_max(const float *x, int64_t n);
+/** True when every value is finite. */
+MOEC_API bool moec_all_finite(const float *x, int64_t n);
+
+/** Per lane of one panel float[width][32]: sum of squares and largest magnitude. */
+MOEC_API void moec_panel_norms(double sum_sq[32], float abs_max[32], const float *panel, int64_t width);
+
+/* Running log-sum-exp of 32 tokens over blocks of a vocabulary, for losses that never hold a whole row of logits. */
+typedef struct moec_lse {
+    double max[32], sum[32]; /* log sum exp = max + log(sum) */
+    float top[32];           /* largest logit so far, */
+    int32_t top_id[32];      /* and the lowest id that has it */
+    double cross[32];        /* sum of exp(z - max) * (z - other): KL's cross term */
+} moec_lse;
+MOEC_API void moec_lse_start(moec_lse *s);
+/** Adds rows [0, n) of logits panel z[n][32] that are ids first .. first+n-1; other: a second model's logits of the same
+ *  shape, or NULL. */
+MOEC_API void moec_lse_add(moec_lse *s, const float *z, const float *other, int64_t n, int32_t first);
+
+#endif

@@ -1,0 +1,26 @@
+/* The operations of vec.h as one instruction set implements them. Private to lib/num. */
+#ifndef MOEC_NUM_VEC_TABLE_H
+#define MOEC_NUM_VEC_TABLE_H
+
+#include "num/vec.h"
+
+typedef struct moec_vec_table {
+    void (*rms_norm)(float *out, const float *x, const float *w, int64_t n, float eps);
+    void (*softmax)(float *x, int64_t n);
+    void (*sigmoid)(float *x, int64_t n);
+    void (*silu_mul)(float *gate, const float *up, int64_t n);
+    void (*add)(float *y, const float *x, int64_t n);
+    double (*sum_sq)(const float *x, int64_t n);
+    float (*abs_max)(const float *x, int64_t n);
+    bool (*all_finite)(const float *x, int64_t n);
+    void (*panel_norms)(double sum_sq[32], float abs_max[32], const float *panel, int64_t width);
+    void (*lse_add)(moec_lse *s, const float *z, const float *other, int64_t n, int32_t first);
+} moec_vec_table;
+
+extern const moec_vec_table moec__vec_generic;
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) /* clang has no target pragma; it gets the plain one */
+#define MOEC_VEC_X86 1
+extern const moec_vec_table moec__vec_avx2, moec__vec_avx512;
+#endif
+
+#endif
