@@ -1,0 +1,392 @@
+/* Opens a checkpoint folder: maps its shards, checks the index against them, finds tensors by name. */
+#include "ckpt/ckpt.h"
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "ckpt/safetensors.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+typedef struct shard {
+    char *name;
+    int fd;
+    unsigned char *map;
+    size_t size;
+    moec_st_index ix;
+} shard;
+
+struct moec_ckpt {
+    char *dir, *config_text;
+    moec_json *config, *index;
+    size_t n_shards, shards_cap;
+    shard *shard;
+    size_t n;
+    moec_tensor *tensor;
+    uint32_t *owner;  /* [n] shard of each tensor */
+    uint32_t *sorted; /* [n] tensor numbers by name */
+};
+
+enum { MAX_CONFIG = 64 << 20, MAX_INDEX = 512 << 20, MAX_SHARDS = 65536 };
+
+static moec_status map_shard(shard *s, const char *dir, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *path;
+    struct stat info;
+    MOEC_TRY(moec_path_join(&path, dir, s->name, err));
+    s->fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (s->fd < 0 && errno == ENOENT) {
+        st = moec_fail(err, MOEC_EFORMAT, "%s: shard is missing", path);
+        goto done;
+    }
+    if (s->fd < 0 || fstat(s->fd, &info) != 0) {
+        st = moec_fail_errno(err, errno, path);
+        goto done;
+    }
+    if (!S_ISREG(info.st_mode) || info.st_size < 8) {
+        st = moec_fail(err, MOEC_EFORMAT, "%s: not a safetensors file", path);
+        goto done;
+    }
+    s->size = (size_t)info.st_size;
+    void *map = mmap(NULL, s->size, PROT_READ, MAP_SHARED, s->fd, 0);
+    if (map == MAP_FAILED) {
+        st = moec_fail_errno(err, errno, path);
+        goto done;
+    }
+    s->map = map;
+    MOEC_TRY(moec_st_parse(&s->ix, s->map, s->size, s->size, path, err));
+done:
+    moec_free(path);
+    return st;
+}
+
+static moec_status add_shard(moec_ckpt *c, const char *name, moec_err *err)
+{
+    if (c->n_shards >= MAX_SHARDS)
+        return moec_fail(err, MOEC_EFORMAT, "%s: more than %d shards", c->dir, MAX_SHARDS);
+    moec_status st = MOEC_GROW(c->shard, c->shards_cap, c->n_shards + 1, err);
+    if (st != MOEC_OK)
+        return st;
+    shard *s = &c->shard[c->n_shards];
+    *s = (shard){.fd = -1};
+    st = moec_copy(&s->name, name, strlen(name), err);
+    if (st == MOEC_OK)
+        c->n_shards++; /* from here on moec_ckpt_close releases it */
+    return st == MOEC_OK ? map_shard(s, c->dir, err) : st;
+}
+
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The shard files that the index names, once each and sorted; every one must be a plain name in this folder. */
+static moec_status index_shards(moec_ckpt *c, moec_json *map, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const char **file = NULL, *key;
+    size_t n = 0;
+    void *it = NULL;
+    moec_json *value;
+    MOEC_TRY(MOEC_NEW(file, moec_json_len(map), err));
+    while (moec_json_each(map, &it, &key, &value)) {
+        const char *name = moec_json_string(value);
+        if (!name || !moec_path_is_plain(name)) {
+            st = moec_fail(err, MOEC_EFORMAT, "%s/model.safetensors.index.json: tensor %.100s: %s", c->dir, key,
+                           name ? "its file lies outside the folder" : "its file is not a text");
+            goto done;
+        }
+        file[n++] = name;
+    }
+    if (n > 1)
+        qsort(file, n, sizeof *file, by_text);
+    for (size_t i = 0; i < n; i++)
+        if (i == 0 || strcmp(file[i], file[i - 1]) != 0)
+            MOEC_TRY(add_shard(c, file[i], err));
+done:
+    moec_free(file);
+    return st;
+}
+
+static moec_status open_files(moec_ckpt *c, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *single = NULL, *index = NULL;
+    MOEC_TRY(moec_path_join(&single, c->dir, "model.safetensors", err));
+    MOEC_TRY(moec_path_join(&index, c->dir, "model.safetensors.index.json", err));
+    if (moec_path_exists(index)) {
+        MOEC_TRY(moec_json_read(&c->index, index, MAX_INDEX, err));
+        moec_json *map = moec_json_get(c->index, "weight_map");
+        if (moec_json_type(map) != MOEC_JSON_OBJECT || moec_json_len(map) == 0) {
+            st = moec_fail(err, MOEC_EFORMAT, "%s: no weight_map", index);
+            goto done;
+        }
+        MOEC_TRY(index_shards(c, map, err));
+    } else if (moec_path_exists(single)) {
+        MOEC_TRY(add_shard(c, "model.safetensors", err));
+    } else {
+        st = moec_fail(err, MOEC_EFORMAT, "%s: neither model.safetensors nor model.safetensors.index.json is there",
+                       c->dir);
+    }
+done:
+    moec_free(single);
+    moec_free(index);
+    return st;
+}
+
+static _Thread_local const moec_tensor *sort_base; /* qsort has no context argument */
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(sort_base[*(const uint32_t *)a].name, sort_base[*(const uint32_t *)b].name);
+}
+
+static moec_status collect(moec_ckpt *c, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    for (size_t s = 0; s < c->n_shards; s++)
+        c->n += c->shard[s].ix.n;
+    if (c->n == 0 || c->n > UINT32_MAX)
+        return moec_fail(err, MOEC_EFORMAT, "%s: %zu tensors", c->dir, c->n);
+    MOEC_TRY(MOEC_NEW(c->tensor, c->n, err));
+    MOEC_TRY(MOEC_NEW(c->owner, c->n, err));
+    MOEC_TRY(MOEC_NEW(c->sorted, c->n, err));
+    size_t at = 0;
+    for (size_t s = 0; s < c->n_shards; s++) {
+        const shard *sh = &c->shard[s];
+        for (size_t i = 0; i < sh->ix.n; i++, at++) {
+            const moec_st_entry *e = &sh->ix.entry[i];
+            moec_tensor *t = &c->tensor[at];
+            *t = (moec_tensor){.name = e->name, .dtype = e->dtype, .rank = e->rank};
+            memcpy(t->dim, e->dim, sizeof t->dim);
+            t->data = sh->map + sh->ix.data_at + e->begin;
+            t->bytes = (size_t)(e->end - e->begin);
+            c->owner[at] = (uint32_t)s;
+            c->sorted[at] = (uint32_t)at;
+        }
+    }
+    sort_base = c->tensor;
+    qsort(c->sorted, c->n, sizeof *c->sorted, by_name);
+    for (size_t i = 1; i < c->n; i++) {
+        const moec_tensor *t = &c->tensor[c->sorted[i]];
+        if (strcmp(t->name, c->tensor[c->sorted[i - 1]].name) == 0)
+            return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s is in two shards", c->dir, t->name);
+    }
+done:
+    return st;
+}
+
+static moec_status check_index(const moec_ckpt *c, moec_err *err)
+{
+    void *it = NULL;
+    const char *key;
+    moec_json *value, *map = moec_json_get(c->index, "weight_map");
+    while (map && moec_json_each(map, &it, &key, &value)) {
+        const moec_tensor *t = moec_ckpt_find(c, key);
+        const char *file = moec_json_string(value);
+        if (!t || strcmp(c->shard[c->owner[t - c->tensor]].name, file) != 0)
+            return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s is not in %s, where the index says it is", c->dir,
+                             key, file);
+    }
+    return MOEC_OK;
+}
+
+moec_status moec_ckpt_open(moec_ckpt **out, const char *dir, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_ckpt *c = NULL;
+    char *path = NULL;
+    size_t len;
+    *out = NULL;
+    if (!moec_path_is_dir(dir))
+        return moec_fail(err, moec_path_exists(dir) ? MOEC_EFORMAT : MOEC_EIO, "%s: not a folder", dir);
+    MOEC_TRY(MOEC_NEW(c, 1, err));
+    MOEC_TRY(moec_copy(&c->dir, dir, strlen(dir), err));
+    for (size_t n = strlen(c->dir); n > 1 && c->dir[n - 1] == '/'; n--)
+        c->dir[n - 1] = '\0';
+    MOEC_TRY(moec_path_join(&path, c->dir, "config.json", err));
+    if (!moec_path_exists(path)) {
+        st = moec_fail(err, MOEC_EFORMAT, "%s: no config.json, not a checkpoint folder", c->dir);
+        goto done;
+    }
+    MOEC_TRY(moec_file_read(&c->config_text, &len, path, MAX_CONFIG, err));
+    MOEC_TRY(moec_json_parse(&c->config, c->config_text, len, path, err));
+    if (moec_json_type(c->config) != MOEC_JSON_OBJECT) {
+        st = moec_fail(err, MOEC_EFORMAT, "%s: not a JSON object", path);
+        goto done;
+    }
+    MOEC_TRY(open_files(c, err));
+    MOEC_TRY(collect(c, err));
+    MOEC_TRY(check_index(c, err));
+    *out = c;
+    c = NULL;
+done:
+    moec_free(path);
+    moec_ckpt_close(c);
+    return st;
+}
+
+void moec_ckpt_close(moec_ckpt *c)
+{
+    if (!c)
+        return;
+    for (size_t i = 0; i < c->n_shards; i++) {
+        shard *s = &c->shard[i];
+        moec_st_index_release(&s->ix);
+        if (s->map)
+            munmap(s->map, s->size);
+        if (s->fd >= 0)
+            close(s->fd);
+        moec_free(s->name);
+    }
+    moec_free(c->shard);
+    moec_free(c->tensor);
+    moec_free(c->owner);
+    moec_free(c->sorted);
+    moec_json_free(c->config);
+    moec_json_free(c->index);
+    moec_free(c->config_text);
+    moec_free(c->dir);
+    moec_free(c);
+}
+
+const char *moec_ckpt_dir(const moec_ckpt *c)
+{
+    return c->dir;
+}
+
+const moec_json *moec_ckpt_config(const moec_ckpt *c)
+{
+    return c->config;
+}
+
+const char *moec_ckpt_config_text(const moec_ckpt *c)
+{
+    return c->config_text;
+}
+
+size_t moec_ckpt_count(const moec_ckpt *c)
+{
+    return c->n;
+}
+
+const moec_tensor *moec_ckpt_at(const moec_ckpt *c, size_t i)
+{
+    return &c->tensor[i];
+}
+
+const moec_tensor *moec_ckpt_find(const moec_ckpt *c, const char *name)
+{
+    size_t lo = 0, hi = c->n;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        const moec_tensor *t = &c->tensor[c->sorted[mid]];
+        int d = strcmp(name, t->name);
+        if (d == 0)
+            return t;
+        if (d < 0)
+            hi = mid;
+        else
+            lo = mid + 1;
+    }
+    return NULL;
+}
+
+size_t moec_ckpt_shard_of(const moec_ckpt *c, size_t i)
+{
+    return c->owner[i];
+}
+
+uint64_t moec_ckpt_offset(const moec_ckpt *c, size_t i)
+{
+    return (uint64_t)((const unsigned char *)c->tensor[i].data - c->shard[c->owner[i]].map);
+}
+
+size_t moec_ckpt_shards(const moec_ckpt *c)
+{
+    return c->n_shards;
+}
+
+const char *moec_ckpt_shard_name(const moec_ckpt *c, size_t s)
+{
+    return c->shard[s].name;
+}
+
+int moec_ckpt_shard_fd(const moec_ckpt *c, size_t s)
+{
+    return c->shard[s].fd;
+}
+
+const char *moec_ckpt_shard_metadata(const moec_ckpt *c, size_t s)
+{
+    return c->shard[s].ix.metadata;
+}
+
+bool moec_ckpt_is_sharded(const moec_ckpt *c)
+{
+    return c->index != NULL;
+}
+
+const moec_json *moec_ckpt_index(const moec_ckpt *c)
+{
+    return c->index;
+}
+
+uint64_t moec_ckpt_bytes(const moec_ckpt *c)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < c->n; i++)
+        sum += c->tensor[i].bytes;
+    return sum;
+}
+
+/* The pages a tensor lies on; its neighbours' bytes on the first and last page come along, which does no harm: advice
+ * never changes what a later read sees. */
+static void advise(const moec_tensor *t, int advice)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t lo = (uintptr_t)t->data & ~(page - 1), hi = (uintptr_t)t->data + t->bytes;
+    if (t->bytes > 0)
+        (void)madvise((void *)lo, hi - lo, advice);
+}
+
+void moec_ckpt_prefetch(const moec_ckpt *c, const moec_tensor *t)
+{
+    (void)c;
+    advise(t, MADV_WILLNEED);
+}
+
+void moec_ckpt_drop(const moec_ckpt *c, const moec_tensor *t)
+{
+    (void)c;
+    advise(t, MADV_DONTNEED);
+}
+
+moec_status moec_ckpt_fingerprint(moec_digest *out, const moec_ckpt *c, moec_err *err)
+{
+    moec_hash *h;
+    char shape[256];
+    moec_status st = moec_hash_new(&h, err);
+    if (st != MOEC_OK)
+        return st;
+    for (size_t i = 0; i < c->n; i++) {
+        const moec_tensor *t = &c->tensor[c->sorted[i]];
+        const unsigned char *bytes = t->data;
+        moec_hash_text(h, t->name);
+        moec_hash_text(h, moec_dtypes[t->dtype].name);
+        moec_hash_text(h, moec_shape_text(shape, sizeof shape, t->rank, t->dim));
+        size_t n = t->bytes < 64 ? t->bytes : 64;
+        moec_hash_add(h, bytes, n);
+        moec_hash_add(h, bytes + (t->bytes - n) / 2, n);
+        moec_hash_add(h, bytes + (t->bytes - n), n);
+    }
+    *out = moec_hash_digest(h);
+    moec_hash_free(h);
+    return MOEC_OK;
+}

@@ -1,0 +1,50 @@
+/* A checkpoint folder as Hugging Face lays it out: config.json, model.safetensors or model.safetensors.index.json with
+ * its shards, side files. Opened read-only and mapped; nothing in it is ever written. Tensors are views into the maps. */
+#ifndef MOEC_CKPT_CKPT_H
+#define MOEC_CKPT_CKPT_H
+
+#include "base/hash.h"
+#include "base/json.h"
+#include "num/tensor.h"
+
+typedef struct moec_ckpt moec_ckpt;
+
+/** Opens a folder.
+ *  @return MOEC_OK; MOEC_EIO (no such folder, unreadable); MOEC_EFORMAT: no config.json, no safetensors; index.json not
+ *          of the right form, naming a path outside the folder, a missing shard, or a tensor that its shard does not
+ *          hold; a tensor in two shards; a shard that moec_st_parse refuses. */
+MOEC_API moec_status moec_ckpt_open(moec_ckpt **out, const char *dir, moec_err *err) MOEC_USE_RESULT;
+MOEC_API void moec_ckpt_close(moec_ckpt *c);
+
+MOEC_API const char *moec_ckpt_dir(const moec_ckpt *c);
+MOEC_API const moec_json *moec_ckpt_config(const moec_ckpt *c);      /* parsed config.json */
+MOEC_API const char *moec_ckpt_config_text(const moec_ckpt *c);      /* its bytes, NUL-terminated */
+
+/* Tensors, shard by shard in the order of their offsets. */
+MOEC_API size_t moec_ckpt_count(const moec_ckpt *c);
+MOEC_API const moec_tensor *moec_ckpt_at(const moec_ckpt *c, size_t i);
+MOEC_API const moec_tensor *moec_ckpt_find(const moec_ckpt *c, const char *name); /* NULL: absent */
+MOEC_API size_t moec_ckpt_shard_of(const moec_ckpt *c, size_t i);
+/** Offset of tensor i in its shard file. */
+MOEC_API uint64_t moec_ckpt_offset(const moec_ckpt *c, size_t i);
+
+MOEC_API size_t moec_ckpt_shards(const moec_ckpt *c);
+MOEC_API const char *moec_ckpt_shard_name(const moec_ckpt *c, size_t s);
+MOEC_API int moec_ckpt_shard_fd(const moec_ckpt *c, size_t s);               /* borrowed, read-only */
+MOEC_API const char *moec_ckpt_shard_metadata(const moec_ckpt *c, size_t s); /* JSON text or NULL */
+MOEC_API bool moec_ckpt_is_sharded(const moec_ckpt *c);                      /* has an index.json */
+MOEC_API const moec_json *moec_ckpt_index(const moec_ckpt *c);               /* parsed index.json or NULL */
+/** Sum of all tensor bytes. */
+MOEC_API uint64_t moec_ckpt_bytes(const moec_ckpt *c);
+
+/** Starts reading a tensor into the page cache without waiting and without adding to resident memory. */
+MOEC_API void moec_ckpt_prefetch(const moec_ckpt *c, const moec_tensor *t);
+/** Gives a tensor's mapped pages back; the next touch reads them again. */
+MOEC_API void moec_ckpt_drop(const moec_ckpt *c, const moec_tensor *t);
+
+/** Identity of the model: config.json without its whitespace is not enough and all bytes are too many, so this hashes, in
+ *  name order, every tensor's name, dtype, shape and 64 bytes at its start, middle and end.
+ *  Cost: three pages read per tensor. */
+MOEC_API moec_status moec_ckpt_fingerprint(moec_digest *out, const moec_ckpt *c, moec_err *err) MOEC_USE_RESULT;
+
+#endif

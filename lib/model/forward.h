@@ -1,0 +1,79 @@
+/* The forward pass of one layer over one chunk of tokens, the only one there is: calibration, evaluation and every method
+ * that needs activations run it with other watchers. A chunk is whole sequences, so chunks are independent and run in
+ * parallel, each on its worker's scratch memory; what a chunk computes does not depend on who computes it.
+ * Symbols: n tokens of the chunk, H hidden, E experts, k top-k, I expert width. */
+#ifndef MOEC_MODEL_FORWARD_H
+#define MOEC_MODEL_FORWARD_H
+
+#include "model/model.h"
+#include "num/gemm.h"
+
+/* Sums over the chunk's tokens, made inside the expert loop; only when asked for. */
+typedef struct moec_expert_sums {
+    double *y_sum, *gy_sum, *xin_abs, *xin_sq; /* [E,H] */
+    double *act_abs, *act_sq, *gact_sq;        /* [E,I] */
+} moec_expert_sums;
+
+/* What happened in one MoE layer to one chunk. Borrowed, valid during the watcher's call. */
+typedef struct moec_moe_view {
+    int64_t layer, n, n_seq;
+    const int64_t *seq;      /* [n_seq+1] token offsets */
+    const float *h;          /* [n,H] residual stream before the MoE */
+    const float *x;          /* [n,H] router and expert input */
+    const float *r;          /* [n,H] routed output */
+    const float *logits, *scores; /* [n,E] */
+    const int32_t *ids;      /* [n,k] by descending weight, lowest id first on ties */
+    const float *gates;      /* [n,k] weights as applied */
+    const float *y_norm;     /* [n,k] |y|_2 of the un-gated expert outputs */
+    const float *out_absmax, *in_absmax; /* [E] */
+    const int32_t *out_channel;          /* [E] */
+    const float *router, *router_norm;   /* [E,H] float32, [E] |w_e|_2 */
+    const int32_t *next_ids; /* [n,k] what the next MoE layer's router would choose from x, in no order; NULL at the last */
+    const moec_expert_sums *sums; /* NULL unless asked for */
+} moec_moe_view;
+
+/* Called on the worker's thread, before h + r. */
+typedef moec_status moec_watch_fn(void *ctx, int worker, const moec_moe_view *view, moec_err *err);
+
+typedef struct moec_forward_opts {
+    moec_compute compute;
+    int workers;
+    int64_t max_tokens; /* of a chunk */
+    int64_t max_seq;    /* tokens of the longest sequence */
+    bool watch;         /* fill moec_moe_view for the watcher */
+    bool sums;          /* moec_expert_sums too */
+    bool lean;          /* give an expert's mapped pages back right after its use */
+} moec_forward_opts;
+
+typedef struct moec_forward moec_forward;
+
+/** Scratch for `workers` chunks. The model is borrowed. MOEC_ENOMEM. Free with moec_forward_free. */
+MOEC_API moec_status moec_forward_new(moec_forward **out, const moec_model *m, const moec_forward_opts *o, moec_err *err)
+    MOEC_USE_RESULT;
+MOEC_API void moec_forward_free(moec_forward *f);
+/** Bytes that moec_forward_new would take. */
+MOEC_API size_t moec_forward_bytes(const moec_model *m, const moec_forward_opts *o);
+
+/** Writes the embeddings of n ids into h [n,H]. MOEC_EFORMAT: an id outside the vocabulary. */
+MOEC_API moec_status moec_forward_embed(float *h, const moec_model *m, const int32_t *ids, int64_t n, moec_err *err)
+    MOEC_USE_RESULT;
+
+/** Makes a layer current: small tensors to float32, every tensor checked for NaN and infinity (in parallel).
+ *  MOEC_ENUMERIC: names the tensor and the place of its first value that is not finite. */
+MOEC_API moec_status moec_forward_layer(moec_forward *f, int64_t layer, moec_err *err) MOEC_USE_RESULT;
+
+/** Runs the current layer on a chunk, in place.
+ *  @param h    [n,H] residual stream, n = seq[n_seq].
+ *  @param seq  [n_seq+1] offsets of the sequences; each is at most max_seq long.
+ *  @return MOEC_OK; MOEC_ENUMERIC when the layer's output is not finite; what the watcher returns.
+ *  Thread-safe for distinct workers and distinct h. */
+MOEC_API moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, const int64_t *seq, int64_t n_seq,
+                                        moec_watch_fn *watch, void *ctx, moec_err *err) MOEC_USE_RESULT;
+
+/** Bytes of one layer's tensors, and of all that is not in layers. */
+MOEC_API uint64_t moec_layer_bytes(const moec_model *m, int64_t layer);
+/** Calls fn for every tensor of a layer. */
+MOEC_API void moec_layer_each(const moec_model *m, int64_t layer,
+                              void (*fn)(void *ctx, const moec_model *m, const moec_tensor *t), void *ctx);
+
+#endif
