@@ -14,8 +14,8 @@ static int compare(const void *a, const void *b)
     int c = memcmp(x->find, y->find, n);
     if (c == 0)
         c = (x->n_find > y->n_find) - (x->n_find < y->n_find);
-    /* Two may read the same once normalized. Then `tokenizers` takes either, by chance; here it is the one that is spelled so
-     * in the file, else the first. */
+    /* Two may read the same once normalized. Then `tokenizers` takes either, by chance; here it is the one that is
+     * spelled so in the file, else the first. */
     if (c == 0)
         c = (int)(strcmp(y->find, y->content) == 0) - (int)(strcmp(x->find, x->content) == 0);
     return c ? c : (x > y) - (x < y);
@@ -86,7 +86,8 @@ static const moec__added_token *longest(const moec__added_set *set, const char *
     return best;
 }
 
-static moec_status is_word(bool *out, const moec__added_set *set, moec__matcher *m, const char *s, size_t at, moec_err *err)
+static moec_status is_word(bool *out, const moec__added_set *set, moec__matcher *m, const char *s, size_t at,
+                           moec_err *err)
 {
     size_t from, to;
     moec__search q = {.p = set->word, .m = m, .s = s + at, .n = moec__utf8_len((unsigned char)s[at])};

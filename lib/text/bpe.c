@@ -13,11 +13,14 @@ moec_status moec__bpe_add_merge(moec__bpe *b, const char *left, size_t n_left, c
     if (l < 0 || r < 0 || joined < 0) {
         const char *absent = l < 0 ? left : r < 0 ? right : both.p;
         size_t n = l < 0 ? n_left : r < 0 ? n_right : both.n;
-        st = moec_fail(err, MOEC_EFORMAT, "model: merge %u (\"%.*s\" + \"%.*s\"): token \"%.*s\" is not in the vocabulary", rank,
-                       n_left > 60 ? 60 : (int)n_left, left, n_right > 60 ? 60 : (int)n_right, right, n > 60 ? 60 : (int)n, absent);
+        st = moec_fail(err, MOEC_EFORMAT,
+                       "model: merge %u (\"%.*s\" + \"%.*s\"): token \"%.*s\" is not in the vocabulary", rank,
+                       n_left > 60 ? 60 : (int)n_left, left, n_right > 60 ? 60 : (int)n_right, right,
+                       n > 60 ? 60 : (int)n, absent);
         goto done;
     }
-    MOEC_TRY(moec__pairs_set(&b->merges, (uint64_t)l << 32 | (uint32_t)r, (uint64_t)rank << 32 | (uint32_t)joined, err));
+    MOEC_TRY(
+        moec__pairs_set(&b->merges, (uint64_t)l << 32 | (uint32_t)r, (uint64_t)rank << 32 | (uint32_t)joined, err));
 done:
     moec_free(both.p);
     return st;
@@ -45,10 +48,10 @@ static bool is_special_start(const moec__bpe *b, uint32_t id)
     return false;
 }
 
-/* A stretch of text may be merged in parts wherever no rule can ever join the two characters at the border: what a rule
- * joins ends, on its left, in the last character of its left token, and begins, on its right, with the first of its
- * right token. That holds as long as every token that takes part is spelled by the characters it came from, which is
- * not so for byte tokens and unk; when a rule touches those, nothing is cut. */
+/* A stretch of text may be merged in parts wherever no rule can ever join the two characters at the border: what a
+ * rule joins ends, on its left, in the last character of its left token, and begins, on its right, with the first of
+ * its right token. That holds as long as every token that takes part is spelled by the characters it came from, which
+ * is not so for byte tokens and unk; when a rule touches those, nothing is cut. */
 static moec_status find_joinable(moec__bpe *b, moec_err *err)
 {
     moec_status st = MOEC_OK;

@@ -1,5 +1,5 @@
-/* The byte pair encoding model: vocabulary, merge rules, and the merging of one piece of text into ids. Knows nothing of
- * JSON, normalizers or patterns. */
+/* The byte pair encoding model: vocabulary, merge rules, and the merging of one piece of text into ids. Knows nothing
+ * of JSON, normalizers or patterns. */
 #ifndef MOEC_TEXT_BPE_H
 #define MOEC_TEXT_BPE_H
 
@@ -12,17 +12,18 @@ enum { MOEC__DIRECT = 0x800 }; /* characters of one or two bytes have their id i
 
 typedef struct moec__bpe {
     moec__words vocab;
-    moec__pairs merges;       /* left << 32 | right  ->  rank << 32 | id of both joined */
-    moec__pairs by_id;        /* id -> index in vocab.word */
-    moec__pairs joinable;     /* characters a, b (as ids) that some merge rule can bring together, a << 32 | b */
+    moec__pairs merges;   /* left << 32 | right  ->  rank << 32 | id of both joined */
+    moec__pairs by_id;    /* id -> index in vocab.word */
+    moec__pairs joinable; /* characters a, b (as ids) that some merge rule can bring together, a << 32 | b */
     int32_t direct[MOEC__DIRECT];
-    int32_t byte_id[256];     /* <0x00> .. <0xFF>, -1 when absent or byte_fallback is off */
+    int32_t byte_id[256]; /* <0x00> .. <0xFF>, -1 when absent or byte_fallback is off */
     bool has_unk, fuse_unk, ignore_merges;
-    int32_t unk_id;           /* -1: unk_token is named but not in the vocabulary */
-    bool can_cut;             /* only single characters are ever merged, so `joinable` tells all */
+    int32_t unk_id; /* -1: unk_token is named but not in the vocabulary */
+    bool can_cut;   /* only single characters are ever merged, so `joinable` tells all */
 } moec__bpe;
 
-/** To be called once vocab and merges are filled and the flags set: makes direct, joinable and can_cut. MOEC_ENOMEM. */
+/** To be called once vocab and merges are filled and the flags set: makes direct, joinable and can_cut. MOEC_ENOMEM.
+ */
 moec_status moec__bpe_finish(moec__bpe *b, moec_err *err) MOEC_USE_RESULT;
 void moec__bpe_release(moec__bpe *b);
 
@@ -36,8 +37,8 @@ moec_status moec__merger_new(moec__merger **out, moec_err *err) MOEC_USE_RESULT;
 void moec__merger_free(moec__merger *m);
 
 /** Appends the ids of one piece of checked UTF-8. MOEC_EFORMAT: see moec_encode. */
-moec_status moec__bpe_piece(moec_ids *out, moec__merger *m, const moec__bpe *b, const char *s, size_t n, moec_err *err)
-    MOEC_USE_RESULT;
+moec_status moec__bpe_piece(moec_ids *out, moec__merger *m, const moec__bpe *b, const char *s, size_t n,
+                            moec_err *err) MOEC_USE_RESULT;
 
 static inline moec_status moec__ids_add(moec_ids *ids, int32_t id, moec_err *err)
 {

@@ -20,9 +20,9 @@ typedef struct draft {
     moec_ids raw;
     span *window;
     size_t n_windows, cap_windows, n_kept;
-    int64_t bos;          /* -1: none in this file */
-    int64_t tokens;       /* in the chosen windows, bos included */
-    int64_t share;        /* of max_tokens; INT64_MAX: all */
+    int64_t bos;    /* -1: none in this file */
+    int64_t tokens; /* in the chosen windows, bos included */
+    int64_t share;  /* of max_tokens; INT64_MAX: all */
 } draft;
 
 void moec_corpus_release(moec_corpus *c)
@@ -89,7 +89,8 @@ static size_t enough(const moec_corpus_opts *o, int64_t step)
     return most > INT64_MAX - step ? 0 : (size_t)(most + step);
 }
 
-static moec_status read_text(draft *d, moec_domain *dom, const moec_tokenizer *tok, const moec_corpus_opts *o, moec_err *err)
+static moec_status read_text(draft *d, moec_domain *dom, const moec_tokenizer *tok, const moec_corpus_opts *o,
+                             moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_encoder *e = NULL;
@@ -170,7 +171,8 @@ static moec_status read_ids(draft *d, moec_domain *dom, const moec_corpus_opts *
         end = newline ? (size_t)(newline - text) : len;
         line++;
         int64_t from = (int64_t)d->raw.n;
-        MOEC_TRY(moec_within(err, read_line(&d->raw, text + at, end - at, o->vocab, err), "%s: line %lld", dom->path, line));
+        MOEC_TRY(moec_within(err, read_line(&d->raw, text + at, end - at, o->vocab, err), "%s: line %lld", dom->path,
+                             line));
         MOEC_TRY(cut(d, &dom->n_dropped, from, (int64_t)d->raw.n, o->seq_len, err));
     }
 done:
@@ -237,8 +239,8 @@ static void keep_tokens(draft *d)
     qsort(d->window, d->n_kept, sizeof *d->window, by_place);
 }
 
-/* Divides max_tokens in proportion to the weights. Who has less than its part gets all it has, and what it leaves is divided
- * again; the ids that rounding leaves over go to the largest fractions, the first on ties. */
+/* Divides max_tokens in proportion to the weights. Who has less than its part gets all it has, and what it leaves is
+ * divided again; the ids that rounding leaves over go to the largest fractions, the first on ties. */
 static moec_status divide(draft *d, const moec_corpus *c, int64_t max_tokens, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -287,7 +289,8 @@ static moec_status divide(draft *d, const moec_corpus *c, int64_t max_tokens, mo
     }
     for (int i = 0; i < n; i++)
         if (d[i].share < 2) {
-            st = moec_fail(err, MOEC_EINVAL, "%lld tokens are too few: domain \"%s\" would get %lld, at least 2 are needed",
+            st = moec_fail(err, MOEC_EINVAL,
+                           "%lld tokens are too few: domain \"%s\" would get %lld, at least 2 are needed",
                            (long long)max_tokens, c->domain[i].name, (long long)d[i].share);
             goto done;
         }
@@ -323,14 +326,15 @@ static moec_status check_opts(const moec_corpus_opts *o, moec_err *err)
     if (o->vocab <= 0 || o->vocab > INT32_MAX)
         return moec_fail(err, MOEC_EINVAL, "a model with %lld ids", (long long)o->vocab);
     if (o->seq_len < 2 || o->seq_len > INT32_MAX)
-        return moec_fail(err, MOEC_EINVAL, "windows of %lld tokens: 2 to %d were expected", (long long)o->seq_len, INT32_MAX);
+        return moec_fail(err, MOEC_EINVAL, "windows of %lld tokens: 2 to %d were expected", (long long)o->seq_len,
+                         INT32_MAX);
     if (o->max_windows < 0 || o->max_tokens < 0)
         return moec_fail(err, MOEC_EINVAL, "a negative limit on windows or tokens");
     return MOEC_OK;
 }
 
-static moec_status read_file(draft *d, moec_domain *dom, bool is_ids, const moec_tokenizer *tok, const moec_corpus_opts *o,
-                             moec_err *err)
+static moec_status read_file(draft *d, moec_domain *dom, bool is_ids, const moec_tokenizer *tok,
+                             const moec_corpus_opts *o, moec_err *err)
 {
     moec_status st = MOEC_OK;
     d->bos = -1;
@@ -342,8 +346,8 @@ static moec_status read_file(draft *d, moec_domain *dom, bool is_ids, const moec
         if (d->bos < 0)
             return moec_fail(err, MOEC_EINVAL, "the tokenizer names no token for the beginning of a text");
         if (d->bos >= o->vocab)
-            return moec_fail(err, MOEC_EFORMAT, "beginning of text is id %lld, but the model has %lld ids", (long long)d->bos,
-                             (long long)o->vocab);
+            return moec_fail(err, MOEC_EFORMAT, "beginning of text is id %lld, but the model has %lld ids",
+                             (long long)d->bos, (long long)o->vocab);
     }
     if (is_ids)
         MOEC_TRY(read_ids(d, dom, o, err));

@@ -57,7 +57,8 @@ static moec_status add_file(moec__sources *s, const char *name, const char *path
     }
     for (size_t i = 0; i < s->n; i++) {
         if (strcmp(s->at[i].name, f.name) == 0) {
-            st = moec_fail(err, MOEC_EINVAL, "--text: %s and %s are both domain \"%s\"; give one a name of its own, name=path",
+            st = moec_fail(err, MOEC_EINVAL,
+                           "--text: %s and %s are both domain \"%s\"; give one a name of its own, name=path",
                            s->at[i].path, path, f.name);
             goto done;
         }
@@ -130,7 +131,8 @@ static moec_status add_arg(moec__sources *s, const char *arg, moec_err *err)
     else if (!moec_path_is_dir(path))
         st = add_file(s, name, path, weight, err);
     else if (name)
-        st = moec_fail(err, MOEC_EINVAL, "--text %s: a folder has no name; its files are domains of their own names", arg);
+        st = moec_fail(err, MOEC_EINVAL, "--text %s: a folder has no name; its files are domains of their own names",
+                       arg);
     else
         st = add_folder(s, path, weight, err);
 done:

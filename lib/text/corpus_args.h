@@ -18,9 +18,10 @@ typedef struct moec__sources {
     size_t n, cap;
 } moec__sources;
 
-/** Takes the arguments apart as moec_corpus_read says. Files are not opened. MOEC_EINVAL, MOEC_EIO (folders), MOEC_ENOMEM.
- *  Release with moec__sources_release, after a failure too. */
-moec_status moec__sources_list(moec__sources *out, const char *const *args, int n_args, moec_err *err) MOEC_USE_RESULT;
+/** Takes the arguments apart as moec_corpus_read says. Files are not opened. MOEC_EINVAL, MOEC_EIO (folders),
+ * MOEC_ENOMEM. Release with moec__sources_release, after a failure too. */
+moec_status moec__sources_list(moec__sources *out, const char *const *args, int n_args,
+                               moec_err *err) MOEC_USE_RESULT;
 void moec__sources_release(moec__sources *s);
 
 #endif

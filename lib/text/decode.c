@@ -72,8 +72,8 @@ done:
     return st;
 }
 
-moec_status moec__join_metaspace(moec__tokens *out, const moec__tokens *in, const moec__stage *stage, moec__matcher *m,
-                                 moec_err *err)
+moec_status moec__join_metaspace(moec__tokens *out, const moec__tokens *in, const moec__stage *stage,
+                                 moec__matcher *m, moec_err *err)
 {
     moec_status st = MOEC_OK;
     (void)m;
@@ -83,7 +83,8 @@ moec_status moec__join_metaspace(moec__tokens *out, const moec__tokens *in, cons
             len = moec__utf8_len((unsigned char)s[k]);
             if (len != stage->n_text || memcmp(s + k, stage->text, len) != 0)
                 MOEC_TRY(moec__buf_add(&out->buf, s + k, len, err));
-            else if (i > 0 || stage->scheme == MOEC__NEVER) /* the first token's were put there by the pre-tokenizer */
+            else if (i > 0 ||
+                     stage->scheme == MOEC__NEVER) /* the first token's were put there by the pre-tokenizer */
                 MOEC_TRY(moec__buf_add(&out->buf, " ", 1, err));
         }
         MOEC_TRY(close_token(out, err));
@@ -178,9 +179,11 @@ moec_status moec__join_strip(moec__tokens *out, const moec__tokens *in, const mo
     for (size_t i = 0, n; i < in->n; i++) {
         const char *s = token_at(&n, in, i);
         size_t lo = 0;
-        for (int64_t k = 0; k < stage->start && step > 0 && n - lo >= step && memcmp(s + lo, stage->text, step) == 0; k++)
+        for (int64_t k = 0; k < stage->start && step > 0 && n - lo >= step && memcmp(s + lo, stage->text, step) == 0;
+             k++)
             lo += step;
-        for (int64_t k = 0; k < stage->stop && step > 0 && n - lo >= step && memcmp(s + n - step, stage->text, step) == 0; k++)
+        for (int64_t k = 0;
+             k < stage->stop && step > 0 && n - lo >= step && memcmp(s + n - step, stage->text, step) == 0; k++)
             n -= step;
         MOEC_TRY(moec__tokens_add(out, s + lo, n - lo, err));
     }
@@ -189,8 +192,8 @@ done:
 }
 
 /* Spellings of the ids. */
-static moec_status list_tokens(moec__tokens *out, const moec_tokenizer *t, const int32_t *ids, size_t n, bool skip_special,
-                               moec_err *err)
+static moec_status list_tokens(moec__tokens *out, const moec_tokenizer *t, const int32_t *ids, size_t n,
+                               bool skip_special, moec_err *err)
 {
     moec_status st = MOEC_OK;
     for (size_t i = 0; i < n; i++) {
@@ -199,7 +202,8 @@ static moec_status list_tokens(moec__tokens *out, const moec_tokenizer *t, const
         if (added && added->special && skip_special)
             continue;
         if (added) {
-            MOEC_TRY(moec__tokens_add(out, added->find, added->n_find, err)); /* its normal form, as `tokenizers` has it */
+            MOEC_TRY(
+                moec__tokens_add(out, added->find, added->n_find, err)); /* its normal form, as `tokenizers` has it */
             continue;
         }
         at = ids[i] < 0 ? NULL : moec__pairs_get(&t->bpe.by_id, (uint32_t)ids[i]);
@@ -212,8 +216,8 @@ done:
     return st;
 }
 
-moec_status moec_decode(char **out, size_t *len, const moec_tokenizer *t, const int32_t *ids, size_t n, bool skip_special,
-                        moec_err *err)
+moec_status moec_decode(char **out, size_t *len, const moec_tokenizer *t, const int32_t *ids, size_t n,
+                        bool skip_special, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec__matcher *m = NULL;

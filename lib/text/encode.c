@@ -1,4 +1,5 @@
-/* Text to ids: repair of the bytes, added tokens, normalizers, added tokens again, then the pre-tokenizers and the model. */
+/* Text to ids: repair of the bytes, added tokens, normalizers, added tokens again, then the pre-tokenizers and the
+ * model. */
 #include "text/stage.h"
 
 #include "base/mem.h"
@@ -51,7 +52,7 @@ static moec_status cut_out(moec_encoder *e, const moec__added_set *set, moec__pi
         size_t to = hit.token ? hit.from : in.n;
         if (from < to)
             MOEC_TRY(rest(e, (moec__piece){in.s + from, to - from, in.first && from == 0}, err));
-        if (hit.token)
+        if (hit.token && e->out->n < e->limit) /* else what is in front may have been cut short */
             MOEC_TRY(moec__ids_add(e->out, hit.token->id, err));
         from = done;
     } while (hit.token && e->out->n < e->limit);

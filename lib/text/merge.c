@@ -1,14 +1,14 @@
-/* Merging of a piece: the rule of lowest rank first, the leftmost place on ties, until no rule applies. Short words are
- * scanned and remembered, long stretches are cut where no rule reaches across and merged with a heap. */
+/* Merging of a piece: the rule of lowest rank first, the leftmost place on ties, until no rule applies. Short words
+ * are scanned and remembered, long stretches are cut where no rule reaches across and merged with a heap. */
 #include "text/bpe.h"
 
 enum {
-    SHORT_WORD = 48,      /* characters that are scanned rather than kept in a heap */
-    CACHED_BYTES = 48,    /* longest piece that is remembered */
+    SHORT_WORD = 48,   /* characters that are scanned rather than kept in a heap */
+    CACHED_BYTES = 48, /* longest piece that is remembered */
     CACHE_SLOTS = 1 << 15,
     CACHE_BYTES = 1 << 19, /* of remembered pieces */
     CACHE_IDS = 1 << 17,
-    WORD_LIMIT = 1 << 30  /* characters of one stretch, so that a place fits 32 bits */
+    WORD_LIMIT = 1 << 30 /* characters of one stretch, so that a place fits 32 bits */
 };
 #define NO_RANK UINT32_MAX
 
@@ -76,8 +76,7 @@ static slot *cache_find(cache *c, const char *s, size_t n, uint64_t h)
 {
     for (size_t i = h;; i++) {
         slot *at = &c->slot[i % CACHE_SLOTS];
-        if (at->len == 0 ||
-            (at->hash == (uint32_t)(h >> 32) && at->len == n && memcmp(c->bytes + at->at, s, n) == 0))
+        if (at->len == 0 || (at->hash == (uint32_t)(h >> 32) && at->len == n && memcmp(c->bytes + at->at, s, n) == 0))
             return at;
     }
 }
@@ -175,7 +174,8 @@ static uint64_t heap_pop(moec__merger *m)
     return top;
 }
 
-/* Ranks the pair that begins at place i and queues it. Places stand in for positions: both grow from left to right. */
+/* Ranks the pair that begins at place i and queues it. Places stand in for positions: both grow from left to right.
+ */
 static moec_status queue_pair(moec__merger *m, const moec__bpe *b, size_t i, moec_err *err)
 {
     uint32_t k = m->next[i];
@@ -254,7 +254,7 @@ typedef struct piece {
     moec__merger *m;
     const moec__bpe *b;
     const char *s;
-    size_t from; /* where the stretch in hand begins */
+    size_t from;       /* where the stretch in hand begins */
     bool cut, waiting; /* waiting: an unk is seen and not yet written, so that the next may fuse with it */
 } piece;
 
@@ -354,7 +354,8 @@ done:
     return st;
 }
 
-moec_status moec__bpe_piece(moec_ids *out, moec__merger *m, const moec__bpe *b, const char *s, size_t n, moec_err *err)
+moec_status moec__bpe_piece(moec_ids *out, moec__merger *m, const moec__bpe *b, const char *s, size_t n,
+                            moec_err *err)
 {
     if (b->ignore_merges) {
         int32_t whole = moec__words_find(&b->vocab, s, n);

@@ -77,8 +77,8 @@ static moec_status set_text(moec__stage *stage, const char *text, size_t n, moec
     return moec_copy(&stage->text, text, n, err);
 }
 
-moec_status moec__read_kind(void *out, const moec__kind *kinds, size_t n_kinds, const char *where, moec_json *node, int depth,
-                            moec_err *err)
+moec_status moec__read_kind(void *out, const moec__kind *kinds, size_t n_kinds, const char *where, moec_json *node,
+                            int depth, moec_err *err)
 {
     if (moec_json_type(node) == MOEC_JSON_NONE || moec_json_type(node) == MOEC_JSON_NULL)
         return MOEC_OK;
@@ -89,8 +89,9 @@ moec_status moec__read_kind(void *out, const moec__kind *kinds, size_t n_kinds, 
         return moec_fail(err, MOEC_EFORMAT, "%s: nested deeper than %d", where, MOEC__MAX_NESTING);
     for (size_t i = 0; i < n_kinds; i++)
         if (strcmp(kinds[i].type, type) == 0) /* a sequence has prefixed its members' errors already */
-            return strcmp(type, "Sequence") == 0 ? kinds[i].read(out, node, depth, err)
-                                                 : moec_within(err, kinds[i].read(out, node, depth, err), "%s: %s", where, type);
+            return strcmp(type, "Sequence") == 0
+                       ? kinds[i].read(out, node, depth, err)
+                       : moec_within(err, kinds[i].read(out, node, depth, err), "%s: %s", where, type);
     return moec_fail(err, MOEC_EFORMAT, "%s: type \"%.60s\" is not supported", where, type);
 }
 
@@ -107,12 +108,12 @@ static moec_status read_form(moec__stages *out, moec__form form, moec_err *err)
     return form == MOEC__NFC ? moec__calm_new(&stage->calm, err) : MOEC_OK;
 }
 
-#define READ_FORM(name, form)                                                             \
-    static moec_status name(void *out, moec_json *node, int depth, moec_err *err)         \
-    {                                                                                     \
-        (void)node;                                                                       \
-        (void)depth;                                                                      \
-        return read_form(out, form, err);                                                 \
+#define READ_FORM(name, form) \
+    static moec_status name(void *out, moec_json *node, int depth, moec_err *err) \
+    { \
+        (void)node; \
+        (void)depth; \
+        return read_form(out, form, err); \
     }
 READ_FORM(read_nfc, MOEC__NFC)
 READ_FORM(read_nfd, MOEC__NFD)
@@ -209,8 +210,8 @@ static const moec__kind normalizers[] = {
 };
 
 /* Members of a sequence under `key`. */
-static moec_status read_members(void *out, const moec__kind *kinds, size_t n_kinds, const char *where, moec_json *node,
-                                const char *key, int depth, moec_err *err)
+static moec_status read_members(void *out, const moec__kind *kinds, size_t n_kinds, const char *where,
+                                moec_json *node, const char *key, int depth, moec_err *err)
 {
     const moec_json *list = moec_json_get(node, key);
     if (moec_json_type(list) != MOEC_JSON_ARRAY)
@@ -244,7 +245,8 @@ static const char *const behaviours[] = {
 };
 
 /* A split stage without its pattern. */
-static moec_status new_split(moec__stage **out, moec__stages *s, moec__behaviour behaviour, bool invert, moec_err *err)
+static moec_status new_split(moec__stage **out, moec__stages *s, moec__behaviour behaviour, bool invert,
+                             moec_err *err)
 {
     moec_status st = moec__new_stage(out, s, err);
     if (st != MOEC_OK)
@@ -255,7 +257,8 @@ static moec_status new_split(moec__stage **out, moec__stages *s, moec__behaviour
     return MOEC_OK;
 }
 
-static moec_status add_split(moec__stages *out, const char *regex, moec__behaviour behaviour, bool invert, moec_err *err)
+static moec_status add_split(moec__stages *out, const char *regex, moec__behaviour behaviour, bool invert,
+                             moec_err *err)
 {
     moec__stage *stage;
     moec_status st = new_split(&stage, out, behaviour, invert, err);
@@ -286,7 +289,13 @@ static moec_status read_byte_level(void *out, moec_json *node, int depth, moec_e
     moec_status st;
     moec__stage *stage;
     bool prefix, regex;
+    const moec__stages *so_far = out;
+    size_t before = 0;
     (void)depth;
+    for (size_t i = 0; i < so_far->n; i++)
+        before += so_far->at[i].split == moec__run_bytes;
+    if (before >= 4) /* each may double the text */
+        return moec_fail(err, MOEC_EFORMAT, "more than 4 of them are not supported");
     MOEC_TRY(moec__get_bool(&prefix, node, "add_prefix_space", true, err));
     MOEC_TRY(moec__get_bool(&regex, node, "use_regex", true, err));
     if (prefix) {
@@ -313,7 +322,8 @@ static moec_status read_digits(void *out, moec_json *node, int depth, moec_err *
 /* Older files say add_prefix_space where newer ones say prepend_scheme. */
 static moec_status get_scheme(moec__scheme *out, moec_json *node, moec_err *err)
 {
-    static const char *const schemes[] = {[MOEC__ALWAYS] = "always", [MOEC__FIRST] = "first", [MOEC__NEVER] = "never"};
+    static const char *const schemes[] = {
+        [MOEC__ALWAYS] = "always", [MOEC__FIRST] = "first", [MOEC__NEVER] = "never"};
     bool prefix;
     int scheme = MOEC__ALWAYS;
     moec_status st = moec__get_choice(&scheme, node, "prepend_scheme", schemes, MOEC_COUNT(schemes), err);
@@ -360,8 +370,8 @@ static moec_status read_whitespace(void *out, moec_json *node, int depth, moec_e
 {
     (void)node;
     (void)depth;
-    return add_split(out, "[" MOEC__WORD_CLASS "\\p{Join_Control}]+|[^" MOEC__WORD_CLASS "\\p{Join_Control}\\s]+", MOEC__REMOVED,
-                     true, err);
+    return add_split(out, "[" MOEC__WORD_CLASS "\\p{Join_Control}]+|[^" MOEC__WORD_CLASS "\\p{Join_Control}\\s]+",
+                     MOEC__REMOVED, true, err);
 }
 
 static moec_status read_whitespace_split(void *out, moec_json *node, int depth, moec_err *err)
@@ -409,7 +419,8 @@ static const moec__kind pre_tokenizers[] = {
 
 static moec_status read_pre_tokenizers(void *out, moec_json *node, int depth, moec_err *err)
 {
-    return read_members(out, pre_tokenizers, MOEC_COUNT(pre_tokenizers), "pre_tokenizer", node, "pretokenizers", depth, err);
+    return read_members(out, pre_tokenizers, MOEC_COUNT(pre_tokenizers), "pre_tokenizer", node, "pretokenizers",
+                        depth, err);
 }
 
 moec_status moec__read_pre_tokenizer(moec__stages *out, moec_json *node, moec_err *err)
@@ -427,13 +438,13 @@ static moec_status new_join(moec__stage **stage, moec__stages *out, moec__join_f
     return st;
 }
 
-#define READ_JOIN(name, fn)                                                       \
+#define READ_JOIN(name, fn) \
     static moec_status name(void *out, moec_json *node, int depth, moec_err *err) \
-    {                                                                             \
-        moec__stage *stage;                                                       \
-        (void)node;                                                               \
-        (void)depth;                                                              \
-        return new_join(&stage, out, fn, err);                                    \
+    { \
+        moec__stage *stage; \
+        (void)node; \
+        (void)depth; \
+        return new_join(&stage, out, fn, err); \
     }
 READ_JOIN(read_byte_decoder, moec__join_bytes)
 READ_JOIN(read_fallback, moec__join_fallback)

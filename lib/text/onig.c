@@ -1,5 +1,5 @@
-/* Oniguruma to PCRE2. Most constructs are the same; the tables below hold those that are not. Source: Oniguruma's doc/RE
- * and doc/UNICODE_PROPERTIES against pcre2pattern(3), each row compared by tests/interop/test_tokenizer.py. */
+/* Oniguruma to PCRE2. Most constructs are the same; the tables below hold those that are not. Source: Oniguruma's
+ * doc/RE and doc/UNICODE_PROPERTIES against pcre2pattern(3), each row compared by tests/interop/test_tokenizer.py. */
 #include "text/onig.h"
 
 #include "base/mem.h"
@@ -14,8 +14,8 @@
 #define AHEAD "(?=[" MOEC__WORD_ALONE "])"
 #define NOT_AHEAD "(?![" MOEC__WORD_ALONE "])"
 
-/* Letters behind a backslash: what they become outside and inside brackets; NULL: cannot be said there. Other letters are
- * refused, so that none passes with another meaning (\h and \v mean other things in PCRE2). */
+/* Letters behind a backslash: what they become outside and inside brackets; NULL: cannot be said there. Other letters
+ * are refused, so that none passes with another meaning (\h and \v mean other things in PCRE2). */
 static const struct escape {
     char letter;
     const char *outside, *inside;
@@ -85,11 +85,11 @@ static const struct property {
 typedef struct rewrite {
     moec__buf *out;
     const char *s;
-    size_t n, i;         /* pattern and place in it */
-    size_t atom;         /* where in *out the last atom begins */
-    bool has_atom;       /* something that a quantifier may follow */
-    bool quantified;     /* the atom has its quantifier already */
-    size_t group[64];    /* where in *out the open groups begin */
+    size_t n, i;      /* pattern and place in it */
+    size_t atom;      /* where in *out the last atom begins */
+    bool has_atom;    /* something that a quantifier may follow */
+    bool quantified;  /* the atom has its quantifier already */
+    size_t group[64]; /* where in *out the open groups begin */
     size_t depth;
 } rewrite;
 
@@ -129,7 +129,8 @@ static moec_status put_property(rewrite *r, moec_err *err)
         return refuse(r, "a property of this name", err);
     memcpy(name, r->s + from, len);
     name[len] = '\0';
-    const char *prefix = len > 2 ? "sc:" : "", *known = name; /* a bare script name means Script_Extensions to PCRE2 */
+    const char *prefix = len > 2 ? "sc:" : "",
+               *known = name; /* a bare script name means Script_Extensions to PCRE2 */
     for (size_t k = 0; k < MOEC_COUNT(properties); k++) {
         if (strcasecmp(properties[k].onig, name) == 0) {
             prefix = "";
@@ -294,8 +295,8 @@ static bool is_interval(const rewrite *r, size_t *end, bool *one)
     return k < r->n && r->s[k] == '}' && digits > 0;
 }
 
-/* A quantifier with its lazy or possessive mark. What has one already is put in a group first, which is what Ruby means by
- * a second one; so it is with the + of {n,m}+, which is no possessive mark there, and with the ? of {n}?. */
+/* A quantifier with its lazy or possessive mark. What has one already is put in a group first, which is what Ruby
+ * means by a second one; so it is with the + of {n,m}+, which is no possessive mark there, and with the ? of {n}?. */
 static moec_status put_quantifier(rewrite *r, size_t end, bool interval, bool one, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -324,7 +325,8 @@ static moec_status put_next(rewrite *r, moec_err *err)
     size_t end = r->i + 1;
     bool one = false, interval = c == '{' && is_interval(r, &end, &one);
     if (interval || c == '?' || c == '*' || c == '+')
-        return r->has_atom ? put_quantifier(r, end, interval, one, err) : refuse(r, "a quantifier behind nothing", err);
+        return r->has_atom ? put_quantifier(r, end, interval, one, err)
+                           : refuse(r, "a quantifier behind nothing", err);
     if (c == '(')
         return put_group(r, err);
     if (c == ')') {

@@ -1,5 +1,5 @@
-/* Rewrites a regular expression of Oniguruma's Ruby syntax, which tokenizer.json files hold, into one that means the same
- * to PCRE2 with PCRE2_UTF, PCRE2_UCP and PCRE2_MULTILINE. */
+/* Rewrites a regular expression of Oniguruma's Ruby syntax, which tokenizer.json files hold, into one that means the
+ * same to PCRE2 with PCRE2_UTF, PCRE2_UCP and PCRE2_MULTILINE. */
 #ifndef MOEC_TEXT_ONIG_H
 #define MOEC_TEXT_ONIG_H
 
@@ -9,8 +9,9 @@
 #define MOEC__WORD_CLASS "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}"
 #define MOEC__WORD_ALONE MOEC__WORD_CLASS "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 
-/** Appends the rewritten pattern and a NUL (not counted in out->n). MOEC_EFORMAT names a construct that would silently mean
- *  something else (nested classes, class intersection, some escapes); what PCRE2 itself refuses is left to it. MOEC_ENOMEM. */
+/** Appends the rewritten pattern and a NUL (not counted in out->n). MOEC_EFORMAT names a construct that would
+ * silently mean something else (nested classes, class intersection, some escapes); what PCRE2 itself refuses is left
+ * to it. MOEC_ENOMEM. */
 moec_status moec__onig_to_pcre(moec__buf *out, const char *pattern, size_t n, moec_err *err) MOEC_USE_RESULT;
 
 #endif

@@ -59,12 +59,13 @@ static moec_status compile(pcre2_code **out, const char *text, size_t n, moec_er
     pcre2_set_newline(context, PCRE2_NEWLINE_LF); /* as Oniguruma: $ and . know only \n */
     pcre2_set_max_pattern_length(context, 1 << 20);
     pcre2_set_parens_nest_limit(context, 100);
-    *out = pcre2_compile((PCRE2_SPTR)text, n, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &code, &at,
-                         context);
+    *out = pcre2_compile((PCRE2_SPTR)text, n, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
+                         &code, &at, context);
     if (!*out) {
         PCRE2_UCHAR reason[160] = "";
         (void)pcre2_get_error_message(code, reason, sizeof reason);
-        st = moec_fail(err, code == PCRE2_ERROR_NOMEMORY || code == PCRE2_ERROR_HEAP_FAILED ? MOEC_ENOMEM : MOEC_EFORMAT,
+        st = moec_fail(err,
+                       code == PCRE2_ERROR_NOMEMORY || code == PCRE2_ERROR_HEAP_FAILED ? MOEC_ENOMEM : MOEC_EFORMAT,
                        "regular expression: %s (byte %zu as rewritten for PCRE2)", (const char *)reason, (size_t)at);
     }
 done:
@@ -186,7 +187,8 @@ static moec_status find_regex(bool *found, size_t *from, size_t *to, const moec_
         return moec_fail(err, MOEC_ENOMEM, "out of memory while matching a regular expression");
     PCRE2_UCHAR reason[160] = "";
     (void)pcre2_get_error_message(rc, reason, sizeof reason);
-    return moec_fail(err, MOEC_EFORMAT, "a regular expression of the tokenizer cannot be matched at byte %zu of a piece of text: %s",
+    return moec_fail(err, MOEC_EFORMAT,
+                     "a regular expression of the tokenizer cannot be matched at byte %zu of a piece of text: %s",
                      q->at, (const char *)reason);
 }
 

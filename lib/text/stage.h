@@ -1,5 +1,5 @@
-/* What a tokenizer consists of once its file is read: flat lists of stages that rewrite, split or join text. Nodes of the
- * file become one or more stages (nodes.c); encode.c and decode.c run them. */
+/* What a tokenizer consists of once its file is read: flat lists of stages that rewrite, split or join text. Nodes of
+ * the file become one or more stages (nodes.c); encode.c and decode.c run them. */
 #ifndef MOEC_TEXT_STAGE_H
 #define MOEC_TEXT_STAGE_H
 
@@ -34,8 +34,8 @@ typedef moec_status moec__rewrite_fn(moec__buf *out, moec__piece *in, const moec
 /* Pre-tokenizers: hand pieces to stage k + 1 by moec__pass_on; k is the place of the stage. */
 typedef moec_status moec__split_fn(moec_encoder *e, size_t k, moec__piece in, moec_err *err);
 /* Decoders: turn the list of tokens into another one. */
-typedef moec_status moec__join_fn(moec__tokens *out, const moec__tokens *in, const moec__stage *stage, moec__matcher *m,
-                                  moec_err *err);
+typedef moec_status moec__join_fn(moec__tokens *out, const moec__tokens *in, const moec__stage *stage,
+                                  moec__matcher *m, moec_err *err);
 
 struct moec__stage {
     moec__rewrite_fn *rewrite; /* one of the three */
@@ -47,7 +47,7 @@ struct moec__stage {
     moec__form form;
     moec__calm *calm;
     bool invert, left, right;
-    char *text;    /* what is put in */
+    char *text; /* what is put in */
     size_t n_text;
     int64_t start, stop; /* characters that the decoder Strip takes */
 };
@@ -85,10 +85,10 @@ struct moec_encoder {
     const moec_tokenizer *t;
     moec__matcher *matcher;
     moec__merger *merger;
-    moec__buf rewritten[2];                /* by the normalizers, in turns */
-    moec__buf scratch[MOEC__MAX_STAGES];   /* one for each pre-tokenizer that rewrites */
+    moec__buf rewritten[2];              /* by the normalizers, in turns */
+    moec__buf scratch[MOEC__MAX_STAGES]; /* one for each pre-tokenizer that rewrites */
     moec_ids *out;
-    size_t limit;                          /* out->n at which to stop */
+    size_t limit; /* out->n at which to stop */
 };
 
 /* Reading of the nodes. Each appends to the stages or fails with MOEC_EFORMAT. */
@@ -106,11 +106,12 @@ typedef struct moec__kind {
     moec_status (*read)(void *out, moec_json *node, int depth, moec_err *err);
 } moec__kind;
 /** Calls the reader of node's "type". MOEC_EFORMAT "WHERE: type "X" is not supported". */
-moec_status moec__read_kind(void *out, const moec__kind *kinds, size_t n_kinds, const char *where, moec_json *node, int depth,
-                            moec_err *err) MOEC_USE_RESULT;
+moec_status moec__read_kind(void *out, const moec__kind *kinds, size_t n_kinds, const char *where, moec_json *node,
+                            int depth, moec_err *err) MOEC_USE_RESULT;
 
 /* Settings of a node; an absent one is `otherwise`. MOEC_EFORMAT "setting X: ..." when it is of another type. */
-moec_status moec__get_bool(bool *out, const moec_json *node, const char *key, bool otherwise, moec_err *err) MOEC_USE_RESULT;
+moec_status moec__get_bool(bool *out, const moec_json *node, const char *key, bool otherwise,
+                           moec_err *err) MOEC_USE_RESULT;
 /** Borrowed; otherwise NULL: the setting is required. */
 moec_status moec__get_text(const char **out, size_t *n, const moec_json *node, const char *key, const char *otherwise,
                            moec_err *err) MOEC_USE_RESULT;
@@ -124,9 +125,11 @@ moec_status moec__get_pattern(moec__pattern **out, const moec_json *node, moec_e
 moec_status moec__new_stage(moec__stage **out, moec__stages *s, moec_err *err) MOEC_USE_RESULT;
 
 /* Stages (stages.c). */
-moec__rewrite_fn moec__run_form, moec__run_prepend, moec__run_replace, moec__run_lower, moec__run_strip, moec__run_byte_form;
+moec__rewrite_fn moec__run_form, moec__run_prepend, moec__run_replace, moec__run_lower, moec__run_strip,
+    moec__run_byte_form;
 moec__split_fn moec__run_split, moec__run_bytes, moec__run_prefix, moec__run_metaspace;
-moec__join_fn moec__join_bytes, moec__join_metaspace, moec__join_replace, moec__join_fallback, moec__join_fuse, moec__join_strip;
+moec__join_fn moec__join_bytes, moec__join_metaspace, moec__join_replace, moec__join_fallback, moec__join_fuse,
+    moec__join_strip;
 
 /** Gives a piece to stage k, or to the model behind the last one. Empty pieces vanish. */
 moec_status moec__pass_on(moec_encoder *e, size_t k, moec__piece piece, moec_err *err) MOEC_USE_RESULT;

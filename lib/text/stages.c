@@ -1,57 +1,23 @@
-/* The normalizers and pre-tokenizers at work. A pre-tokenizer hands each of its pieces straight to the next stage, so that
- * no list of pieces is kept and ids come out in the order of the text. */
+/* The normalizers and pre-tokenizers at work. A pre-tokenizer hands each of its pieces straight to the next stage, so
+ * that no list of pieces is kept and ids come out in the order of the text. */
 #include "text/stage.h"
 
 #include "base/mem.h"
 
 #include <string.h>
 
-/* GPT-2's spelling of bytes: printable Latin-1 stands for itself, the others follow from U+0100 on. */
-static bool is_plain(unsigned b)
+/* GPT-2's spelling of bytes: printable Latin-1 stands for itself, the others follow from U+0100 on in their order. */
+static uint32_t byte_char(unsigned char b)
 {
-    return (b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b != 0xad && b <= 0xff);
-}
-
-static const struct byte_chars {
-    uint8_t n;
-    char s[2];
-} *byte_chars(void)
-{
-#define U1(b) {1, {(char)(b)}}
-#define U2(cp) {2, {(char)(0xc0 | (cp) >> 6), (char)(0x80 | ((cp) & 0x3f))}}
-#define ROW(F, b, d)                                                                                              \
-    F((b) + (d)), F((b) + 1 + (d)), F((b) + 2 + (d)), F((b) + 3 + (d)), F((b) + 4 + (d)), F((b) + 5 + (d)),       \
-        F((b) + 6 + (d)), F((b) + 7 + (d)), F((b) + 8 + (d)), F((b) + 9 + (d)), F((b) + 10 + (d)), F((b) + 11 + (d)), \
-        F((b) + 12 + (d)), F((b) + 13 + (d)), F((b) + 14 + (d)), F((b) + 15 + (d))
-    static const struct byte_chars table[256] = {
-        ROW(U2, 0x00, 0x100), ROW(U2, 0x10, 0x100), /* controls: U+0100 .. U+011F */
-        U2(0x120), U1(0x21), U1(0x22), U1(0x23), U1(0x24), U1(0x25), U1(0x26), U1(0x27), /* space: U+0120 */
-        U1(0x28), U1(0x29), U1(0x2a), U1(0x2b), U1(0x2c), U1(0x2d), U1(0x2e), U1(0x2f),
-        ROW(U1, 0x30, 0), ROW(U1, 0x40, 0), ROW(U1, 0x50, 0), ROW(U1, 0x60, 0),
-        U1(0x70), U1(0x71), U1(0x72), U1(0x73), U1(0x74), U1(0x75), U1(0x76), U1(0x77),
-        U1(0x78), U1(0x79), U1(0x7a), U1(0x7b), U1(0x7c), U1(0x7d), U1(0x7e), U2(0x121), /* DEL: U+0121 */
-        ROW(U2, 0x80, 0xa2), ROW(U2, 0x90, 0xa2), /* U+0122 .. U+0141 */
-        U2(0x142), U2(0xa1), U2(0xa2), U2(0xa3), U2(0xa4), U2(0xa5), U2(0xa6), U2(0xa7), /* A0: U+0142 */
-        U2(0xa8), U2(0xa9), U2(0xaa), U2(0xab), U2(0xac), U2(0x143), U2(0xae), U2(0xaf), /* AD: U+0143 */
-        ROW(U2, 0xb0, 0), ROW(U2, 0xc0, 0), ROW(U2, 0xd0, 0), ROW(U2, 0xe0, 0), ROW(U2, 0xf0, 0),
-    };
-#undef ROW
-#undef U2
-#undef U1
-    return table;
-}
-
-const char *moec__byte_char(size_t *n, unsigned char byte)
-{
-    const struct byte_chars *c = &byte_chars()[byte];
-    *n = c->n;
-    return c->s;
+    if ((b >= 0x21 && b <= 0x7e) || (b >= 0xa1 && b != 0xad))
+        return b;
+    return b < 0x21 ? 0x100u + b : b < 0xa1 ? 0x121u + b - 0x7f : 0x143u;
 }
 
 int moec__char_byte(uint32_t cp)
 {
     if (cp < 0x100)
-        return is_plain(cp) ? (int)cp : -1;
+        return byte_char((unsigned char)cp) == cp ? (int)cp : -1;
     if (cp < 0x121)
         return (int)cp - 0x100;
     if (cp < 0x143)
@@ -62,7 +28,6 @@ int moec__char_byte(uint32_t cp)
 static moec_status add_bytes(moec__buf *out, const char *s, size_t n, moec_err *err)
 {
     size_t want;
-    const struct byte_chars *table = byte_chars();
     if (!moec_mul_size(&want, n, 2) || !moec_add_size(&want, want, out->n))
         return moec_fail(err, MOEC_ENOMEM, "a text of %zu bytes is more than this machine can address", n);
     moec_status st = MOEC_GROW(out->p, out->cap, want, err);
@@ -70,11 +35,13 @@ static moec_status add_bytes(moec__buf *out, const char *s, size_t n, moec_err *
         return st;
     char *to = out->p + out->n;
     for (size_t i = 0; i < n; i++) {
-        const struct byte_chars *c = &table[(unsigned char)s[i]];
-        to[0] = c->s[0];
-        if (c->n == 2)
-            to[1] = c->s[1];
-        to += c->n;
+        uint32_t cp = byte_char((unsigned char)s[i]);
+        if (cp < 0x80) {
+            *to++ = (char)cp;
+        } else {
+            *to++ = (char)(0xc0 | cp >> 6);
+            *to++ = (char)(0x80 | (cp & 0x3f));
+        }
     }
     out->n = (size_t)(to - out->p);
     return MOEC_OK;
@@ -82,24 +49,35 @@ static moec_status add_bytes(moec__buf *out, const char *s, size_t n, moec_err *
 
 /* ---- normalizers ---- */
 
+/* Stages of a hostile file could blow a text up without bound, each by a factor of its own. No real one needs more
+ * than 18. */
+static moec_status check_growth(size_t to, size_t from, moec_err *err)
+{
+    if (to / 64 <= from || to < (1u << 16))
+        return MOEC_OK;
+    return moec_fail(err, MOEC_EFORMAT, "%zu bytes of text become more than %zu", from, to);
+}
+
 moec_status moec__run_form(moec__buf *out, moec__piece *in, const moec__stage *stage, moec__matcher *m, moec_err *err)
 {
     (void)m;
     return moec__normal_form(out, stage->form, stage->calm, in->s, in->n, err);
 }
 
-moec_status moec__run_prepend(moec__buf *out, moec__piece *in, const moec__stage *stage, moec__matcher *m, moec_err *err)
+moec_status moec__run_prepend(moec__buf *out, moec__piece *in, const moec__stage *stage, moec__matcher *m,
+                              moec_err *err)
 {
     (void)m;
     moec_status st = in->n > 0 ? moec__buf_add(out, stage->text, stage->n_text, err) : MOEC_OK;
     return st == MOEC_OK ? moec__buf_add(out, in->s, in->n, err) : st;
 }
 
-moec_status moec__run_replace(moec__buf *out, moec__piece *in, const moec__stage *stage, moec__matcher *m, moec_err *err)
+moec_status moec__run_replace(moec__buf *out, moec__piece *in, const moec__stage *stage, moec__matcher *m,
+                              moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec__search q = {.p = stage->pattern, .m = m, .s = in->s, .n = in->n};
-    size_t copied = 0, from, to;
+    size_t copied = 0, from, to, before = out->n;
     bool found, first = in->first;
     if (in->n == 0)
         return MOEC_OK;
@@ -107,11 +85,13 @@ moec_status moec__run_replace(moec__buf *out, moec__piece *in, const moec__stage
         MOEC_TRY(moec__search_next(&found, &from, &to, &q, err));
         if (!found)
             break;
-        /* What stands for several characters, or for nothing that is left, does not count as the beginning of the text. */
+        /* What stands for several characters, or for nothing that is left, does not count as the beginning of the
+         * text. */
         if (from == 0 && to > 0 && (stage->n_text == 0 || to > moec__utf8_len((unsigned char)in->s[0])))
             first = false;
         MOEC_TRY(moec__buf_add(out, in->s + copied, from - copied, err));
         MOEC_TRY(moec__buf_add(out, stage->text, stage->n_text, err));
+        MOEC_TRY(check_growth(out->n - before, in->n, err));
         copied = to;
     }
     MOEC_TRY(moec__buf_add(out, in->s + copied, in->n - copied, err));
@@ -120,14 +100,16 @@ done:
     return st;
 }
 
-moec_status moec__run_lower(moec__buf *out, moec__piece *in, const moec__stage *stage, moec__matcher *m, moec_err *err)
+moec_status moec__run_lower(moec__buf *out, moec__piece *in, const moec__stage *stage, moec__matcher *m,
+                            moec_err *err)
 {
     (void)stage;
     (void)m;
     return moec__lower_case(out, in->s, in->n, err);
 }
 
-moec_status moec__run_strip(moec__buf *out, moec__piece *in, const moec__stage *stage, moec__matcher *m, moec_err *err)
+moec_status moec__run_strip(moec__buf *out, moec__piece *in, const moec__stage *stage, moec__matcher *m,
+                            moec_err *err)
 {
     (void)m;
     size_t lo = stage->left ? moec__skip_space(in->s, 0, in->n) : 0;
@@ -136,7 +118,8 @@ moec_status moec__run_strip(moec__buf *out, moec__piece *in, const moec__stage *
     return moec__buf_add(out, in->s + lo, hi - lo, err);
 }
 
-moec_status moec__run_byte_form(moec__buf *out, moec__piece *in, const moec__stage *stage, moec__matcher *m, moec_err *err)
+moec_status moec__run_byte_form(moec__buf *out, moec__piece *in, const moec__stage *stage, moec__matcher *m,
+                                moec_err *err)
 {
     (void)stage;
     (void)m;
@@ -146,10 +129,13 @@ moec_status moec__run_byte_form(moec__buf *out, moec__piece *in, const moec__sta
 moec_status moec__normalize(moec__piece *out, moec_encoder *e, moec__piece in, moec_err *err)
 {
     const moec__stages *stages = &e->t->normalize;
+    size_t n = in.n;
     for (size_t i = 0; i < stages->n; i++) {
         moec__buf *to = &e->rewritten[i % 2];
         to->n = 0;
         moec_status st = stages->at[i].rewrite(to, &in, &stages->at[i], e->matcher, err);
+        if (st == MOEC_OK)
+            st = check_growth(to->n, n, err);
         if (st != MOEC_OK)
             return moec_within(err, st, "normalizer");
         in.s = to->p;

@@ -64,7 +64,8 @@ moec_status moec__words_add(moec__words *t, const char *s, size_t n, int32_t id,
 {
     moec_status st = MOEC_OK;
     if (n >= UINT32_MAX || t->n >= UINT32_MAX - 1)
-        return moec_fail(err, MOEC_EFORMAT, "a token of %zu bytes or a vocabulary of %zu tokens is too large", n, t->n);
+        return moec_fail(err, MOEC_EFORMAT, "a token of %zu bytes or a vocabulary of %zu tokens is too large", n,
+                         t->n);
     if (!t->slot || 2 * (t->n + 1) > t->mask + 1)
         MOEC_TRY(words_resize(t, t->slot ? 2 * (t->mask + 1) : 64, err));
     MOEC_TRY(MOEC_GROW(t->word, t->cap, t->n + 1, err));

@@ -1,5 +1,5 @@
-/* Two hash tables for the tokenizer: bytes to id, and 64-bit key to 64-bit value. Open addressing, at most half full; they
- * only grow, and only while a tokenizer is loaded. */
+/* Two hash tables for the tokenizer: bytes to id, and 64-bit key to 64-bit value. Open addressing, at most half full;
+ * they only grow, and only while a tokenizer is loaded. */
 #ifndef MOEC_TEXT_TABLE_H
 #define MOEC_TEXT_TABLE_H
 
@@ -30,7 +30,7 @@ static inline uint64_t moec__hash(const char *s, size_t n)
 typedef struct moec__pairs {
     struct moec__pair {
         uint64_t key, value;
-    } *slot;
+    } * slot;
     size_t n, mask; /* mask + 1 slots */
     int shift;
 } moec__pairs;
@@ -57,11 +57,11 @@ typedef struct moec__words {
         size_t at; /* in bytes.p, NUL behind */
         uint32_t len;
         int32_t id;
-    } *word;
+    } * word;
     size_t n, cap;
     struct moec__slot {
         uint32_t hash, index; /* index + 1; 0: free */
-    } *slot;
+    } * slot;
     size_t mask;
     char *bytes;
     size_t n_bytes, cap_bytes;

@@ -32,7 +32,8 @@ static moec_status read_vocab(moec__bpe *b, moec_json *vocab, moec_err *err)
         const uint64_t *before = moec__pairs_get(&b->by_id, (uint32_t)id);
         if (before) {
             const char *other = b->vocab.bytes + b->vocab.word[*before].at;
-            return moec_fail(err, MOEC_EFORMAT, "tokens \"%.60s\" and \"%.60s\" have the same id %d", other, token, id);
+            return moec_fail(err, MOEC_EFORMAT, "tokens \"%.60s\" and \"%.60s\" have the same id %d", other, token,
+                             id);
         }
         MOEC_TRY(moec__pairs_set(&b->by_id, (uint32_t)id, b->vocab.n, err));
         MOEC_TRY(moec__words_add(&b->vocab, token, strlen(token), id, err));
@@ -138,8 +139,8 @@ moec_status moec__read_model(moec__bpe *out, moec_json *node, moec_err *err)
 
 /* ---- added tokens ---- */
 
-/* The id is not read from the file: `tokenizers` takes the model's, or else counts on from the end of the vocabulary or of
- * the tokens added so far, and clients of the model have the ids that come of it. */
+/* The id is not read from the file: `tokenizers` takes the model's, or else counts on from the end of the vocabulary
+ * or of the tokens added so far, and clients of the model have the ids that come of it. */
 static moec_status choose_id(int32_t *out, const moec_tokenizer *t, const char *content, size_t n, moec_err *err)
 {
     size_t size = t->bpe.vocab.n, behind = (size_t)(t->added_highest + 1);
@@ -296,7 +297,8 @@ static moec_status read_processors(void *out, moec_json *node, int depth, moec_e
     if (moec_json_type(list) != MOEC_JSON_ARRAY)
         return moec_fail(err, MOEC_EFORMAT, "post_processor: Sequence: setting processors: a list was expected");
     for (size_t i = 0; i < moec_json_len(list) && st == MOEC_OK; i++)
-        st = moec__read_kind(out, processors, MOEC_COUNT(processors), "post_processor", moec_json_at(list, i), depth + 1, err);
+        st = moec__read_kind(out, processors, MOEC_COUNT(processors), "post_processor", moec_json_at(list, i),
+                             depth + 1, err);
     return st;
 }
 

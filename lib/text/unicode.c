@@ -1,5 +1,5 @@
-/* Normal forms by utf8proc's decomposition and composition. Stretches that cannot change are copied; the ordering of marks is
- * done here because utf8proc's takes quadratic time on a hostile run of them. */
+/* Normal forms by utf8proc's decomposition and composition. Stretches that cannot change are copied; the ordering of
+ * marks is done here because utf8proc's takes quadratic time on a hostile run of them. */
 #include "text/unicode.h"
 
 #include "base/mem.h"
@@ -7,19 +7,22 @@
 #include <string.h>
 #include <utf8proc.h>
 
-/* Code points that utf8proc decomposes, composes or orders and that the normalizer of `tokenizers` leaves alone, because it
- * knows Unicode 9 only. Models were trained with what it does. Found by comparing all code points (version 0.23.3). */
+/* Code points that utf8proc decomposes, composes or orders and that the normalizer of `tokenizers` leaves alone,
+ * because it knows Unicode 9 only. Models were trained with what it does. Found by comparing all code points (version
+ * 0.23.3). */
 static const struct range {
     uint32_t from, to;
 } younger[] = {
-    {0x7fd, 0x7fd},     {0x898, 0x89f},     {0x8ca, 0x8d3},     {0x9fe, 0x9fe},     {0xc3c, 0xc3c},     {0xd3b, 0xd3c},
-    {0xeba, 0xeba},     {0x1715, 0x1715},   {0x1abf, 0x1ace},   {0x1df6, 0x1dfa},   {0x32ff, 0x32ff},   {0xa7f2, 0xa7f4},
-    {0xa82c, 0xa82c},   {0xab69, 0xab69},   {0x10781, 0x10785}, {0x10787, 0x107b0}, {0x107b2, 0x107ba}, {0x10d24, 0x10d27},
-    {0x10eab, 0x10eac}, {0x10efd, 0x10eff}, {0x10f46, 0x10f50}, {0x10f82, 0x10f85}, {0x11070, 0x11070}, {0x1133b, 0x1133b},
-    {0x1145e, 0x1145e}, {0x11839, 0x1183a}, {0x11930, 0x11930}, {0x11938, 0x11938}, {0x1193d, 0x1193e}, {0x11943, 0x11943},
-    {0x119e0, 0x119e0}, {0x11a34, 0x11a34}, {0x11a47, 0x11a47}, {0x11a99, 0x11a99}, {0x11d42, 0x11d42}, {0x11d44, 0x11d45},
-    {0x11d97, 0x11d97}, {0x11f41, 0x11f42}, {0x16ff0, 0x16ff1}, {0x1e030, 0x1e06d}, {0x1e08f, 0x1e08f}, {0x1e130, 0x1e136},
-    {0x1e2ae, 0x1e2ae}, {0x1e2ec, 0x1e2ef}, {0x1e4ec, 0x1e4ef}, {0x1f16c, 0x1f16c}, {0x1fbf0, 0x1fbf9},
+    {0x7fd, 0x7fd},     {0x898, 0x89f},     {0x8ca, 0x8d3},     {0x9fe, 0x9fe},     {0xc3c, 0xc3c},
+    {0xd3b, 0xd3c},     {0xeba, 0xeba},     {0x1715, 0x1715},   {0x1abf, 0x1ace},   {0x1df6, 0x1dfa},
+    {0x32ff, 0x32ff},   {0xa7f2, 0xa7f4},   {0xa82c, 0xa82c},   {0xab69, 0xab69},   {0x10781, 0x10785},
+    {0x10787, 0x107b0}, {0x107b2, 0x107ba}, {0x10d24, 0x10d27}, {0x10eab, 0x10eac}, {0x10efd, 0x10eff},
+    {0x10f46, 0x10f50}, {0x10f82, 0x10f85}, {0x11070, 0x11070}, {0x1133b, 0x1133b}, {0x1145e, 0x1145e},
+    {0x11839, 0x1183a}, {0x11930, 0x11930}, {0x11938, 0x11938}, {0x1193d, 0x1193e}, {0x11943, 0x11943},
+    {0x119e0, 0x119e0}, {0x11a34, 0x11a34}, {0x11a47, 0x11a47}, {0x11a99, 0x11a99}, {0x11d42, 0x11d42},
+    {0x11d44, 0x11d45}, {0x11d97, 0x11d97}, {0x11f41, 0x11f42}, {0x16ff0, 0x16ff1}, {0x1e030, 0x1e06d},
+    {0x1e08f, 0x1e08f}, {0x1e130, 0x1e136}, {0x1e2ae, 0x1e2ae}, {0x1e2ec, 0x1e2ef}, {0x1e4ec, 0x1e4ef},
+    {0x1f16c, 0x1f16c}, {0x1fbf0, 0x1fbf9},
 };
 
 static bool is_younger(uint32_t cp)
@@ -46,7 +49,8 @@ static bool is_calm(const moec__calm *second, utf8proc_int32_t cp, utf8proc_int3
 {
     if (is_younger((uint32_t)cp))
         return true;
-    if (utf8proc_get_property(parts[0])->combining_class != 0 || parts[0] > 0xffff || has_bit(second, (uint32_t)parts[0]))
+    if (utf8proc_get_property(parts[0])->combining_class != 0 || parts[0] > 0xffff ||
+        has_bit(second, (uint32_t)parts[0]))
         return false;
     if (n > 1)
         n = utf8proc_normalize_utf32(parts, n, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
@@ -72,8 +76,8 @@ moec_status moec__calm_new(moec__calm **out, moec_err *err)
     *out = NULL;
     MOEC_TRY(MOEC_NEW(second, 1, err));
     MOEC_TRY(MOEC_NEW(calm, 1, err));
-    /* Whatever composes with what is in front of it ends the decomposition of some composite. Composites above U+FFFF end
-     * in marks from there, which needs_work treats apart. */
+    /* Whatever composes with what is in front of it ends the decomposition of some composite. Composites above U+FFFF
+     * end in marks from there, which needs_work treats apart. */
     for (utf8proc_int32_t cp = 0x80; cp < 0x10000; cp++) {
         utf8proc_ssize_t n = decompose(parts, MOEC_COUNT(parts), cp, false);
         if (n > 1 && parts[n - 1] < 0x10000)
@@ -149,7 +153,8 @@ done:
 }
 
 /* s begins with the character in front of the stretch, if there is one, for it may compose with what follows. */
-static moec_status normalize_stretch(moec__buf *out, codes *c, moec__form form, const char *s, size_t n, moec_err *err)
+static moec_status normalize_stretch(moec__buf *out, codes *c, moec__form form, const char *s, size_t n,
+                                     moec_err *err)
 {
     moec_status st = MOEC_OK;
     c->n = 0;
@@ -162,7 +167,8 @@ static moec_status normalize_stretch(moec__buf *out, codes *c, moec__form form, 
     }
     MOEC_TRY(order_marks(c, err));
     if (form == MOEC__NFC || form == MOEC__NFKC) {
-        utf8proc_ssize_t k = utf8proc_normalize_utf32(c->cp, (utf8proc_ssize_t)c->n, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+        utf8proc_ssize_t k =
+            utf8proc_normalize_utf32(c->cp, (utf8proc_ssize_t)c->n, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
         if (k < 0)
             return moec_fail(err, MOEC_EFORMAT, "normalizer: utf8proc: %s", utf8proc_errmsg(k));
         c->n = (size_t)k;
@@ -213,7 +219,8 @@ moec_status moec__lower_case(moec__buf *out, const char *s, size_t n, moec_err *
         if (cp == 0x130) /* the one letter whose lower case is two code points */
             MOEC_TRY(moec__buf_add(out, "i\xcc\x87", 3, err));
         else
-            MOEC_TRY(moec__buf_add(out, bytes, moec__utf8_put(bytes, (uint32_t)utf8proc_tolower((utf8proc_int32_t)cp)), err));
+            MOEC_TRY(moec__buf_add(out, bytes,
+                                   moec__utf8_put(bytes, (uint32_t)utf8proc_tolower((utf8proc_int32_t)cp)), err));
     }
 done:
     return st;

@@ -6,7 +6,8 @@
 
 typedef enum moec__form { MOEC__NFC, MOEC__NFD, MOEC__NFKC, MOEC__NFKD } moec__form;
 
-/* One bit for each code point below U+10000: it stays as it is in NFC and nothing composes with what is in front of it. */
+/* One bit for each code point below U+10000: it stays as it is in NFC and nothing composes with what is in front of
+ * it. */
 typedef struct moec__calm {
     uint8_t bits[0x10000 / 8];
 } moec__calm;

@@ -9,7 +9,8 @@ moec_status moec__buf_add(moec__buf *b, const char *bytes, size_t n, moec_err *e
 {
     size_t want;
     if (!moec_add_size(&want, b->n, n))
-        return moec_fail(err, MOEC_ENOMEM, "a text of %zu and %zu bytes is more than this machine can address", b->n, n);
+        return moec_fail(err, MOEC_ENOMEM, "a text of %zu and %zu bytes is more than this machine can address", b->n,
+                         n);
     moec_status st = MOEC_GROW(b->p, b->cap, want, err);
     if (st == MOEC_OK && n > 0) {
         memcpy(b->p + b->n, bytes, n);
@@ -115,8 +116,8 @@ bool moec__is_space(uint32_t cp)
 {
     if (cp < 0x80)
         return cp == ' ' || (cp >= 9 && cp <= 13);
-    return cp == 0x85 || cp == 0xa0 || cp == 0x1680 || (cp >= 0x2000 && cp <= 0x200a) || cp == 0x2028 || cp == 0x2029 ||
-           cp == 0x202f || cp == 0x205f || cp == 0x3000;
+    return cp == 0x85 || cp == 0xa0 || cp == 0x1680 || (cp >= 0x2000 && cp <= 0x200a) || cp == 0x2028 ||
+           cp == 0x2029 || cp == 0x202f || cp == 0x205f || cp == 0x3000;
 }
 
 size_t moec__skip_space(const char *s, size_t lo, size_t hi)

@@ -1,4 +1,5 @@
-/* UTF-8: lengths and code points of checked text, repair of unchecked text, and the byte buffer the text stages share. */
+/* UTF-8: lengths and code points of checked text, repair of unchecked text, and the byte buffer the text stages
+ * share. */
 #ifndef MOEC_TEXT_UTF8_H
 #define MOEC_TEXT_UTF8_H
 
@@ -31,7 +32,8 @@ static inline uint32_t moec__utf8_get(const char *s)
         return (uint32_t)(u[0] & 0x1f) << 6 | (u[1] & 0x3f);
     if (u[0] < 0xf0)
         return (uint32_t)(u[0] & 0x0f) << 12 | (uint32_t)(u[1] & 0x3f) << 6 | (u[2] & 0x3f);
-    return (uint32_t)(u[0] & 0x07) << 18 | (uint32_t)(u[1] & 0x3f) << 12 | (uint32_t)(u[2] & 0x3f) << 6 | (u[3] & 0x3f);
+    return (uint32_t)(u[0] & 0x07) << 18 | (uint32_t)(u[1] & 0x3f) << 12 | (uint32_t)(u[2] & 0x3f) << 6 |
+           (u[3] & 0x3f);
 }
 
 /** Start of the character that ends before byte i > 0 of checked UTF-8. */
@@ -49,9 +51,10 @@ size_t moec__utf8_put(char out[4], uint32_t cp);
 /** Number of bytes in front of the first ill-formed part; len when there is none. */
 size_t moec__utf8_check(const char *s, size_t len);
 
-/** Appends s with every maximal ill-formed part as U+FFFD (Unicode 14, table 3-8, "substitution of maximal subparts");
- *  raises *n_invalid by their number. MOEC_ENOMEM. */
-moec_status moec__utf8_repair(moec__buf *out, uint64_t *n_invalid, const char *s, size_t len, moec_err *err) MOEC_USE_RESULT;
+/** Appends s with every maximal ill-formed part as U+FFFD (Unicode 14, table 3-8, "substitution of maximal
+ * subparts"); raises *n_invalid by their number. MOEC_ENOMEM. */
+moec_status moec__utf8_repair(moec__buf *out, uint64_t *n_invalid, const char *s, size_t len,
+                              moec_err *err) MOEC_USE_RESULT;
 
 /** White_Space of the Unicode Character Database (what Rust calls char::is_whitespace). */
 bool moec__is_space(uint32_t cp);
