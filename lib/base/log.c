@@ -133,8 +133,9 @@ void moec_progress_step(moec_progress *p, uint64_t n)
 
 void moec_progress_finish(moec_progress *p)
 {
-    if (p->on)
-        show(p, moec_now(), true);
+    double now = moec_now();
+    if (p->on && (isatty(STDERR_FILENO) || now - p->started >= 1.0)) /* in a log, short work needs no line */
+        show(p, now, true);
     p->on = false;
 }
 

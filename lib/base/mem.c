@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 long moec_test_allocs_left = LONG_MAX;
 
@@ -111,6 +113,49 @@ moec_status moec_format(char **out, moec_err *err, const char *fmt, ...)
 void moec_free(void *p)
 {
     free(p);
+}
+
+static void advise(const void *at, size_t n, int advice)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), lo = (uintptr_t)at & ~(page - 1);
+    if (n > 0)
+        (void)madvise((void *)lo, (uintptr_t)at + n - lo, advice);
+}
+
+void moec_pages_drop(const void *at, size_t n)
+{
+    advise(at, n, MADV_DONTNEED);
+}
+
+void moec_pages_prefetch(const void *at, size_t n)
+{
+    advise(at, n, MADV_WILLNEED);
+}
+
+/* A number in kilobytes from a file of /proc, in bytes. */
+static uint64_t proc_bytes(const char *path, const char *key)
+{
+    char line[256];
+    uint64_t v = 0;
+    FILE *f = fopen(path, "r");
+    while (f && fgets(line, sizeof line, f))
+        if (strncmp(line, key, strlen(key)) == 0) {
+            v = strtoull(line + strlen(key), NULL, 10) * 1024u;
+            break;
+        }
+    if (f)
+        fclose(f);
+    return v;
+}
+
+uint64_t moec_resident_memory(void)
+{
+    return proc_bytes("/proc/self/status", "VmRSS:");
+}
+
+uint64_t moec_available_memory(void)
+{
+    return proc_bytes("/proc/meminfo", "MemAvailable:");
 }
 
 uint64_t moec_peak_memory(void)

@@ -34,6 +34,15 @@ MOEC_API bool moec_mul_size(size_t *out, size_t a, size_t b) MOEC_USE_RESULT;
 /** out = a+b; false on overflow. */
 MOEC_API bool moec_add_size(size_t *out, size_t a, size_t b) MOEC_USE_RESULT;
 
+/** Gives the pages of a read-only file mapping back to the system; the next touch reads them again. Neighbouring bytes on
+ *  the first and last page come along, which no reader can notice. */
+MOEC_API void moec_pages_drop(const void *at, size_t n);
+/** Starts reading them without waiting and without adding to resident memory. */
+MOEC_API void moec_pages_prefetch(const void *at, size_t n);
+
+/** Resident memory of this process now, and memory that the system could give without swapping; 0 when it does not say. */
+MOEC_API uint64_t moec_resident_memory(void);
+MOEC_API uint64_t moec_available_memory(void);
 /** Highest resident set size of this process so far, in bytes. */
 MOEC_API uint64_t moec_peak_memory(void);
 

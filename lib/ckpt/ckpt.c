@@ -346,28 +346,6 @@ uint64_t moec_ckpt_bytes(const moec_ckpt *c)
     return sum;
 }
 
-/* The pages a tensor lies on; its neighbours' bytes on the first and last page come along, which does no harm: advice
- * never changes what a later read sees. */
-static void advise(const moec_tensor *t, int advice)
-{
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t lo = (uintptr_t)t->data & ~(page - 1), hi = (uintptr_t)t->data + t->bytes;
-    if (t->bytes > 0)
-        (void)madvise((void *)lo, hi - lo, advice);
-}
-
-void moec_ckpt_prefetch(const moec_ckpt *c, const moec_tensor *t)
-{
-    (void)c;
-    advise(t, MADV_WILLNEED);
-}
-
-void moec_ckpt_drop(const moec_ckpt *c, const moec_tensor *t)
-{
-    (void)c;
-    advise(t, MADV_DONTNEED);
-}
-
 moec_status moec_ckpt_fingerprint(moec_digest *out, const moec_ckpt *c, moec_err *err)
 {
     moec_hash *h;
@@ -385,6 +363,7 @@ moec_status moec_ckpt_fingerprint(moec_digest *out, const moec_ckpt *c, moec_err
         moec_hash_add(h, bytes, n);
         moec_hash_add(h, bytes + (t->bytes - n) / 2, n);
         moec_hash_add(h, bytes + (t->bytes - n), n);
+        moec_pages_drop(t->data, t->bytes); /* one touched page can map megabytes around it */
     }
     *out = moec_hash_digest(h);
     moec_hash_free(h);

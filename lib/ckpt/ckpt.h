@@ -37,11 +37,6 @@ MOEC_API const moec_json *moec_ckpt_index(const moec_ckpt *c);               /* 
 /** Sum of all tensor bytes. */
 MOEC_API uint64_t moec_ckpt_bytes(const moec_ckpt *c);
 
-/** Starts reading a tensor into the page cache without waiting and without adding to resident memory. */
-MOEC_API void moec_ckpt_prefetch(const moec_ckpt *c, const moec_tensor *t);
-/** Gives a tensor's mapped pages back; the next touch reads them again. */
-MOEC_API void moec_ckpt_drop(const moec_ckpt *c, const moec_tensor *t);
-
 /** Identity of the model: config.json without its whitespace is not enough and all bytes are too many, so this hashes, in
  *  name order, every tensor's name, dtype, shape and 64 bytes at its start, middle and end.
  *  Cost: three pages read per tensor. */

@@ -53,15 +53,21 @@ static void finish_token(const heads *h, float *x, const moec_dims *d, const flo
     }
 }
 
+/* Scores to weights, row by row. Later keys count as -infinity up to a whole vector, which spares the loops their rests. */
 static void softmax_block(float *s, int64_t ld, int64_t q0, int64_t nq, int64_t k_lo, int64_t window)
 {
     for (int64_t i = 0; i < nq; i++) {
         int64_t t = q0 + i, end = t + 1 - k_lo; /* keys up to and with t */
         int64_t begin = window > 0 && t - window + 1 > k_lo ? t - window + 1 - k_lo : 0;
+        int64_t full = begin + (end - begin + 15) / 16 * 16;
         float *row = s + i * ld;
-        memset(row, 0, (size_t)begin * sizeof *row);
+        if (begin > 0)
+            memset(row, 0, (size_t)begin * sizeof *row);
+        for (full = full < ld ? full : ld; end < full; end++)
+            row[end] = -INFINITY;
         moec_softmax(row + begin, end - begin);
-        memset(row + end, 0, (size_t)(ld - end) * sizeof *row);
+        if (end < ld)
+            memset(row + end, 0, (size_t)(ld - end) * sizeof *row);
     }
 }
 

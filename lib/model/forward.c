@@ -246,7 +246,7 @@ static moec_status scan_tensor(void *ctx, int worker, int64_t lo, int64_t hi, mo
             return moec_fail(err, MOEC_ENUMERIC, "tensor %s: value %lld is NaN or infinite", s->t[i]->name,
                              (long long)bad);
         if (s->f->o.lean)
-            moec_ckpt_drop(s->f->m->ckpt, s->t[i]);
+            moec_pages_drop(s->t[i]->data, s->t[i]->bytes);
     }
     return MOEC_OK;
 }

@@ -1,22 +1,25 @@
 /* The router's real rule and the experts, each on the tokens that selected it. */
+#include "base/mem.h"
 #include "model/forward_parts.h"
-
 #include "num/vec.h"
 
 #include <string.h>
 
-/* Logits of all tokens under one router, in float32 whatever the compute mode: a flipped selection is a large error. */
-static moec_status router_logits(float *out, moec_forward *f, moec_scratch *s, const float *router, int64_t n, moec_err *err)
+/* Logits of all tokens under one or two routers, in float32 whatever the compute mode: a flipped selection is a large error. */
+static moec_status router_logits(float *const *out, const float *const *router, int n_routers, moec_forward *f,
+                                 moec_scratch *s, int64_t n, moec_err *err)
 {
     const moec_dims *d = &f->m->dims;
     for (int64_t at = 0; at < n; at += MOEC_BLOCK) {
         int64_t m = n - at < MOEC_BLOCK ? n - at : MOEC_BLOCK;
         moec_panel_pack(s->panel_in, s->x + at * d->hidden, d->hidden, NULL, m, d->hidden);
-        moec_status st = moec_gemm(s->panel_out, s->panel_in, m, d->hidden, router, MOEC_F32, d->experts,
-                                   MOEC_COMPUTE_F32, s->gemm, err);
-        if (st != MOEC_OK)
-            return st;
-        moec_panel_unpack(out + at * d->experts, d->experts, s->panel_out, m, d->experts);
+        for (int i = 0; i < n_routers; i++) {
+            moec_status st = moec_gemm(s->panel_out, s->panel_in, m, d->hidden, router[i], MOEC_F32, d->experts,
+                                       MOEC_COMPUTE_F32, s->gemm, err);
+            if (st != MOEC_OK)
+                return st;
+            moec_panel_unpack(out[i] + at * d->experts, d->experts, s->panel_out, m, d->experts);
+        }
     }
     return MOEC_OK;
 }
@@ -169,9 +172,9 @@ static moec_status run_expert(moec_forward *f, moec_scratch *s, int64_t e, moec_
         moec_panel_scatter_add(s->r, d->hidden, s->token + at, s->weight + at, s->panel_out, n, d->hidden);
     }
     if (f->o.lean) {
-        moec_ckpt_drop(f->m->ckpt, f->layer->expert[e].gate);
-        moec_ckpt_drop(f->m->ckpt, f->layer->expert[e].up);
-        moec_ckpt_drop(f->m->ckpt, f->layer->expert[e].down);
+        moec_pages_drop(f->layer->expert[e].gate->data, f->layer->expert[e].gate->bytes);
+        moec_pages_drop(f->layer->expert[e].up->data, f->layer->expert[e].up->bytes);
+        moec_pages_drop(f->layer->expert[e].down->data, f->layer->expert[e].down->bytes);
     }
     return MOEC_OK;
 }
@@ -215,12 +218,12 @@ moec_status moec__feed_forward(moec_forward *f, moec_scratch *s, const float *h,
         moec_rms_norm(s->x + t * d->hidden, h + t * d->hidden, f->norm_mlp, d->hidden, (float)d->norm_eps);
     if (!f->layer->router)
         return run_dense(f, s, n, err);
-    MOEC_TRY(router_logits(s->logits, f, s, f->router, n, err));
-    if (f->o.watch && f->next_moe) { /* what prefetching by the next router would have fetched */
-        MOEC_TRY(router_logits(s->scores, f, s, f->next_router, n, err));
-        for (int64_t t = 0; t < n; t++)
-            top_k(s->next_ids + t * d->top_k, s->scores + t * d->experts, d->experts, d->top_k);
-    }
+    bool guess = f->o.watch && f->next_moe; /* what prefetching by the next router would have fetched */
+    float *const out[] = {s->logits, s->scores};
+    const float *const router[] = {f->router, f->next_router};
+    MOEC_TRY(router_logits(out, router, guess ? 2 : 1, f, s, n, err));
+    for (int64_t t = 0; guess && t < n; t++)
+        top_k(s->next_ids + t * d->top_k, s->scores + t * d->experts, d->experts, d->top_k);
     select_experts(f, s, n);
     group_by_expert(f, s, n);
     memset(s->r, 0, (size_t)(n * d->hidden) * sizeof *s->r);

@@ -1,0 +1,24 @@
+/* Inside of moec_final, shared by final.c and eval.c only. */
+#ifndef MOEC_CALIB_FINAL_H
+#define MOEC_CALIB_FINAL_H
+
+#include "calib/eval.h"
+
+struct moec_final {
+    char model[33];
+    int64_t tokens, hidden, vocab;
+    moec_hidden *store;   /* un-normed states, or NULL: */
+    const char *rows;     /* normed states in a mapped reference file */
+    int workers;
+    int64_t max_tokens;
+    float *norm, eps;     /* final norm for `store` */
+    const void *head;     /* [vocab, hidden] in a mapped file */
+    moec_dtype dtype;
+    void *map;
+    size_t map_size;
+};
+
+/* Normed rows [at, at+n). */
+moec_status moec__final_rows(float *out, const moec_final *f, int64_t at, int64_t n, moec_err *err) MOEC_USE_RESULT;
+
+#endif

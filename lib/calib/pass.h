@@ -1,0 +1,78 @@
+/* The layer pass: the whole model over all tokens, one layer at a time, with one layer's weights and the hidden states as
+ * its only large memory. It owns chunking, memory planning, prefetch and progress; watchers come from outside. */
+#ifndef MOEC_CALIB_PASS_H
+#define MOEC_CALIB_PASS_H
+
+#include "base/log.h"
+#include "calib/hidden.h"
+#include "model/forward.h"
+#include "text/corpus.h"
+
+/* Consecutive windows of one domain that go through a layer together. */
+typedef struct moec_chunk {
+    int domain;
+    int64_t token, n;      /* first token among all, number of tokens */
+    int64_t n_seq;
+    const int64_t *seq;    /* [n_seq+1] offsets from `token` */
+    const int32_t *ids;    /* [n] */
+} moec_chunk;
+
+typedef struct moec_pass_opts {
+    moec_compute compute;
+    bool watch, sums;
+    uint64_t max_memory;     /* 0: what the machine has to spare; then never refused */
+    size_t fixed_bytes;      /* what the caller keeps besides, */
+    size_t worker_bytes;     /* and for each worker */
+    const char *dir;         /* for hidden states that do not fit memory; NULL: the system's temporary folder */
+    bool keep;               /* files in dir stay for a later run */
+    const char *what;        /* name of the progress line */
+} moec_pass_opts;
+
+/* What the planner decided. Nothing of it changes a result. */
+typedef struct moec_pass_plan {
+    int workers;
+    bool on_disk; /* hidden states */
+    bool lean;    /* experts' pages are given back after each use */
+    uint64_t bytes, limit;
+} moec_pass_plan;
+
+typedef struct moec_pass {
+    const moec_model *m;
+    moec_pass_opts o;
+    moec_pass_plan plan;
+    int64_t n_tokens, max_seq, max_tokens, n_chunks;
+    moec_chunk *chunk;     /* [n_chunks], a function of the corpus alone */
+    int64_t *seq;          /* storage behind chunk[].seq */
+    moec_hidden *hidden;
+    moec_forward *forward;
+    moec_progress progress;
+} moec_pass;
+
+/** Worker's thread: what a MoE layer did to a chunk. */
+typedef moec_status moec_see_fn(void *ctx, int worker, const moec_chunk *c, const moec_moe_view *v, moec_err *err);
+/** In chunk order, one at a time: what that worker saw of chunk c may be added up. Called for MoE layers only. */
+typedef moec_status moec_sum_fn(void *ctx, int worker, const moec_chunk *c, moec_err *err);
+
+/** Plans memory and makes room. Model and corpus are borrowed.
+ *  @return MOEC_OK; MOEC_ENOFIT when no arrangement (hidden states on disk, lean experts, one thread) stays under
+ *          max_memory: the text says how much would do; MOEC_ENOMEM, MOEC_EIO. Free with moec_pass_free. */
+MOEC_API moec_status moec_pass_new(moec_pass **out, const moec_model *m, const moec_corpus *corpus,
+                                   const moec_pass_opts *o, moec_err *err) MOEC_USE_RESULT;
+MOEC_API void moec_pass_free(moec_pass *p);
+
+/** Hidden states := embeddings. first_layer: layers that are already done count as done in the progress line. */
+MOEC_API moec_status moec_pass_embed(moec_pass *p, moec_err *err) MOEC_USE_RESULT;
+MOEC_API void moec_pass_begin(moec_pass *p, int64_t first_layer);
+/** One layer over all chunks. `see` and `sum` may be NULL. MOEC_EINTR between chunks once a signal came. */
+MOEC_API moec_status moec_pass_layer(moec_pass *p, int64_t layer, moec_see_fn *see, moec_sum_fn *sum, void *ctx,
+                                     moec_err *err) MOEC_USE_RESULT;
+MOEC_API void moec_pass_end(moec_pass *p);
+
+/** How the tokens of a corpus are chunked: at most this many tokens, whole windows, one domain.
+ *  max(512, min(4096, tokens/8)), or one window when that is longer. */
+MOEC_API int64_t moec_pass_chunk_tokens(int64_t n_tokens, int64_t max_seq);
+/** Memory estimate of the arrangement that moec_pass_new would choose; nothing is allocated or read. */
+MOEC_API moec_status moec_pass_estimate(moec_pass_plan *out, const moec_model *m, int64_t n_tokens, int64_t max_seq,
+                                        const moec_pass_opts *o, moec_err *err) MOEC_USE_RESULT;
+
+#endif

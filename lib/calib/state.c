@@ -1,0 +1,155 @@
+/* Checkpoints: carry.N (hidden states and what moec_carry holds), stats.N.h5, and state.json that points at them. */
+#include "calib/state.h"
+
+#include "base/file.h"
+#include "base/mem.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+static moec_status read_state(moec_checkpoint *c, const char *path, moec_err *err)
+{
+    moec_json *v;
+    int64_t done, turn;
+    moec_status st = moec_json_read(&v, path, 1 << 16, err);
+    if (st != MOEC_OK)
+        return st;
+    const char *id = moec_json_string(moec_json_get(v, "id"));
+    if (!id || strcmp(id, c->id) != 0) {
+        moec_say("%s: is of another model, text or options; starting anew", c->dir);
+    } else if (moec_json_int(moec_json_get(v, "layers_done"), &done) && moec_json_int(moec_json_get(v, "turn"), &turn) &&
+               done > 0 && (turn == 0 || turn == 1)) {
+        c->layers_done = done;
+        c->turn = (int)turn;
+    }
+    moec_json_free(v);
+    return MOEC_OK;
+}
+
+moec_status moec_checkpoint_open(moec_checkpoint *out, const char *path, const char *id, bool resume, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *state = NULL;
+    memset(out, 0, sizeof *out);
+    snprintf(out->id, sizeof out->id, "%s", id);
+    MOEC_TRY(moec_format(&out->dir, err, "%s.partial", path));
+    MOEC_TRY(moec_path_join(&state, out->dir, "state.json", err));
+    if (resume && moec_path_exists(state)) {
+        moec_err why = {MOEC_OK, ""};
+        if (read_state(out, state, &why) != MOEC_OK) /* damaged: the work is lost, the result is not */
+            moec_warn("%s; starting anew", why.text);
+    }
+    if (out->layers_done == 0 && moec_path_exists(out->dir))
+        MOEC_TRY(moec_dir_remove(out->dir, err));
+    MOEC_TRY(moec_dir_make(out->dir, err));
+done:
+    moec_free(state);
+    return st;
+}
+
+void moec_checkpoint_release(moec_checkpoint *c)
+{
+    moec_free(c->dir);
+    c->dir = NULL;
+}
+
+moec_status moec_checkpoint_remove(moec_checkpoint *c, moec_err *err)
+{
+    return moec_dir_remove(c->dir, err);
+}
+
+/* The arrays of a carry, in file order. */
+typedef struct part {
+    void *at;
+    size_t bytes;
+} part;
+
+static int list_parts(part p[3], const moec_carry *c)
+{
+    size_t ids = (size_t)c->n_tokens * (size_t)c->top_k * sizeof(int32_t);
+    p[0] = (part){c->prev, ids};
+    p[1] = (part){c->guess, ids};
+    p[2] = (part){c->state, (size_t)(c->layers + 1) * (size_t)c->n_samples * (size_t)c->hidden * sizeof(float)};
+    return 3;
+}
+
+static moec_status write_carry(const char *path, const moec_carry *carry, const moec_hidden *hidden, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    part p[3];
+    int n = list_parts(p, carry);
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd < 0)
+        return moec_fail_errno(err, errno, path);
+    MOEC_TRY(moec_write_all(fd, &carry->last_moe, sizeof carry->last_moe, path, err));
+    for (int i = 0; i < n; i++)
+        MOEC_TRY(moec_write_all(fd, p[i].at, p[i].bytes, path, err));
+    MOEC_TRY(moec_hidden_save(hidden, fd, path, err));
+    if (fsync(fd) != 0)
+        st = moec_fail_errno(err, errno, path);
+done:
+    close(fd);
+    return st;
+}
+
+static moec_status read_carry(const char *path, moec_carry *carry, moec_hidden *hidden, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    part p[3];
+    int n = list_parts(p, carry);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return moec_fail_errno(err, errno, path);
+    MOEC_TRY(moec_read_all(fd, &carry->last_moe, sizeof carry->last_moe, path, err));
+    for (int i = 0; i < n; i++)
+        MOEC_TRY(moec_read_all(fd, p[i].at, p[i].bytes, path, err));
+    MOEC_TRY(moec_hidden_load(hidden, fd, path, err));
+done:
+    close(fd);
+    return st;
+}
+
+moec_status moec_checkpoint_load(const moec_checkpoint *c, moec_stats **stats, moec_carry *carry, moec_hidden *hidden,
+                                 moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *path = NULL, *file = NULL;
+    /* On disk the hidden states of a checkpoint lie in the file whose number is the layers' parity, see moec_hidden_turn: the
+     * embeddings went to 1, layer 0's output to 0, and so on. */
+    moec_hidden_set_side(hidden, (int)((c->layers_done + 1) % 2));
+    MOEC_TRY(moec_format(&path, err, "%s/carry.%d", c->dir, c->turn));
+    MOEC_TRY(moec_format(&file, err, "%s/stats.%d.h5", c->dir, c->turn));
+    MOEC_TRY(read_carry(path, carry, hidden, err));
+    MOEC_TRY(moec_stats_load(stats, file, err));
+done:
+    moec_free(path);
+    moec_free(file);
+    return st;
+}
+
+moec_status moec_checkpoint_save(moec_checkpoint *c, int64_t layers_done, const moec_stats *stats, const moec_carry *carry,
+                                 const moec_hidden *hidden, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *path = NULL, *file = NULL, *state = NULL, *text = NULL;
+    int turn = 1 - c->turn;
+    MOEC_TRY(moec_format(&path, err, "%s/carry.%d", c->dir, turn));
+    MOEC_TRY(moec_format(&file, err, "%s/stats.%d.h5", c->dir, turn));
+    MOEC_TRY(moec_path_join(&state, c->dir, "state.json", err));
+    MOEC_TRY(write_carry(path, carry, hidden, err));
+    MOEC_TRY(moec_stats_save(stats, file, err));
+    MOEC_TRY(moec_format(&text, err, "{\"id\": \"%s\", \"layers_done\": %lld, \"turn\": %d}\n", c->id,
+                         (long long)layers_done, turn));
+    MOEC_TRY(moec_file_write(state, text, strlen(text), err));
+    c->turn = turn;
+    c->layers_done = layers_done;
+done:
+    moec_free(path);
+    moec_free(file);
+    moec_free(state);
+    moec_free(text);
+    return st;
+}

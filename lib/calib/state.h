@@ -1,0 +1,38 @@
+/* What calibration carries from layer to layer besides hidden states and statistics, and its checkpoints on disk. */
+#ifndef MOEC_CALIB_STATE_H
+#define MOEC_CALIB_STATE_H
+
+#include "calib/calibrate.h"
+
+/* Carried from layer to layer. N: all layers, S: sampled tokens. */
+typedef struct moec_carry {
+    int64_t n_tokens, top_k, hidden, layers;
+    int64_t last_moe;     /* index of the last MoE layer done, -1: none yet */
+    int32_t *prev, *guess; /* [n_tokens, k] selections there; what the next router would have chosen from its input */
+    int64_t n_samples;    /* over all domains */
+    int64_t *sample;      /* [S] tokens whose residual streams are compared between layers */
+    int *sample_domain;   /* [S] */
+    float *state;         /* [N+1, S, H] */
+} moec_carry;
+
+typedef struct moec_checkpoint {
+    char *dir;      /* PATH.partial */
+    char id[33];    /* digest of everything that decides the result */
+    int64_t layers_done;
+    int turn;       /* files of the last checkpoint end in this number, those of the next in the other */
+} moec_checkpoint;
+
+/** Opens or makes the folder. layers_done is 0 unless there is a checkpoint with this id. MOEC_EIO, MOEC_ENOMEM. */
+MOEC_API moec_status moec_checkpoint_open(moec_checkpoint *out, const char *path, const char *id, bool resume,
+                                          moec_err *err) MOEC_USE_RESULT;
+/** Loads what the checkpoint holds. MOEC_EFORMAT when a file of it is damaged. */
+MOEC_API moec_status moec_checkpoint_load(const moec_checkpoint *c, moec_stats **stats, moec_carry *carry,
+                                          moec_hidden *hidden, moec_err *err) MOEC_USE_RESULT;
+/** Writes everything aside, syncs, and replaces state.json last. */
+MOEC_API moec_status moec_checkpoint_save(moec_checkpoint *c, int64_t layers_done, const moec_stats *stats,
+                                          const moec_carry *carry, const moec_hidden *hidden, moec_err *err) MOEC_USE_RESULT;
+/** Removes the folder. */
+MOEC_API moec_status moec_checkpoint_remove(moec_checkpoint *c, moec_err *err) MOEC_USE_RESULT;
+MOEC_API void moec_checkpoint_release(moec_checkpoint *c);
+
+#endif

@@ -1,0 +1,169 @@
+/* Router statistics: what calibration collects and methods read. Everything is a sum, a count or a maximum, never a mean,
+ * so that files from several runs, texts and machines merge by addition (maxima by maximum). One table, moec_stat_kinds,
+ * says for every statistic its name, shape, unit, how it merges and the tier that switches it on.
+ * Symbols: D domains, L MoE layers, E experts, k top-k, H hidden, I expert width. */
+#ifndef MOEC_CALIB_STATS_H
+#define MOEC_CALIB_STATS_H
+
+#include "base/hash.h"
+#include "base/json.h"
+#include "model/model.h"
+
+typedef enum moec_stat {
+    /* tier 0 */
+    MOEC_STAT_SELECTED,      /* [L,E] u64   tokens that select e */
+    MOEC_STAT_RANK,          /* [L,E,k] u64 tokens for which e is the j-th choice by weight */
+    MOEC_STAT_GATE_SUM,      /* [L,E] f64   sum of the applied weight g over the tokens that select e */
+    MOEC_STAT_GATE_SQ,       /* [L,E] f64   sum of g^2 */
+    MOEC_STAT_GATE_TOP1_SUM, /* [L,E] f64   sum of g where e is the first choice */
+    MOEC_STAT_PROB_SUM,      /* [L,E] f64   sum of the full score (softmax or sigmoid) over all tokens */
+    MOEC_STAT_PROB_SEQ_SUM,  /* [L,E] f64   sum over sequences of the mean score */
+    MOEC_STAT_LOGIT_SUM,     /* [L,E] f64   sum of router logits z */
+    MOEC_STAT_LOGIT_SQ,      /* [L,E] f64   sum of z^2 */
+    MOEC_STAT_MARKER_TOP1,   /* [L,E] f64   sum of z where e is the first choice by logit (TCESS, Ka = 1) */
+    MOEC_STAT_MARKER_TOPK,   /* [L,E] f64   sum of z where e is among the k largest logits (TCESS, Ka = k) */
+    MOEC_STAT_NORM_SUM,      /* [L,E] f64   sum of |y|_2, y the un-gated expert output */
+    MOEC_STAT_NORM_SQ,       /* [L,E] f64   sum of |y|^2 */
+    MOEC_STAT_GNORM_SUM,     /* [L,E] f64   sum of g|y| */
+    MOEC_STAT_GNORM_SQ,      /* [L,E] f64   sum of g^2 |y|^2 */
+    MOEC_STAT_UGNORM_SUM,    /* [L,E] f64   sum of max(1 - cos(h, h+r), 0) g|y|, r the routed output (EASY-EP) */
+    MOEC_STAT_OUT_ABSMAX,    /* [L,E] f32   max |y_i| at the output of down_proj */
+    MOEC_STAT_OUT_CHANNEL,   /* [L,E] i32   channel of OUT_ABSMAX (the lowest on ties); follows OUT_ABSMAX in merging */
+    MOEC_STAT_IN_ABSMAX,     /* [L,E] f32   max |a_i| at the input of down_proj */
+    MOEC_STAT_COS_MOE,       /* [L] f64     sum of cos(h, h + MoE output) */
+    MOEC_STAT_COS_BLOCK,     /* [N+1,N+1] f64 sum of cos(H_i, H_j) over sampled tokens, N = all layers */
+    MOEC_STAT_BLOCK_TOKENS,  /* [] u64      how many tokens COS_BLOCK summed over */
+    MOEC_STAT_NORMS_RES,     /* [L,3] f64   sum of |h|, |r|, |shared expert output| */
+    MOEC_STAT_RATIO_HIST,    /* [L,k-1,1024] u32  histogram of w_(j+1)/w_(1), j = 1.. ; bin floor(1024 x), 1 in the last */
+    MOEC_STAT_CUMGATE_HIST,  /* [L,k,256] u32     histogram of the cumulative sorted weight before the i-th choice over
+                                                  the sum of the selected weights; bin floor(256 x), 1 in the last */
+    MOEC_STAT_TOPP_COUNT,    /* [L,20,E+1] u32    tokens whose n experts of largest logit are the fewest that hold the
+                                                  share p = 0.05 .. 1.00 of the sum of all E scores */
+    MOEC_STAT_COACT,         /* [L,E,E] u64 tokens that select both (diagonal: SELECTED) */
+    MOEC_STAT_TRANS,         /* [L-1,E,E] u64 tokens that select e at MoE layer l and e' at the next */
+    MOEC_STAT_PREFETCH_HIT,  /* [L-1,k] u64 tokens whose j-th choice at the next MoE layer is among the k that its router
+                                            would choose from this layer's router input */
+    MOEC_STAT_COS_ROUTER,    /* [L,E] f64   sum of cos(x, w_e) over the tokens that select e */
+    MOEC_STAT_COS_ROUTER_MAX, /* [L,E] f64  maximum of cos(x, w_e) over the tokens that select e; -1 where there is none */
+    /* tier 1 */
+    MOEC_STAT_LOGIT_GRAM,    /* [L,E,E] f64 sum of z z^T */
+    MOEC_STAT_Y_SUM,         /* [L,E,H] f64 sum of y over the tokens that select e */
+    MOEC_STAT_GY_SUM,        /* [L,E,H] f64 sum of g y */
+    MOEC_STAT_ACT_ABS,       /* [L,E,I] f64 sum of |a| */
+    MOEC_STAT_ACT_SQ,        /* [L,E,I] f64 sum of a^2 */
+    MOEC_STAT_GACT_SQ,       /* [L,E,I] f64 sum of g^2 a^2 */
+    MOEC_STAT_XIN_ABS,       /* [L,E,H] f64 sum of |x| over the tokens that select e */
+    MOEC_STAT_XIN_SQ,        /* [L,E,H] f64 sum of x^2 */
+    MOEC_STAT_COUNT
+} moec_stat;
+
+typedef enum moec_cell { MOEC_CELL_U64, MOEC_CELL_U32, MOEC_CELL_F64, MOEC_CELL_F32, MOEC_CELL_I32 } moec_cell;
+typedef enum moec_merge { MOEC_MERGE_ADD, MOEC_MERGE_MAX, MOEC_MERGE_FOLLOW } moec_merge;
+
+typedef struct moec_stat_kind {
+    const char *name;  /* HDF5 dataset name and what errors call it */
+    const char *shape; /* per layer, one letter an axis: E k H I, j = k-1, r = 1024, c = 256, p = 20, f = E+1, 3,
+                          n = all layers + 1; "" a scalar */
+    moec_cell cell;
+    moec_merge merge;  /* FOLLOW: the value that belongs to the maximum of the kind before it is kept */
+    int tier;
+    int layers;        /* 1: one block per MoE layer; 2: one per pair of neighbouring MoE layers (L-1); 0: per model */
+    double start;      /* value of a cell that has seen no token */
+    double low;        /* no cell is below this; -INFINITY: any finite value */
+    const char *unit;
+    const char *about; /* one line */
+} moec_stat_kind;
+extern MOEC_API const moec_stat_kind moec_stat_kinds[MOEC_STAT_COUNT];
+
+/* What a statistics file is about; two files merge only when model, rule and shape are equal. */
+typedef struct moec_stats_meta {
+    char model[33];        /* moec_ckpt_fingerprint */
+    char model_type[64];
+    char *router_rule;     /* JSON: score, renorm, top-k, ... */
+    char *options;         /* JSON: seq_len, seed, compute mode, text digests */
+    char compute[16];      /* "f32" or "bf16" */
+    int64_t layers, moe_layers, experts, top_k, hidden, expert_width;
+    int64_t *moe_layer;    /* [moe_layers] index of each MoE layer among all */
+    int tier;
+} moec_stats_meta;
+
+typedef struct moec_stats_domain {
+    char *name;
+    double weight;              /* used when domains are mixed; sums are stored unweighted */
+    uint64_t tokens, sequences;
+    char digest[33];            /* of token ids and window borders */
+    void *data[MOEC_STAT_COUNT]; /* whole array of each kind, NULL when not collected */
+} moec_stats_domain;
+
+typedef struct moec_stats {
+    moec_stats_meta meta;
+    int n_domains;
+    moec_stats_domain *domain;
+} moec_stats;
+
+/** Statistics of no tokens: every cell at its kind's `start`, every kind up to meta->tier collected. `meta` is copied;
+ *  weights are 1. names: n_domains names of 1 to 200 bytes, all different.
+ *  MOEC_EINVAL: a size out of range, router_rule or options not JSON or above 1 MiB, a name empty, too long or twice.
+ *  MOEC_ENOMEM. Free with moec_stats_free. */
+MOEC_API moec_status moec_stats_new(moec_stats **out, const moec_stats_meta *meta, int n_domains,
+                                    const char *const *names, moec_err *err) MOEC_USE_RESULT;
+MOEC_API void moec_stats_free(moec_stats *s);
+MOEC_API void moec_stats_meta_release(moec_stats_meta *m);
+
+/** Cells of one layer's block of a kind, and number of blocks; 0 blocks where the kind does not apply (k = 1, L = 1).
+ *  Sizes in `meta` must be in range (those of moec_stats_new and moec_stats_load are). */
+MOEC_API int64_t moec_stat_cells(const moec_stats_meta *m, moec_stat kind);
+MOEC_API int64_t moec_stat_blocks(const moec_stats_meta *m, moec_stat kind);
+MOEC_API size_t moec_cell_bytes(moec_cell c);
+/** Block of MoE layer l in a domain (of a pair kind: that of l and l+1; of a kind per model: the whole, whatever l is), or
+ *  NULL when not collected. */
+MOEC_API void *moec_stat_at(const moec_stats *s, int domain, moec_stat kind, int64_t moe_layer);
+
+/** HDF5 file: /meta attributes, /domains/NAME attributes and datasets t0/KIND (chunked and compressed) and t1/KIND
+ *  (plain), each with its unit, meaning and merge rule; the same bytes for the same content. In NAME the bytes '/', '%',
+ *  a leading '.' and control characters are written %XX. The file's first 512 bytes (an HDF5 user block) hold a checksum of the rest.
+ *  Written aside as PATH.tmp and renamed. MOEC_EIO, MOEC_ENOFIT (disk full); MOEC_ENUMERIC: a cell is not finite or below
+ *  its kind's bound (the text names domain, kind, layer and expert); nothing is written then. */
+MOEC_API moec_status moec_stats_save(const moec_stats *s, const char *path, moec_err *err) MOEC_USE_RESULT;
+/** MOEC_EIO; MOEC_EFORMAT: not ours, damaged (the checksum differs), another format version, a missing attribute or
+ *  dataset, a dataset of another type or shape than the attributes say, sizes out of range, a count or sum that is
+ *  negative or not finite. Memory: what is read, at most some 1100 times the file's length. */
+MOEC_API moec_status moec_stats_load(moec_stats **out, const char *path, moec_err *err) MOEC_USE_RESULT;
+/** The same from bytes in memory; `what` is what errors call them. */
+MOEC_API moec_status moec_stats_load_memory(moec_stats **out, const void *bytes, size_t len, const char *what,
+                                            moec_err *err) MOEC_USE_RESULT;
+
+/** Adds `from` to `into`: domains of the same name add up, others are appended. Counts stop at the largest value of their
+ *  type. A domain in both keeps the weight of `into` and gets the sum of both digests (as 128-bit numbers, so the order of
+ *  merging does not matter; "merged" when one is not a digest). Options that differ become {"merged": [..]}, each once, in
+ *  byte order; compute modes that differ become "mixed". Kinds that one of both lacks are dropped, with their names in
+ *  *dropped, separated by blanks, or "" (`dropped` may be NULL; free with moec_free).
+ *  MOEC_EFORMAT when the models, router rules or shapes differ (the text says which); MOEC_ENOMEM. `into` is unchanged on
+ *  failure. */
+MOEC_API moec_status moec_stats_merge(moec_stats *into, const moec_stats *from, char **dropped, moec_err *err)
+    MOEC_USE_RESULT;
+/** The model's routing rule as JSON text: what must be equal for statistics to add up. Free with moec_free. MOEC_ENOMEM. */
+MOEC_API moec_status moec_router_rule(char **out, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
+/** MOEC_EFORMAT unless the statistics are of this model ("statistics of another model: ..."). MOEC_ENUMERIC as in
+ *  moec_stats_save. Cost: one read of the statistics, and moec_ckpt_fingerprint. */
+MOEC_API moec_status moec_stats_check(const moec_stats *s, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
+
+/** Adds block `part` (cells of `kind`) into `sum` by the kind's rule; for FOLLOW kinds pass the maxima of both before they
+ *  are merged in `lead_sum` and `lead_part`. */
+MOEC_API void moec_stat_add(moec_stat kind, void *sum, const void *part, int64_t cells, const void *lead_sum,
+                            const void *lead_part);
+
+/** What `stats show` prints:
+ *    {"meta": {..}, "kinds": [..],
+ *     "domains": [{"name", "tokens", "sequences", "weight", "digest", "coverage": C, "layers": [R..]}],
+ *     "coverage": C, "layers": [R..]}             the last two over all domains together
+ *    C: {"experts", "floor", "below_floor", "never", "min", "below_floor_experts": [{"layer","expert","tokens"}],
+ *        "never_experts": [{"layer","expert"}]}   counts over all layers; one never seen is in both lists (floor > 0)
+ *    R: {"layer", "min", "median", "max", "below_floor", "never",          tokens that select an expert
+ *        "cv": standard deviation over mean, "entropy": of the shares, 1 when all are equal, 0 when one has all,
+ *        "top": [{"expert", "share"}]}            the 5 most selected; share of the layer's selections
+ *  cv, entropy and share are null in a layer that no token has reached. */
+MOEC_API moec_status moec_stats_describe(moec_json **out, const moec_stats *s, uint64_t floor, moec_err *err)
+    MOEC_USE_RESULT;
+
+#endif

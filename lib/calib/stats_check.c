@@ -1,0 +1,70 @@
+/* Do statistics belong to a model? */
+#include "calib/stats_internal.h"
+
+#include "base/mem.h"
+
+#include <string.h>
+
+static moec_status other_model(const char *what, moec_err *err)
+{
+    return moec_fail(err, MOEC_EFORMAT, "statistics of another model: %s", what);
+}
+
+moec_status moec_router_rule(char **out, const moec_model *m, moec_err *err)
+{
+    moec_json *o = moec_json_new_object();
+    moec_json_set(o, "score", moec_json_new_string(m->family->score == MOEC_SCORE_SIGMOID ? "sigmoid" : "softmax"));
+    moec_json_set(o, "top_k", moec_json_new_int(m->dims.top_k));
+    moec_json_set(o, "renormalised", moec_json_new_bool(m->dims.renorm));
+    moec_status st = moec_json_dump(out, o, 0, err);
+    moec_json_free(o);
+    return st;
+}
+
+/* The fingerprint covers tensors; a config.json that was edited to route otherwise shows here. */
+static moec_status check_rule(const moec_stats_meta *a, const moec_model *m, moec_err *err)
+{
+    char *rule;
+    moec_status st = moec_router_rule(&rule, m, err);
+    if (st != MOEC_OK)
+        return st;
+    if (strcmp(a->router_rule, rule) != 0)
+        st = moec_fail(err, MOEC_EFORMAT, "statistics of another model: router rule %.200s, the model has %.200s",
+                       a->router_rule, rule);
+    moec_free(rule);
+    return st;
+}
+
+moec_status moec_stats_check(const moec_stats *s, const moec_model *m, moec_err *err)
+{
+    moec_digest id;
+    const moec_stats_meta *a = &s->meta;
+    const moec_dims *b = &m->dims;
+    const struct {
+        const char *name;
+        int64_t have, want;
+    } size[] = {
+        {"layers", a->layers, b->layers},    {"MoE layers", a->moe_layers, m->moe_layers},
+        {"experts", a->experts, b->experts}, {"top-k", a->top_k, b->top_k},
+        {"hidden", a->hidden, b->hidden},    {"expert width", a->expert_width, b->expert_width},
+    };
+    for (size_t i = 0; i < MOEC_COUNT(size); i++)
+        if (size[i].have != size[i].want)
+            return moec_fail(err, MOEC_EFORMAT, "statistics of another model: %s is %lld, the model has %lld",
+                             size[i].name, (long long)size[i].have, (long long)size[i].want);
+    for (int64_t l = 0; l < a->moe_layers; l++)
+        if (m->layer[a->moe_layer[l]].moe_index != l)
+            return other_model("the MoE layers are others", err);
+    if (strcmp(a->model_type, m->family->model_type) != 0)
+        return moec_fail(err, MOEC_EFORMAT, "statistics of another model: of type %s, the model is %s", a->model_type,
+                         m->family->model_type);
+    moec_status st = check_rule(a, m, err);
+    if (st == MOEC_OK)
+        st = moec_ckpt_fingerprint(&id, m->ckpt, err);
+    if (st != MOEC_OK)
+        return st;
+    if (strcmp(a->model, id.hex) != 0)
+        return moec_fail(err, MOEC_EFORMAT, "statistics of another model: fingerprint %s, the model has %s", a->model,
+                         id.hex);
+    return moec__stats_values_check(s, MOEC_ENUMERIC, err);
+}
