@@ -263,6 +263,8 @@ void moec_names_free(char **names, size_t n)
 moec_status moec_disk_free(uint64_t *out, const char *path, moec_err *err)
 {
     char *p;
+    if (!*path)
+        path = ".";
     moec_status st = moec_copy(&p, path, strlen(path), err);
     if (st != MOEC_OK)
         return st;

@@ -25,6 +25,11 @@ static moec_json *wrap(json_t *v)
 moec_status moec_json_parse(moec_json **out, const char *text, size_t len, const char *what, moec_err *err)
 {
     json_error_t e;
+    *out = NULL;
+    /* jansson steps over a NUL behind a number, and editing in place works on NUL-terminated text */
+    const char *nul = len > 0 ? memchr(text, '\0', len) : NULL;
+    if (nul)
+        return moec_fail(err, MOEC_EFORMAT, "%s: JSON holds a NUL byte at offset %zu", what, (size_t)(nul - text));
     *out = wrap(json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e));
     if (!*out)
         return moec_fail(err, MOEC_EFORMAT, "%s: JSON line %d column %d: %s", what, e.line, e.column, e.text);

@@ -4,11 +4,12 @@
 
 #include "base/mem.h"
 #include "calib/stats_internal.h"
+#include "num/vec.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { LANES = 4, DIGITS = 256, RATIO_BINS = 1024, CUM_BINS = 256, SHARES = 20, GRAM_ROWS = 4, FEW = 32 };
+enum { DIGITS = 256, RATIO_BINS = 1024, CUM_BINS = 256, SHARES = 20, GRAM_ROWS = 4 };
 
 /* ---- partials ----------------------------------------------------------------------------------------------------- */
 
@@ -165,24 +166,16 @@ static uint32_t descending_key(float z)
     return bits >> 31 ? bits : ~bits & 0x7fffffffu;
 }
 
-static void sort_few(uint64_t *order, const float *z, int64_t n)
-{
-    for (int64_t e = 0; e < n; e++) {
-        uint64_t one = (uint64_t)descending_key(z[e]) << 32 | (uint64_t)e;
-        int64_t i = e;
-        for (; i > 0 && order[i - 1] > one; i--)
-            order[i] = order[i - 1];
-        order[i] = one;
-    }
-}
-
-/* Experts by descending logit, the lowest id first on ties, ids in the low half of `order`. Few are inserted one by one;
- * for many a stable radix sort, byte by byte, whose cost is the same for all values and grows with E alone. */
+/* Experts by descending logit, the lowest id first on ties, ids in the low half of `order`. Few are compared all with
+ * all; for many a stable radix sort, byte by byte, whose cost is the same for all values and grows with E alone. */
 static void sort_logits(uint64_t *order, uint64_t *spare, const float *z, int64_t n)
 {
     uint32_t at[4][DIGITS];
-    if (n <= FEW) {
-        sort_few(order, z, n);
+    if (n <= MOEC_ORDER_MOST) {
+        int32_t few[MOEC_ORDER_MOST];
+        moec_order(few, z, n);
+        for (int64_t e = 0; e < n; e++)
+            order[e] = (uint64_t)(uint32_t)few[e];
         return;
     }
     memset(at, 0, sizeof at);
@@ -254,34 +247,6 @@ static void sum_gram(moec_partial *p, const moec_event *ev)
 
 /* ---- norms and angles --------------------------------------------------------------------------------------------- */
 
-typedef struct products {
-    double hh, hr, rr, xx;
-} products;
-
-/* In float64 lanes, because 1 - cos(h, h+r) of a small r would drown in the rounding of float32 sums. */
-static products token_products(const float *h, const float *r, const float *x, int64_t n)
-{
-    double hh[LANES] = {0}, hr[LANES] = {0}, rr[LANES] = {0}, xx[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int l = 0; l < LANES; l++) {
-            const double a = (double)h[i + l], b = (double)r[i + l], c = (double)x[i + l];
-            hh[l] += a * a;
-            hr[l] += a * b;
-            rr[l] += b * b;
-            xx[l] += c * c;
-        }
-    for (int l = 0; i < n; i++, l++) {
-        const double a = (double)h[i], b = (double)r[i], c = (double)x[i];
-        hh[l] += a * a;
-        hr[l] += a * b;
-        rr[l] += b * b;
-        xx[l] += c * c;
-    }
-    return (products){(hh[0] + hh[1]) + (hh[2] + hh[3]), (hr[0] + hr[1]) + (hr[2] + hr[3]),
-                      (rr[0] + rr[1]) + (rr[2] + rr[3]), (xx[0] + xx[1]) + (xx[2] + xx[3])};
-}
-
 static void sum_norms(moec_partial *p, const moec_event *ev)
 {
     const int64_t k = p->meta.top_k, width = p->meta.hidden, n_experts = p->meta.experts;
@@ -291,14 +256,15 @@ static void sum_norms(moec_partial *p, const moec_event *ev)
     double *res = p->block[MOEC_STAT_NORMS_RES];
     double *cos_sum = p->block[MOEC_STAT_COS_ROUTER], *cos_max = p->block[MOEC_STAT_COS_ROUTER_MAX];
     for (int64_t t = 0; t < ev->n; t++) {
-        const products v = token_products(ev->h + t * width, ev->r + t * width, ev->x + t * width, width);
+        double v[4]; /* h.h, h.r, r.r, x.x in float64: 1 - cos(h, h+r) of a small r would drown in float32 sums */
+        moec_products(v, ev->h + t * width, ev->r + t * width, ev->x + t * width, width);
         /* h.(h+r) and |h+r|^2 follow from the products; the latter may round to just below 0 when r = -h. */
-        const double after = v.hh + 2 * v.hr + v.rr, both = v.hh * after;
-        const double cosine = both > 0 ? (v.hh + v.hr) / sqrt(both) : 0, u = fmax(1 - cosine, 0);
-        const double x_norm = sqrt(v.xx);
+        const double after = v[0] + 2 * v[1] + v[2], both = v[0] * after;
+        const double cosine = both > 0 ? (v[0] + v[1]) / sqrt(both) : 0, u = fmax(1 - cosine, 0);
+        const double x_norm = sqrt(v[3]);
         cos_moe[0] += cosine;
-        res[0] += sqrt(v.hh);
-        res[1] += sqrt(v.rr);
+        res[0] += sqrt(v[0]);
+        res[1] += sqrt(v[2]);
         for (int64_t j = 0; j < k; j++) {
             const int64_t e = ev->ids[t * k + j];
             const double g = (double)ev->gates[t * k + j], y = (double)ev->y_norm[t * k + j], gy = g * y;

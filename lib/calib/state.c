@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 static moec_status read_state(moec_checkpoint *c, const char *path, moec_err *err)
@@ -29,22 +30,55 @@ static moec_status read_state(moec_checkpoint *c, const char *path, moec_err *er
     return MOEC_OK;
 }
 
+/* One run at a time: two would write each other's checkpoints. The lock goes with the process. */
+static moec_status lock_dir(moec_checkpoint *c, moec_err *err)
+{
+    c->lock = open(c->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (c->lock < 0)
+        return moec_fail_errno(err, errno, c->dir);
+    if (flock(c->lock, LOCK_EX | LOCK_NB) == 0)
+        return MOEC_OK;
+    if (errno == EWOULDBLOCK)
+        return moec_fail(err, MOEC_EEXIST, "%s: another run is working on it", c->dir);
+    return moec_fail_errno(err, errno, c->dir);
+}
+
+/* Removes what an earlier run left, but not the folder, which holds the lock. */
+static moec_status clear_dir(const moec_checkpoint *c, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char **names = NULL, *path = NULL;
+    size_t n = 0;
+    MOEC_TRY(moec_dir_list(&names, &n, c->dir, err));
+    for (size_t i = 0; i < n; i++) {
+        moec_free(path);
+        MOEC_TRY(moec_path_join(&path, c->dir, names[i], err));
+        MOEC_TRY(moec_dir_remove(path, err));
+    }
+done:
+    moec_free(path);
+    moec_names_free(names, n);
+    return st;
+}
+
 moec_status moec_checkpoint_open(moec_checkpoint *out, const char *path, const char *id, bool resume, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *state = NULL;
     memset(out, 0, sizeof *out);
+    out->lock = -1;
     snprintf(out->id, sizeof out->id, "%s", id);
     MOEC_TRY(moec_format(&out->dir, err, "%s.partial", path));
     MOEC_TRY(moec_path_join(&state, out->dir, "state.json", err));
+    MOEC_TRY(moec_dir_make(out->dir, err));
+    MOEC_TRY(lock_dir(out, err));
     if (resume && moec_path_exists(state)) {
         moec_err why = {MOEC_OK, ""};
         if (read_state(out, state, &why) != MOEC_OK) /* damaged: the work is lost, the result is not */
             moec_warn("%s; starting anew", why.text);
     }
-    if (out->layers_done == 0 && moec_path_exists(out->dir))
-        MOEC_TRY(moec_dir_remove(out->dir, err));
-    MOEC_TRY(moec_dir_make(out->dir, err));
+    if (out->layers_done == 0)
+        MOEC_TRY(clear_dir(out, err));
 done:
     moec_free(state);
     return st;
@@ -52,6 +86,8 @@ done:
 
 void moec_checkpoint_release(moec_checkpoint *c)
 {
+    if (c->dir && c->lock >= 0)
+        close(c->lock);
     moec_free(c->dir);
     c->dir = NULL;
 }

@@ -17,12 +17,14 @@ typedef struct moec_carry {
 
 typedef struct moec_checkpoint {
     char *dir;      /* PATH.partial */
+    int lock;       /* the open folder, which holds the lock */
     char id[33];    /* digest of everything that decides the result */
     int64_t layers_done;
     int turn;       /* files of the last checkpoint end in this number, those of the next in the other */
 } moec_checkpoint;
 
-/** Opens or makes the folder. layers_done is 0 unless there is a checkpoint with this id. MOEC_EIO, MOEC_ENOMEM. */
+/** Opens or makes the folder and locks it. layers_done is 0 unless there is a checkpoint with this id.
+ *  MOEC_EEXIST: another run holds the lock; MOEC_EIO, MOEC_ENOMEM. */
 MOEC_API moec_status moec_checkpoint_open(moec_checkpoint *out, const char *path, const char *id, bool resume,
                                           moec_err *err) MOEC_USE_RESULT;
 /** Loads what the checkpoint holds. MOEC_EFORMAT when a file of it is damaged. */

@@ -28,6 +28,12 @@ static moec_status router_logits(float *const *out, const float *const *router, 
 static void top_k(int32_t *ids, const float *v, int64_t n_experts, int64_t k)
 {
     int64_t have = 0;
+    if (n_experts <= MOEC_ORDER_MOST) {
+        int32_t all[MOEC_ORDER_MOST];
+        moec_order(all, v, n_experts);
+        memcpy(ids, all, (size_t)k * sizeof *ids);
+        return;
+    }
     for (int64_t e = 0; e < n_experts; e++) {
         if (have == k && !(v[e] > v[ids[k - 1]]))
             continue;

@@ -63,6 +63,16 @@ bool moec_all_finite(const float *x, int64_t n)
     return table()->all_finite(x, n);
 }
 
+void moec_order(int32_t *out, const float *v, int64_t n)
+{
+    table()->order(out, v, n);
+}
+
+void moec_products(double out[4], const float *h, const float *r, const float *x, int64_t n)
+{
+    table()->products(out, h, r, x, n);
+}
+
 void moec_panel_norms(double sum_sq[32], float abs_max[32], const float *panel, int64_t width)
 {
     table()->panel_norms(sum_sq, abs_max, panel, width);

@@ -22,6 +22,14 @@ MOEC_API float moec_abs_max(const float *x, int64_t n);
 /** True when every value is finite. */
 MOEC_API bool moec_all_finite(const float *x, int64_t n);
 
+/** out[0..n-1] = the indices of v by descending value, the lowest index first on ties; n <= MOEC_ORDER_MOST. All values are
+ *  compared with all, which is faster than sorting while they are few and costs the same for any values. With a NaN among
+ *  them the order means nothing, but every entry is an index below n. */
+enum { MOEC_ORDER_MOST = 32 };
+MOEC_API void moec_order(int32_t *out, const float *v, int64_t n);
+/** h.h, h.r, r.r and x.x in float64. */
+MOEC_API void moec_products(double out[4], const float *h, const float *r, const float *x, int64_t n);
+
 /** Per lane of one panel float[width][32]: sum of squares and largest magnitude. */
 MOEC_API void moec_panel_norms(double sum_sq[32], float abs_max[32], const float *panel, int64_t width);
 

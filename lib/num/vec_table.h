@@ -13,6 +13,8 @@ typedef struct moec_vec_table {
     double (*sum_sq)(const float *x, int64_t n);
     float (*abs_max)(const float *x, int64_t n);
     bool (*all_finite)(const float *x, int64_t n);
+    void (*order)(int32_t *out, const float *v, int64_t n);
+    void (*products)(double out[4], const float *h, const float *r, const float *x, int64_t n);
     void (*panel_norms)(double sum_sq[32], float abs_max[32], const float *panel, int64_t width);
     void (*lse_add)(moec_lse *s, const float *z, const float *other, int64_t n, int32_t first);
 } moec_vec_table;

@@ -1,0 +1,39 @@
+/* Inside of moec_out, shared by out.c (builds it) and writer.c (carries it out). */
+#ifndef MOEC_CKPT_OUT_H
+#define MOEC_CKPT_OUT_H
+
+#include "ckpt/writer.h"
+
+typedef struct moec_segment {
+    uint64_t at;           /* in the data of the shard */
+    int fd;
+    uint64_t from, length; /* in the source file */
+} moec_segment;
+
+typedef struct moec_shard_plan {
+    char *name, *metadata;
+    moec_st_entry *entry;
+    size_t n, cap;
+    moec_segment *segment;
+    size_t n_segments, segments_cap;
+    uint64_t bytes; /* of data */
+    char *header;
+    size_t header_len;
+} moec_shard_plan;
+
+typedef struct moec_file_plan {
+    char *name;
+    char *path;  /* copy of this file, or */
+    char *bytes; /* these bytes */
+    uint64_t len;
+} moec_file_plan;
+
+struct moec_out {
+    moec_shard_plan *shard;
+    size_t n_shards, shards_cap;
+    moec_file_plan *file;
+    size_t n_files, files_cap;
+    bool closed;
+};
+
+#endif

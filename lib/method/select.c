@@ -1,0 +1,148 @@
+/* From scores to who is kept; see moec_select. */
+#include "method/method.h"
+
+#include "base/mem.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+moec_status moec_kept_experts(int64_t *out, const moec_request *q, moec_err *err)
+{
+    int64_t n = q->model->dims.experts;
+    if (q->keep < 0 || q->keep > n)
+        return moec_fail(err, MOEC_EINVAL, "--keep %lld: the model has %lld experts in a layer", (long long)q->keep,
+                         (long long)n);
+    if (!(q->share >= 0.0 && q->share <= 1.0))
+        return moec_fail(err, MOEC_EINVAL, "--remove %g: expected a share from 0 to 1", q->share);
+    *out = q->keep > 0 ? q->keep : n - (int64_t)floor((double)n * q->share + 1e-9);
+    if (*out < 1)
+        return moec_fail(err, MOEC_EINVAL, "--remove %g%%: no expert would be left of %lld", q->share * 100.0,
+                         (long long)n);
+    return MOEC_OK;
+}
+
+typedef struct rank {
+    int32_t expert;
+    bool guarded;
+    double score;
+} rank;
+
+static int by_rank(const void *a, const void *b)
+{
+    const rank *x = a, *y = b;
+    if (x->guarded != y->guarded)
+        return x->guarded ? -1 : 1;
+    if (x->score != y->score)
+        return x->score > y->score ? -1 : 1;
+    return x->expert < y->expert ? -1 : 1;
+}
+
+static int by_number(const void *a, const void *b)
+{
+    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+static moec_status list_guarded(moec_plan_layer *l, const moec_request *q, int64_t moe, rank *order, moec_err *err)
+{
+    moec_status st = MOEC_NEW(l->guarded, (size_t)l->n_experts, err);
+    for (int64_t e = 0; st == MOEC_OK && q->guard && e < l->n_experts; e++)
+        if (q->guard->flag[moe * q->guard->experts + e]) {
+            order[e].guarded = true;
+            l->guarded[l->n_guarded++] = (int32_t)e;
+        }
+    return st;
+}
+
+/* An expert is unseen when no domain has a token that selected it. */
+static moec_status list_unseen(moec_plan_layer *l, const moec_stats *s, int64_t moe, moec_err *err)
+{
+    moec_status st = MOEC_NEW(l->unseen, (size_t)l->n_experts, err);
+    if (st != MOEC_OK || !s || s->n_domains == 0)
+        return st;
+    for (int d = 0; d < s->n_domains; d++)
+        if (!moec_stat_at(s, d, MOEC_STAT_SELECTED, moe))
+            return MOEC_OK; /* not known */
+    for (int64_t e = 0; e < l->n_experts; e++) {
+        bool seen = false;
+        for (int d = 0; d < s->n_domains && !seen; d++)
+            seen = ((const uint64_t *)moec_stat_at(s, d, MOEC_STAT_SELECTED, moe))[e] > 0;
+        if (!seen)
+            l->unseen[l->n_unseen++] = (int32_t)e;
+    }
+    return st;
+}
+
+static moec_status select_layer(moec_plan_layer *l, const moec_request *q, int64_t moe, int64_t keep,
+                                const double *score, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    size_t n = (size_t)l->n_experts;
+    rank *order = NULL;
+    MOEC_TRY(MOEC_NEW(order, n, err));
+    MOEC_TRY(MOEC_NEW(l->score, n, err));
+    MOEC_TRY(MOEC_NEW(l->keep, (size_t)keep, err));
+    for (size_t e = 0; e < n; e++) {
+        if (!isfinite(score[e])) {
+            st = moec_fail(err, MOEC_ENUMERIC, "layer %lld: the score of expert %zu is not finite", (long long)l->layer,
+                           e);
+            goto done;
+        }
+        order[e] = (rank){.expert = (int32_t)e, .score = score[e]};
+        l->score[e] = score[e];
+    }
+    MOEC_TRY(list_guarded(l, q, moe, order, err));
+    MOEC_TRY(list_unseen(l, q->stats, moe, err));
+    if (l->n_guarded > keep) {
+        st = moec_fail(err, MOEC_EINVAL, "layer %lld: %lld experts are protected, only %lld are kept",
+                       (long long)l->layer, (long long)l->n_guarded, (long long)keep);
+        goto done;
+    }
+    qsort(order, n, sizeof *order, by_rank);
+    for (int64_t i = 0; i < keep; i++)
+        l->keep[l->n_keep++] = order[i].expert;
+    qsort(l->keep, (size_t)keep, sizeof *l->keep, by_number);
+done:
+    moec_free(order);
+    return st;
+}
+
+/* What was asked, for the record; nothing of where files lay or how many threads ran. */
+static moec_status record_options(moec_plan *p, const moec_request *q, int64_t keep, moec_err *err)
+{
+    moec_json *o = moec_json_new_object();
+    moec_json_set(o, "keep", moec_json_new_int(keep));
+    moec_json_set(o, "seed", moec_json_new_int(q->seed));
+    moec_json_set(o, "protect", q->guard_name ? moec_json_new_string(q->guard_name) : moec_json_new_null());
+    moec_free(p->options);
+    p->options = NULL;
+    moec_status st = moec_json_dump(&p->options, o, 0, err);
+    moec_json_free(o);
+    return st;
+}
+
+moec_status moec_select(moec_plan **out, const moec_method *me, const moec_request *q, const double *score,
+                        moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_plan *p = NULL;
+    int64_t keep;
+    *out = NULL;
+    MOEC_TRY(moec_kept_experts(&keep, q, err));
+    MOEC_TRY(moec_plan_new(&p, q->model, me->name, q->fingerprint, err));
+    MOEC_TRY(record_options(p, q, keep, err));
+    if (q->stats_digest) {
+        size_t n = strlen(q->stats_digest);
+        memcpy(p->stats, q->stats_digest, n < sizeof p->stats ? n : sizeof p->stats - 1);
+    }
+    for (int64_t i = 0; i < p->n_layers; i++)
+        MOEC_TRY(select_layer(&p->layer[i], q, i, keep, score + i * q->model->dims.experts, err));
+    if (p->new_top_k > keep)
+        p->new_top_k = keep;
+    *out = p;
+    p = NULL;
+done:
+    moec_plan_free(p);
+    return st;
+}

@@ -1,0 +1,42 @@
+/* moecompress: offline compression of Mixture-of-Experts language models. This header is the whole public interface;
+ * programs include it and nothing else of the library. */
+#ifndef MOECOMPRESS_H
+#define MOECOMPRESS_H
+
+#include "base/err.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/opt.h"
+#include "base/par.h"
+#include "base/version.h"
+#include "base/word.h"
+
+#include "num/gemm.h"
+#include "num/tensor.h"
+
+#include "ckpt/ckpt.h"
+#include "ckpt/safetensors.h"
+#include "ckpt/writer.h"
+
+#include "text/corpus.h"
+#include "text/tokenizer.h"
+
+#include "model/family.h"
+#include "model/model.h"
+
+#include "calib/calibrate.h"
+#include "calib/eval.h"
+#include "calib/observe.h"
+#include "calib/pass.h"
+#include "calib/stats.h"
+
+#include "method/method.h"
+#include "method/plan.h"
+
+#include "run/apply.h"
+#include "run/verify.h"
+
+#endif

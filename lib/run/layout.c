@@ -1,0 +1,281 @@
+/* Turns model and plan into the list of files that the writer carries out. */
+#include "run/layout.h"
+
+#include "base/file.h"
+#include "base/mem.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, moec_place place)
+{
+    moec_fate f = {.number = -1};
+    if (place.role == MOEC_ROLE_OTHER)
+        return f;
+    int64_t l = m->layer[place.layer].moe_index;
+    if (place.role == MOEC_ROLE_ROUTER) {
+        f.rows = p->layer[l].n_keep < p->layer[l].n_experts ? &p->layer[l] : NULL;
+    } else {
+        f.number = moec_plan_number(p, l, place.expert);
+        f.dropped = f.number < 0;
+    }
+    return f;
+}
+
+moec_status moec_fate_name(char **out, const moec_model *m, size_t i, moec_place place, moec_fate f, moec_err *err)
+{
+    const moec_tensor *t = moec_ckpt_at(m->ckpt, i);
+    if (f.number >= 0 && f.number != place.expert)
+        return moec_model_rename_expert(out, m, t, place, f.number, err);
+    return moec_copy(out, t->name, strlen(t->name), err);
+}
+
+typedef struct builder {
+    const moec_model *m;
+    const moec_plan *p;
+    const moec_ckpt *c;
+    moec_layout *l;
+    moec_place *place;      /* [tensors] */
+    char **shard_name;      /* [shards] name in the output, NULL: becomes empty */
+    uint64_t dropped_values; /* parameters that are gone */
+} builder;
+
+static uint64_t values(const moec_tensor *t)
+{
+    return t->bytes / (uint64_t)moec_dtypes[t->dtype].bytes;
+}
+
+/* --- shards ---------------------------------------------------------------------------------------------------------- */
+
+/* "PREFIX-00002-of-00003.safetensors": length of PREFIX and width of the number; 0 when the name is of another form. */
+static size_t split_name(const char *name, int *width)
+{
+    const char *of = strstr(name, "-of-");
+    while (of && strstr(of + 1, "-of-"))
+        of = strstr(of + 1, "-of-");
+    if (!of || strcmp(of + 4 + strspn(of + 4, "0123456789"), ".safetensors") != 0)
+        return 0;
+    const char *digits = of;
+    while (digits > name && digits[-1] >= '0' && digits[-1] <= '9')
+        digits--;
+    *width = (int)(of - digits);
+    return digits > name && digits[-1] == '-' && *width > 0 && *width < 20 ? (size_t)(digits - 1 - name) : 0;
+}
+
+/* Are all shards numbered parts under one prefix? Only then can they be renumbered. */
+static bool numbered(const moec_ckpt *c, size_t *prefix, int *width)
+{
+    *prefix = split_name(moec_ckpt_shard_name(c, 0), width);
+    for (size_t s = 1; s < moec_ckpt_shards(c) && *prefix > 0; s++) {
+        int w;
+        if (split_name(moec_ckpt_shard_name(c, s), &w) != *prefix || w != *width ||
+            strncmp(moec_ckpt_shard_name(c, s), moec_ckpt_shard_name(c, 0), *prefix) != 0)
+            *prefix = 0;
+    }
+    return *prefix > 0;
+}
+
+static moec_status name_shards(builder *b, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const size_t n = moec_ckpt_shards(b->c);
+    size_t prefix, live = 0, next = 1;
+    int width;
+    bool *used = NULL;
+    MOEC_TRY(MOEC_NEW(used, n, err));
+    for (size_t i = 0; i < moec_ckpt_count(b->c); i++)
+        if (!moec_plan_fate(b->p, b->m, b->place[i]).dropped)
+            used[moec_ckpt_shard_of(b->c, i)] = true;
+    for (size_t s = 0; s < n; s++)
+        live += used[s];
+    bool renumber = live < n && numbered(b->c, &prefix, &width);
+    for (size_t s = 0; s < n; s++) {
+        const char *name = moec_ckpt_shard_name(b->c, s);
+        if (!used[s])
+            continue;
+        if (renumber)
+            MOEC_TRY(moec_format(&b->shard_name[s], err, "%.*s-%0*zu-of-%0*zu.safetensors", (int)prefix, name, width,
+                                 next++, width, live));
+        else
+            MOEC_TRY(moec_copy(&b->shard_name[s], name, strlen(name), err));
+    }
+done:
+    moec_free(used);
+    return st;
+}
+
+static moec_status add_tensor(builder *b, size_t i, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *name = NULL;
+    const moec_tensor *t = moec_ckpt_at(b->c, i);
+    moec_fate f = moec_plan_fate(b->p, b->m, b->place[i]);
+    const int fd = moec_ckpt_shard_fd(b->c, moec_ckpt_shard_of(b->c, i));
+    const uint64_t from = moec_ckpt_offset(b->c, i);
+    int64_t dim[MOEC_MAX_RANK];
+    memcpy(dim, t->dim, sizeof dim);
+    if (f.dropped) {
+        b->dropped_values += values(t);
+        return MOEC_OK;
+    }
+    MOEC_TRY(moec_fate_name(&name, b->m, i, b->place[i], f, err));
+    if (f.rows)
+        dim[0] = f.rows->n_keep;
+    MOEC_TRY(moec_out_tensor(b->l->files, name, t->dtype, t->rank, dim, err));
+    if (f.rows) {
+        uint64_t row = t->bytes / (uint64_t)t->dim[0];
+        for (int64_t k = 0; k < f.rows->n_keep; k++)
+            MOEC_TRY(moec_out_bytes(b->l->files, fd, from + (uint64_t)f.rows->keep[k] * row, row, err));
+        b->l->tensor_bytes += row * (uint64_t)f.rows->n_keep;
+        b->dropped_values += values(t) / (uint64_t)t->dim[0] * (uint64_t)(t->dim[0] - f.rows->n_keep);
+    } else {
+        MOEC_TRY(moec_out_bytes(b->l->files, fd, from, t->bytes, err));
+        b->l->tensor_bytes += t->bytes;
+    }
+    b->l->tensors++;
+    if (b->place[i].role == MOEC_ROLE_OTHER && strstr(t->name, ".experts."))
+        b->l->loose++;
+done:
+    moec_free(name);
+    return st;
+}
+
+static moec_status add_shards(builder *b, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    size_t open = (size_t)-1;
+    for (size_t i = 0; i < moec_ckpt_count(b->c); i++) {
+        size_t s = moec_ckpt_shard_of(b->c, i);
+        if (b->shard_name[s] && s != open) {
+            MOEC_TRY(moec_out_shard(b->l->files, b->shard_name[s], moec_ckpt_shard_metadata(b->c, s), err));
+            open = s;
+        }
+        MOEC_TRY(add_tensor(b, i, err));
+    }
+done:
+    return st;
+}
+
+/* --- the index ------------------------------------------------------------------------------------------------------- */
+
+static moec_status index_map(moec_json **out, builder *b, moec_json *source, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    void *it = NULL;
+    const char *key;
+    moec_json *value, *map = moec_json_new_object();
+    char *name = NULL;
+    while (moec_json_each(source, &it, &key, &value)) {
+        const moec_tensor *t = moec_ckpt_find(b->c, key);
+        size_t i = (size_t)(t - moec_ckpt_at(b->c, 0));
+        moec_fate f = moec_plan_fate(b->p, b->m, b->place[i]);
+        if (f.dropped)
+            continue;
+        MOEC_TRY(moec_fate_name(&name, b->m, i, b->place[i], f, err));
+        moec_json_set(map, name, moec_json_new_string(b->shard_name[moec_ckpt_shard_of(b->c, i)]));
+        moec_free(name);
+        name = NULL;
+    }
+    *out = map;
+    map = NULL;
+done:
+    moec_free(name);
+    moec_json_free(map);
+    return st;
+}
+
+/* The source's index, its own bytes, when it is right for the output too. */
+static moec_status copy_index(bool *copied, builder *b, const char *path, moec_err *err)
+{
+    int64_t total = -1;
+    *copied = b->dropped_values == 0 &&
+              moec_json_int(moec_json_get(moec_json_get(moec_ckpt_index(b->c), "metadata"), "total_size"), &total) &&
+              (uint64_t)total == b->l->tensor_bytes;
+    return *copied ? moec_out_copy(b->l->files, MOEC_INDEX_NAME, path, err) : MOEC_OK;
+}
+
+static moec_status add_index(builder *b, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_json *index = NULL, *map = NULL;
+    char *text = NULL, *line = NULL, *path = NULL;
+    int64_t parameters;
+    bool copied;
+    if (!moec_ckpt_is_sharded(b->c))
+        return MOEC_OK;
+    MOEC_TRY(moec_path_join(&path, moec_ckpt_dir(b->c), MOEC_INDEX_NAME, err));
+    MOEC_TRY(copy_index(&copied, b, path, err));
+    if (copied)
+        goto done;
+    index = moec_json_clone(moec_ckpt_index(b->c));
+    MOEC_TRY(index_map(&map, b, moec_json_get(index, "weight_map"), err));
+    moec_json_set(index, "weight_map", map);
+    if (moec_json_type(moec_json_get(index, "metadata")) != MOEC_JSON_OBJECT)
+        moec_json_set(index, "metadata", moec_json_new_object());
+    moec_json *metadata = moec_json_get(index, "metadata");
+    moec_json_set(metadata, "total_size", moec_json_new_int((int64_t)b->l->tensor_bytes));
+    if (moec_json_int(moec_json_get(metadata, "total_parameters"), &parameters))
+        moec_json_set(metadata, "total_parameters", moec_json_new_int(parameters - (int64_t)b->dropped_values));
+    MOEC_TRY(moec_json_dump(&text, index, 2, err));
+    MOEC_TRY(moec_format(&line, err, "%s\n", text));
+    MOEC_TRY(moec_out_text(b->l->files, MOEC_INDEX_NAME, line, strlen(line), err));
+done:
+    moec_free(path);
+    moec_free(line);
+    moec_free(text);
+    moec_json_free(index);
+    return st;
+}
+
+/* --- all of it ------------------------------------------------------------------------------------------------------- */
+
+static moec_status add_side(builder *b, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *path = NULL, *config = NULL;
+    MOEC_TRY(moec_config_edited(&config, b->m, b->p->layer[0].n_keep, b->p->new_top_k, err));
+    MOEC_TRY(moec_out_text(b->l->files, "config.json", config, strlen(config), err));
+    MOEC_TRY(moec_side_scan(&b->l->side, b->c, err));
+    for (size_t i = 0; i < b->l->side.n; i++) {
+        const moec_side *s = &b->l->side.at[i];
+        if (s->kind != MOEC_SIDE_COPY)
+            continue;
+        MOEC_TRY(moec_path_join(&path, moec_ckpt_dir(b->c), s->name, err));
+        MOEC_TRY(moec_out_copy(b->l->files, s->name, path, err));
+        moec_free(path);
+        path = NULL;
+    }
+done:
+    moec_free(config);
+    moec_free(path);
+    return st;
+}
+
+moec_status moec_layout_build(moec_layout *out, const moec_model *m, const moec_plan *p, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    builder b = {.m = m, .p = p, .c = m->ckpt, .l = out};
+    *out = (moec_layout){0};
+    MOEC_TRY(moec_out_new(&out->files, err));
+    MOEC_TRY(moec_model_places(&b.place, m, err));
+    MOEC_TRY(MOEC_NEW(b.shard_name, moec_ckpt_shards(b.c), err));
+    MOEC_TRY(name_shards(&b, err));
+    MOEC_TRY(add_shards(&b, err));
+    MOEC_TRY(add_index(&b, err));
+    MOEC_TRY(add_side(&b, err));
+    MOEC_TRY(moec_out_close(out->files, err));
+done:
+    moec_names_free(b.shard_name, b.shard_name ? moec_ckpt_shards(b.c) : 0);
+    moec_free(b.place);
+    if (st != MOEC_OK)
+        moec_layout_release(out);
+    return st;
+}
+
+void moec_layout_release(moec_layout *l)
+{
+    moec_out_free(l->files);
+    moec_side_release(&l->side);
+    *l = (moec_layout){0};
+}

@@ -1,0 +1,176 @@
+/* The files around the tensors: which are copied, and the edits in config.json. */
+#include "run/layout.h"
+
+#include "base/file.h"
+#include "base/mem.h"
+
+#include <fnmatch.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+static const char other_weights[] = "holds the weights of the unpruned model";
+
+/* Names that are not simply copied; the first match counts. */
+static const struct side_rule {
+    const char *pattern;
+    moec_side_kind kind;
+    const char *reason;
+} rules[] = {
+    {"config.json", MOEC_SIDE_REWRITE, NULL},
+    {MOEC_INDEX_NAME, MOEC_SIDE_REWRITE, NULL},
+    {MOEC_MANIFEST, MOEC_SIDE_REWRITE, NULL},
+    {MOEC_PARTIAL_MARK, MOEC_SIDE_LEAVE, "marks an unfinished output"},
+    {"*.safetensors", MOEC_SIDE_LEAVE, "is not one of the model's shards"},
+    {"*.safetensors.index.json", MOEC_SIDE_LEAVE, "lists other weights"},
+    {"pytorch_model*.bin", MOEC_SIDE_LEAVE, other_weights},
+    {"pytorch_model*.bin.index.json", MOEC_SIDE_LEAVE, other_weights},
+    {"*.gguf", MOEC_SIDE_LEAVE, other_weights},
+    {"*.pth", MOEC_SIDE_LEAVE, other_weights},
+    {"*.pt", MOEC_SIDE_LEAVE, other_weights},
+    {"*.ckpt", MOEC_SIDE_LEAVE, other_weights},
+    {"flax_model*.msgpack*", MOEC_SIDE_LEAVE, other_weights},
+    {"tf_model*.h5*", MOEC_SIDE_LEAVE, other_weights},
+    {"*.onnx", MOEC_SIDE_LEAVE, other_weights},
+    {"*.onnx_data", MOEC_SIDE_LEAVE, other_weights},
+};
+
+static void classify(moec_side *s, const moec_ckpt *c, const struct stat *info, bool found)
+{
+    if (!found || !S_ISREG(info->st_mode)) {
+        s->kind = MOEC_SIDE_LEAVE;
+        s->reason = !found ? "leads nowhere" : S_ISDIR(info->st_mode) ? "is a folder" : "is not a regular file";
+        return;
+    }
+    for (size_t i = 0; i < moec_ckpt_shards(c); i++)
+        if (strcmp(s->name, moec_ckpt_shard_name(c, i)) == 0) {
+            s->kind = MOEC_SIDE_REWRITE;
+            return;
+        }
+    for (size_t i = 0; i < MOEC_COUNT(rules); i++)
+        if (fnmatch(rules[i].pattern, s->name, 0) == 0) {
+            s->kind = rules[i].kind;
+            s->reason = rules[i].reason;
+            return;
+        }
+    s->kind = MOEC_SIDE_COPY;
+}
+
+moec_status moec_side_scan(moec_side_list *out, const moec_ckpt *c, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char **names = NULL, *path = NULL;
+    size_t n = 0;
+    *out = (moec_side_list){0};
+    MOEC_TRY(moec_dir_list(&names, &n, moec_ckpt_dir(c), err));
+    MOEC_TRY(MOEC_NEW(out->at, n, err));
+    for (size_t i = 0; i < n; i++) {
+        struct stat info = {0};
+        MOEC_TRY(moec_path_join(&path, moec_ckpt_dir(c), names[i], err));
+        moec_side *s = &out->at[out->n++];
+        s->name = names[i];
+        names[i] = NULL; /* moved */
+        classify(s, c, &info, stat(path, &info) == 0);
+        moec_free(path);
+        path = NULL;
+    }
+done:
+    moec_names_free(names, n);
+    moec_free(path);
+    if (st != MOEC_OK)
+        moec_side_release(out);
+    return st;
+}
+
+void moec_side_release(moec_side_list *l)
+{
+    for (size_t i = 0; i < l->n; i++)
+        moec_free(l->at[i].name);
+    moec_free(l->at);
+    *l = (moec_side_list){0};
+}
+
+/* --- config.json ----------------------------------------------------------------------------------------------------- */
+
+/* The value at a path of keys joined by '.', or NULL. */
+static const moec_json *value_at(const moec_json *root, const char *path)
+{
+    char key[128];
+    for (const char *p = path; root && *p;) {
+        size_t n = strcspn(p, ".");
+        if (n >= sizeof key)
+            return NULL;
+        memcpy(key, p, n);
+        key[n] = '\0';
+        root = moec_json_get(root, key);
+        p += n + (p[n] == '.');
+    }
+    return root;
+}
+
+/* Replaces *text by an edited copy. */
+static moec_status edit(char **text, const char *path, int64_t value, moec_err *err)
+{
+    char number[32], *next;
+    snprintf(number, sizeof number, "%lld", (long long)value);
+    moec_status st = moec_json_edit(&next, *text, path, number, err);
+    if (st == MOEC_OK) {
+        moec_free(*text);
+        *text = next;
+    }
+    return st;
+}
+
+/* Puts a key in front of the others: the family's default was in force, and is no longer right. */
+static moec_status insert(char **text, const char *key, int64_t value, moec_err *err)
+{
+    const char *brace = strchr(*text, '{');
+    char *next;
+    if (!brace)
+        return moec_fail(err, MOEC_EFORMAT, "config.json: not a JSON object");
+    moec_status st = moec_format(&next, err, "%.*s{\n  \"%s\": %lld,%s", (int)(brace - *text), *text, key,
+                                 (long long)value, brace + 1);
+    if (st == MOEC_OK) {
+        moec_free(*text);
+        *text = next;
+    }
+    return st;
+}
+
+/* Sets a number wherever the config says it: under `key`, and under each alias of it beside `key`. */
+static moec_status set_number(char **text, const moec_json *config, const char *key, const char *const *aliases,
+                              int64_t value, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char path[256];
+    if (!key)
+        return insert(text, aliases[0], value, err);
+    MOEC_TRY(edit(text, key, value, err));
+    const char *dot = strrchr(key, '.');
+    int prefix = dot ? (int)(dot - key) + 1 : 0;
+    for (int i = 0; i < MOEC_KEY_ALIASES && aliases[i]; i++) {
+        snprintf(path, sizeof path, "%.*s%s", prefix, key, aliases[i]);
+        if (strcmp(path, key) != 0 && value_at(config, path))
+            MOEC_TRY(edit(text, path, value, err));
+    }
+done:
+    return st;
+}
+
+moec_status moec_config_edited(char **out, const moec_model *m, int64_t experts, int64_t top_k, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const char *text = moec_ckpt_config_text(m->ckpt);
+    const moec_json *config = moec_ckpt_config(m->ckpt);
+    MOEC_TRY(moec_copy(out, text, strlen(text), err));
+    if (experts != m->dims.experts)
+        MOEC_TRY(set_number(out, config, m->key_experts, m->family->key_experts, experts, err));
+    if (top_k != m->dims.top_k)
+        MOEC_TRY(set_number(out, config, m->key_top_k, m->family->key_top_k, top_k, err));
+done:
+    if (st != MOEC_OK) {
+        moec_free(*out);
+        *out = NULL;
+    }
+    return st;
+}

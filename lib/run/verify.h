@@ -1,0 +1,47 @@
+/* Re-opens an output and proves it: structure, numbers, names and shapes, every byte against the source, hashes against the
+ * manifest, and which clients will load it. */
+#ifndef MOEC_RUN_VERIFY_H
+#define MOEC_RUN_VERIFY_H
+
+#include "base/json.h"
+#include "model/model.h"
+
+enum { MOEC_VERIFY_SHOWN = 20, MOEC_VERIFY_CLIENTS = 8 };
+
+typedef struct moec_client {
+    const char *name;
+    bool loads;
+    char reason[160]; /* one line: why (not) */
+} moec_client;
+
+typedef struct moec_verify_report {
+    bool against_source, has_manifest;
+    uint64_t files, tensors, bytes;          /* bytes: of all tensors */
+    int64_t experts, top_k;
+    uint64_t problems;                       /* 0: all is well */
+    char problem[MOEC_VERIFY_SHOWN][400];    /* the first ones */
+    int n_clients;
+    moec_client client[MOEC_VERIFY_CLIENTS];
+} moec_verify_report;
+
+typedef struct moec_verify_options {
+    const moec_model *source; /* NULL: structure and manifest alone */
+    const char *source_fingerprint; /* when the caller has it already; NULL: it is computed */
+    bool data;                /* compare (with a source) and hash all shards; otherwise the caller just did */
+    bool unfinished;          /* the mark of an unfinished output may be there */
+} moec_verify_options;
+
+/** Checks a folder that this program wrote. Whatever is wrong with the folder is a problem in the report, not an error.
+ *  @return MOEC_OK (look at out->problems); MOEC_EIO, MOEC_ENOMEM, MOEC_EINTR. Free with moec_verify_free.
+ *  Cost: with data, one read of the output and one of the kept bytes of the source, on all threads. */
+MOEC_API moec_status moec_verify(moec_verify_report **out, const char *dir, const moec_verify_options *opt, moec_err *err)
+    MOEC_USE_RESULT;
+MOEC_API void moec_verify_free(moec_verify_report *r);
+/** {"ok", "against_source", "manifest", "files", "tensors", "bytes", "experts", "top_k", "problems": [..], "clients": {name:
+ *  {"loads", "reason"}}} */
+MOEC_API moec_json *moec_verify_json(const moec_verify_report *r);
+
+/** Which clients load a model of this form; also what `inspect` shows. Returns how many, at most MOEC_VERIFY_CLIENTS. */
+MOEC_API int moec_clients(moec_client *out, const moec_model *m);
+
+#endif

@@ -1,0 +1,17 @@
+# Benchmarks: tests/bench/NAME.c becomes build/bench/NAME. oneDNN is only compared with, never needed.
+find_library(MOEC_DNNL dnnl)
+find_path(MOEC_DNNL_INCLUDE oneapi/dnnl/dnnl.h)
+file(GLOB bench_sources CONFIGURE_DEPENDS tests/bench/*.c)
+foreach(source ${bench_sources})
+    get_filename_component(name ${source} NAME_WE)
+    add_executable(bench_${name} ${source})
+    set_target_properties(bench_${name} PROPERTIES OUTPUT_NAME ${name}
+        RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/bench)
+    target_include_directories(bench_${name} SYSTEM PRIVATE ${MOEC_CBLAS_INCLUDE})
+    target_link_libraries(bench_${name} PRIVATE moec_flags moecompress_lib)
+    if(MOEC_DNNL AND MOEC_DNNL_INCLUDE)
+        target_compile_definitions(bench_${name} PRIVATE MOEC_HAVE_DNNL)
+        target_include_directories(bench_${name} SYSTEM PRIVATE ${MOEC_DNNL_INCLUDE})
+        target_link_libraries(bench_${name} PRIVATE ${MOEC_DNNL})
+    endif()
+endforeach()

@@ -1,0 +1,197 @@
+/* Plans as text: what is written comes back; everything that is not a plan, or not of this model, is refused with a place. */
+#include "base/file.h"
+#include "base/mem.h"
+#include "method/plan.h"
+#include "support/tiny.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static char *folder;
+static moec_model *model;
+static moec_digest print;
+
+static int set_up(void **state)
+{
+    (void)state;
+    moec_err err = {MOEC_OK, ""};
+    const tiny_spec spec = {.layers = 4, .dense_layer = 2, .seed = 1};
+    folder = tiny_folder();
+    return tiny_write(folder, &spec, &err) == MOEC_OK && moec_model_open(&model, folder, &err) == MOEC_OK &&
+                   moec_ckpt_fingerprint(&print, model->ckpt, &err) == MOEC_OK
+               ? 0 : 1;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    moec_model_close(model);
+    tiny_remove(folder);
+    moec_free(folder);
+    return 0;
+}
+
+/* Keeps the experts of a bit set in each layer. */
+static moec_plan *make(unsigned keep)
+{
+    moec_plan *p;
+    assert_int_equal(moec_plan_new(&p, model, "test", print.hex, NULL), MOEC_OK);
+    for (int64_t l = 0; l < p->n_layers; l++) {
+        assert_int_equal(MOEC_NEW(p->layer[l].keep, 8, NULL), MOEC_OK);
+        for (int32_t e = 0; e < 8; e++)
+            if (keep >> e & 1)
+                p->layer[l].keep[p->layer[l].n_keep++] = e;
+    }
+    return p;
+}
+
+static void test_round_trip(void **state)
+{
+    (void)state;
+    moec_plan *p = make(0xb2), *back;
+    char *text, *again;
+    moec_json *json;
+    assert_int_equal(p->n_layers, 3);
+    assert_int_equal(p->layer[1].layer, 2); /* layer 1 is dense */
+    assert_int_equal(MOEC_NEW(p->layer[0].score, 8, NULL), MOEC_OK);
+    for (int e = 0; e < 8; e++)
+        p->layer[0].score[e] = 1.0 / (3.0 + e);
+    assert_int_equal(MOEC_NEW(p->layer[0].unseen, 8, NULL), MOEC_OK);
+    p->layer[0].unseen[p->layer[0].n_unseen++] = 3;
+    assert_int_equal(moec_plan_to_text(&text, p, NULL), MOEC_OK);
+    assert_int_equal(moec_plan_parse(&back, text, strlen(text), "plan", NULL), MOEC_OK);
+    assert_int_equal(moec_plan_to_text(&again, back, NULL), MOEC_OK);
+    assert_string_equal(text, again);
+    assert_memory_equal(p->layer[0].score, back->layer[0].score, 8 * sizeof(double));
+    assert_int_equal(moec_plan_check(back, model, print.hex, NULL), MOEC_OK);
+    moec_plan_free(back);
+    assert_int_equal(moec_plan_to_json(&json, p, NULL), MOEC_OK);
+    assert_int_equal(moec_plan_from_json(&back, json, "json", NULL), MOEC_OK);
+    assert_int_equal(moec_plan_number(back, 0, 1), 0);
+    assert_int_equal(moec_plan_number(back, 0, 2), -1);
+    assert_int_equal(moec_plan_number(back, 0, 7), 3);
+    assert_ptr_equal(moec_plan_find(back, 2), &back->layer[1]);
+    assert_null(moec_plan_find(back, 1));
+    moec_json_free(json);
+    moec_plan_free(back);
+    moec_free(text);
+    moec_free(again);
+    moec_plan_free(p);
+}
+
+#define HEAD "{\"moecompress_plan\": 1, \"kind\": \"prune\", \"model\": \"\", \"top_k\": 2, \"new_top_k\": 2, "
+#define LAYER(keep) "{\"layer\": 0, \"experts\": 4, \"keep\": " keep "}"
+
+static void test_hostile(void **state)
+{
+    (void)state;
+    static const struct { const char *text, *says; } bad[] = {
+        {"", "JSON"},
+        {"[]", "not a JSON object"},
+        {"{}", "moecompress_plan"},
+        {"{\"moecompress_plan\": 2}", "expected 1"},
+        {"{\"moecompress_plan\": 1.0}", "whole number"},
+        {"{\"moecompress_plan\": 1}", "kind"},
+        {"{\"moecompress_plan\": 1, \"kind\": \"merge\"}", "merge"},
+        {"{\"moecompress_plan\": 1, \"kind\": \"prune\"}", "model"},
+        {HEAD "\"layers\": []}", "layers"},
+        {HEAD "\"layers\": {}}", "layers"},
+        {HEAD "\"layres\": []}", "unknown key layres"},
+        {HEAD "\"options\": 3, \"layers\": []}", "options"},
+        {HEAD "\"method\": 3, \"layers\": []}", "method"},
+        {HEAD "\"layers\": [7]}", "layers[0]"},
+        {HEAD "\"layers\": [" LAYER("[]") "]}", "keep"},
+        {HEAD "\"layers\": [" LAYER("[0, 4]") "]}", "from 0 to 3"},
+        {HEAD "\"layers\": [" LAYER("[-1]") "]}", "from 0 to 3"},
+        {HEAD "\"layers\": [" LAYER("[0, 0]") "]}", "ascend"},
+        {HEAD "\"layers\": [" LAYER("[2, 1]") "]}", "ascend"},
+        {HEAD "\"layers\": [" LAYER("[0, 1, 2, 3, 3]") "]}", "list"},
+        {HEAD "\"layers\": [" LAYER("[0.5]") "]}", "number"},
+        {HEAD "\"layers\": [" LAYER("[0, 1]") ", " LAYER("[0, 1]") "]}", "layers must ascend"},
+        {HEAD "\"layers\": [{\"layer\": 0, \"experts\": 4, \"keep\": [0], \"score\": [1, 2]}]}", "score"},
+        {HEAD "\"layers\": [{\"layer\": 0, \"experts\": 99999999, \"keep\": [0]}]}", "experts"},
+        {HEAD "\"layers\": [{\"layer\": 0, \"experts\": 4, \"keep\": [0], \"kept\": []}]}", "unknown key kept"},
+        {"{\"moecompress_plan\": 1, \"kind\": \"prune\", \"model\": \"\", \"top_k\": 2, \"new_top_k\": 3, \"layers\": []}",
+         "new_top_k"},
+        {"{\"moecompress_plan\": 1, \"kind\": \"prune\", \"model\": \"0123456789012345678901234567890123\", \"top_k\": 2, "
+         "\"new_top_k\": 2, \"layers\": []}", "longer"},
+    };
+    for (size_t i = 0; i < MOEC_COUNT(bad); i++) {
+        moec_plan *p = (moec_plan *)&folder;
+        moec_err err = {MOEC_OK, ""};
+        assert_int_equal(moec_plan_parse(&p, bad[i].text, strlen(bad[i].text), "x.json", &err), MOEC_EFORMAT);
+        assert_null(p);
+        if (!strstr(err.text, bad[i].says) || !strstr(err.text, "x.json"))
+            fail_msg("case %zu: \"%s\" does not say \"%s\"", i, err.text, bad[i].says);
+    }
+}
+
+static void refuse(moec_plan *p, const char *says)
+{
+    moec_err err = {MOEC_OK, ""};
+    assert_int_equal(moec_plan_check(p, model, print.hex, &err), MOEC_EFORMAT);
+    if (!strstr(err.text, says))
+        fail_msg("\"%s\" does not say \"%s\"", err.text, says);
+    moec_plan_free(p);
+}
+
+static void test_other_model(void **state)
+{
+    (void)state;
+    moec_plan *p = make(0x0f);
+    p->model[0] = '\0'; /* any model of this shape */
+    assert_int_equal(moec_plan_check(p, model, print.hex, NULL), MOEC_OK);
+    memset(p->model, 'a', 32);
+    refuse(p, "another model");
+    p = make(0x0f);
+    p->layer[2].n_keep = 3;
+    refuse(p, "one count");
+    p = make(0x0f);
+    p->layer[0].n_experts = 9;
+    refuse(p, "9 experts");
+    p = make(0x0f);
+    p->layer[1].layer = 1; /* the dense one */
+    refuse(p, "no layer with experts");
+    p = make(0x0f);
+    p->layer[2].layer = 4000;
+    refuse(p, "no layer with experts");
+    p = make(0x01);
+    refuse(p, "more than the 1 experts");
+    p = make(0x0f);
+    p->top_k = 3;
+    refuse(p, "top_k");
+    p = make(0x0f);
+    moec_free(p->layer[2].keep);
+    p->n_layers = 2;
+    refuse(p, "2 layers");
+}
+
+/* A plan stands in a folder with others: one layer a line, so that a changed layer is a changed line. */
+static void test_lines(void **state)
+{
+    (void)state;
+    moec_plan *p = make(0x3c);
+    char *text;
+    int lines = 0;
+    assert_int_equal(moec_plan_to_text(&text, p, NULL), MOEC_OK);
+    for (const char *c = text; *c; c++)
+        lines += *c == '\n';
+    assert_int_equal(lines, 1 + 9 + 1 + 3 + 2);
+    moec_free(text);
+    moec_plan_free(p);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_other_model),
+        cmocka_unit_test(test_lines),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}

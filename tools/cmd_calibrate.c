@@ -1,0 +1,197 @@
+/* calibrate: watch the routers on text, write the statistics file. */
+#include "tool_text.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+typedef struct calibrate_params {
+    tool_common common;
+    tool_text input;
+    const char *output, *trace;
+    int64_t tier, floor;
+    double checkpoint_every;
+} calibrate_params;
+
+static const moec_opt rows[] = {
+    TOOL_TEXT_ROWS(calibrate_params),
+    {"output", 'o', MOEC_TEXT(calibrate_params, output), .value = "FILE", .help = "the statistics file to write (HDF5)"},
+    {"tier", 0, MOEC_INT(calibrate_params, tier), .fallback = "0", .lo = 0, .hi = 1, .value = "N",
+     .help = "0: what every pruning score needs; 1: sums for each channel as well (larger file, slower)"},
+    {"trace", 0, MOEC_TEXT(calibrate_params, trace), .value = "FILE",
+     .help = "also write who was selected for every token, in order (HDF5, large)"},
+    {"floor", 0, MOEC_INT(calibrate_params, floor), .fallback = "32", .lo = 1, .hi = 1e15, .value = "N",
+     .help = "warn of experts that fewer tokens than this selected"},
+    {"checkpoint-every", 0, MOEC_REAL(calibrate_params, checkpoint_every), .fallback = "20", .lo = 0, .hi = 1e9,
+     .value = "SECONDS", .help = "how much work a kill may cost, besides the layer under way"},
+    TOOL_COMPUTE_ROW(calibrate_params, "f32"),
+    TOOL_SEED_ROW(calibrate_params),
+    TOOL_MEMORY_ROW(calibrate_params),
+    TOOL_RESUME_ROW(calibrate_params),
+    TOOL_OVERWRITE_ROW(calibrate_params),
+    TOOL_DRY_RUN_ROW(calibrate_params),
+    TOOL_COMMON_ROWS(calibrate_params),
+    TOOL_END_ROW,
+};
+
+/* Only what decides the result: no paths, no threads. */
+static moec_status options_text(char **out, const calibrate_params *p, moec_err *err)
+{
+    moec_json *o = moec_json_new_object();
+    moec_json_set(o, "seq_len", moec_json_new_int(p->input.seq_len));
+    moec_json_set(o, "max_windows", moec_json_new_int(p->input.max_windows));
+    moec_json_set(o, "tokens", moec_json_new_int(p->input.tokens));
+    moec_json_set(o, "bos", moec_json_new_bool(p->input.bos));
+    moec_json_set(o, "seed", moec_json_new_int(p->common.seed));
+    moec_status st = moec_json_dump(out, o, 0, err);
+    moec_json_free(o);
+    return st;
+}
+
+static void print_list(const char *what, const moec_json *experts)
+{
+    char text[600] = "";
+    size_t n = moec_json_len(experts);
+    for (size_t i = 0; i < n && strlen(text) < sizeof text - 40; i++) {
+        const moec_json *e = moec_json_at(experts, i);
+        int64_t layer = 0, expert = 0;
+        (void)moec_json_int(moec_json_get(e, "layer"), &layer);
+        (void)moec_json_int(moec_json_get(e, "expert"), &expert);
+        snprintf(text + strlen(text), sizeof text - strlen(text), "%s%" PRId64 "/%" PRId64, i ? ", " : "", layer, expert);
+    }
+    if (n > 0)
+        moec_warn("%zu %s (layer/expert): %s%s", n, what, text, strlen(text) >= sizeof text - 40 ? ", ..." : "");
+}
+
+/* Coverage: what the statistics cannot speak of, named. */
+static moec_status warn_coverage(moec_json **coverage, const moec_stats *stats, int64_t floor, moec_err *err)
+{
+    moec_json *about;
+    char what[96];
+    moec_status st = moec_stats_describe(&about, stats, (uint64_t)floor, err);
+    if (st != MOEC_OK)
+        return st;
+    const moec_json *c = moec_json_get(about, "coverage");
+    print_list("experts were never selected", moec_json_get(c, "never_experts"));
+    snprintf(what, sizeof what, "experts were selected by fewer than %" PRId64 " tokens", floor);
+    print_list(what, moec_json_get(c, "below_floor_experts"));
+    *coverage = moec_json_clone(c);
+    moec_json_free(about);
+    return MOEC_OK;
+}
+
+static moec_status dry_run(const calibrate_params *p, const moec_model *m, const moec_corpus *corpus, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_stats_meta meta;
+    moec_pass_plan plan;
+    int64_t tokens = moec_corpus_tokens(corpus);
+    moec_calibrate_opts o = {.compute = (moec_compute)p->input.compute, .tier = (int)p->tier};
+    MOEC_TRY(moec_calibrate_meta(&meta, m, &o, err));
+    moec_pass_opts po = {.compute = o.compute, .watch = true, .sums = o.tier > 0, .max_memory = p->common.max_memory,
+                         .worker_bytes = moec_partial_bytes(&meta)};
+    po.fixed_bytes = moec_calibrate_bytes(&meta, corpus->n_domains, tokens);
+    MOEC_TRY(moec_pass_estimate(&plan, m, tokens, p->input.seq_len, &po, err));
+    if (p->common.json) {
+        moec_json *j = moec_json_new_object();
+        moec_json_set(j, "tokens", moec_json_new_int(tokens));
+        moec_json_set(j, "threads", moec_json_new_int(plan.workers));
+        moec_json_set(j, "memory_bytes", moec_json_new_int((int64_t)plan.bytes));
+        moec_json_set(j, "hidden_states_on_disk", moec_json_new_bool(plan.on_disk));
+        moec_json_set(j, "statistics_bytes", moec_json_new_int((int64_t)po.fixed_bytes));
+        st = tool_print_json(j, err);
+    } else {
+        char memory[32];
+        printf("tokens        %" PRId64 " in %d texts\nthreads       %d\nmemory        about %s, hidden states %s\n", tokens,
+               corpus->n_domains, plan.workers, moec_size_text(memory, sizeof memory, plan.bytes),
+               plan.on_disk ? "on disk" : "in memory");
+    }
+done:
+    moec_stats_meta_release(&meta);
+    return st;
+}
+
+static moec_status print_result(const calibrate_params *p, const moec_stats *stats, moec_json *coverage, int64_t tokens,
+                                double began, moec_err *err)
+{
+    double seconds = moec_now() - began;
+    moec_say("%s: %" PRId64 " tokens, %d texts, %.1f s", p->output, tokens, stats->n_domains, seconds);
+    if (!p->common.json) {
+        moec_json_free(coverage);
+        return MOEC_OK;
+    }
+    moec_json *o = moec_json_new_object();
+    moec_json_set(o, "output", moec_json_new_string(p->output));
+    moec_json_set(o, "tokens", moec_json_new_int(tokens));
+    moec_json_set(o, "domains", moec_json_new_int(stats->n_domains));
+    moec_json_set(o, "compute", moec_json_new_string(stats->meta.compute));
+    moec_json_set(o, "kernel", moec_json_new_string(moec_gemm_kernel((moec_compute)p->input.compute)));
+    moec_json_set(o, "coverage", coverage);
+    moec_json_set(o, "seconds", moec_json_new_real(seconds));
+    moec_json_set(o, "peak_memory_bytes", moec_json_new_int((int64_t)moec_peak_memory()));
+    return tool_print_json(o, err);
+}
+
+static moec_status calibrate(const calibrate_params *p, const char *dir, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    double began = moec_now();
+    moec_model *model = NULL;
+    moec_corpus corpus = {0};
+    moec_stats *stats = NULL;
+    moec_json *coverage = NULL;
+    char *options = NULL;
+    if (!p->output && !p->common.dry_run)
+        return moec_fail(err, MOEC_EINVAL, "-o FILE is missing: where shall the statistics go?");
+    if (p->output && !p->common.overwrite && !p->common.dry_run && moec_path_exists(p->output))
+        return moec_fail(err, MOEC_EEXIST, "%s: is there already; --overwrite replaces it", p->output);
+    if (p->trace && !p->common.overwrite && moec_path_exists(p->trace))
+        return moec_fail(err, MOEC_EEXIST, "%s: is there already; --overwrite replaces it", p->trace);
+    MOEC_TRY(moec_model_open(&model, dir, err));
+    MOEC_TRY(tool_read_text(&corpus, &p->input, model, p->common.seed, err));
+    if (p->common.dry_run) {
+        st = dry_run(p, model, &corpus, err);
+        goto done;
+    }
+    MOEC_TRY(options_text(&options, p, err));
+    moec_calibrate_opts o = {.compute = (moec_compute)p->input.compute, .tier = (int)p->tier, .options = options,
+                             .max_memory = p->common.max_memory, .resume = p->common.resume, .trace = p->trace,
+                             .checkpoint_every = p->checkpoint_every};
+    MOEC_TRY(moec_calibrate(&stats, model, &corpus, p->output, &o, err));
+    MOEC_TRY(warn_coverage(&coverage, stats, p->floor, err));
+    st = print_result(p, stats, coverage, moec_corpus_tokens(&corpus), began, err);
+done:
+    moec_free(options);
+    moec_stats_free(stats);
+    moec_corpus_release(&corpus);
+    moec_model_close(model);
+    return st;
+}
+
+static int run(const moec_verb *verb, int argc, char **argv)
+{
+    calibrate_params p;
+    moec_opt_list words;
+    int code;
+    if (!tool_begin(&code, &p, &words, verb, argc, argv))
+        return code;
+    moec_err err = {MOEC_OK, ""};
+    return tool_end(calibrate(&p, words.at[0], &err), &err);
+}
+
+const moec_verb moec_verb_calibrate = {
+    .name = "calibrate",
+    .args = "MODEL --text FILE... -o STATS",
+    .brief = "watch a model's routers on text and write a statistics file",
+    .about = "Runs text through MODEL, layer by layer, and writes what its routers and experts did: sums, counts and maxima for "
+             "every expert and text, from which every pruning method is computed later. Only one layer's weights are in memory "
+             "at a time.\n"
+             "Interrupted or killed, the same command continues where the last checkpoint was (in FILE.partial beside the "
+             "output), and the result is the same.",
+    .examples = "moecompress calibrate Qwen3-30B-A3B --text calibration/ --seq-len 2048 --tokens 262144 -o qwen3.h5\n"
+                "moecompress calibrate MODEL --text code=src.txt:2 prose=book.txt -o stats.h5 --max-memory 8GiB\n"
+                "moecompress calibrate MODEL --text windows.ids -o stats.h5 --compute bf16",
+    .opts = rows,
+    .min_args = 1,
+    .max_args = 1,
+    .run = run,
+};

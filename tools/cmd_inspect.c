@@ -1,0 +1,327 @@
+/* inspect: what a model is, what it weighs, who loads it, and what about it is unusual. Reads headers only, no weights. */
+#include "tool.h"
+
+#include <stdarg.h>
+#include <string.h>
+
+typedef struct inspect_params {
+    tool_common common;
+} inspect_params;
+
+static const moec_opt rows[] = {
+    TOOL_COMMON_ROWS(inspect_params),
+    TOOL_END_ROW,
+};
+
+enum { NOTES_MAX = 32 };
+
+/* Everything both outputs show. */
+typedef struct facts {
+    const moec_model *model;
+    moec_sizes sizes;
+    uint64_t dtype_tensors[MOEC_DTYPE_COUNT], dtype_bytes[MOEC_DTYPE_COUNT];
+    bool tokenizer;
+    char note[NOTES_MAX][200]; /* what is unusual */
+    int n_notes;
+} facts;
+
+static void note(facts *f, const char *fmt, ...) MOEC_PRINTF(2, 3);
+static void note(facts *f, const char *fmt, ...)
+{
+    if (f->n_notes >= NOTES_MAX)
+        return;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(f->note[f->n_notes++], sizeof f->note[0], fmt, ap);
+    va_end(ap);
+}
+
+/* --- what is unusual ---------------------------------------------------------------------------------------------- */
+
+static const char *const rope_names[] = {
+    [MOEC_ROPE_DEFAULT] = "default", [MOEC_ROPE_LINEAR] = "linear", [MOEC_ROPE_DYNAMIC] = "dynamic",
+    [MOEC_ROPE_YARN] = "yarn",       [MOEC_ROPE_LLAMA3] = "llama3",
+};
+
+static void note_shape(facts *f)
+{
+    const moec_dims *d = &f->model->dims;
+    if (d->tied)
+        note(f, "the output head is the embedding (tied)");
+    if (f->model->moe_layers < d->layers) {
+        char list[120] = "";
+        size_t n = 0;
+        for (int64_t i = 0; i < d->layers && n + 24 < sizeof list; i++)
+            if (!f->model->layer[i].router)
+                n += (size_t)snprintf(list + n, sizeof list - n, "%s%lld", n ? ", " : "", (long long)i);
+        note(f, "%lld dense layers without a router: %s%s", (long long)(d->layers - f->model->moe_layers), list,
+             n + 24 < sizeof list ? "" : ", ...");
+    }
+    if (d->window > 0)
+        note(f, "attention sees the last %lld tokens only (sliding window)", (long long)d->window);
+    if (d->rope.kind != MOEC_ROPE_DEFAULT)
+        note(f, "rotary positions are scaled: %s, factor %g", rope_names[d->rope.kind], d->rope.factor);
+}
+
+static void note_dtypes(facts *f)
+{
+    int most = 0;
+    for (int t = 1; t < MOEC_DTYPE_COUNT; t++)
+        if (f->dtype_bytes[t] > f->dtype_bytes[most])
+            most = t;
+    for (int t = 0; t < MOEC_DTYPE_COUNT; t++)
+        if (t != most && f->dtype_tensors[t])
+            note(f, "%llu tensors are %s among %s", (unsigned long long)f->dtype_tensors[t], moec_dtypes[t].name,
+                 moec_dtypes[most].name);
+    const moec_json *config = moec_ckpt_config(f->model->ckpt);
+    const moec_json *said = moec_json_get(config, "dtype");
+    const char *word = moec_json_string(said ? said : moec_json_get(config, "torch_dtype"));
+    static const struct { const char *word; moec_dtype dtype; } words[] = {
+        {"float32", MOEC_F32}, {"float16", MOEC_F16}, {"bfloat16", MOEC_BF16}};
+    for (size_t i = 0; word && i < MOEC_COUNT(words); i++)
+        if (strcmp(word, words[i].word) == 0 && (int)words[i].dtype != most)
+            note(f, "config.json says %s, the weights are %s", word, moec_dtypes[most].name);
+}
+
+/* One number that the config may spell in several ways: they should agree. */
+static void note_aliases(facts *f, const char *const *keys)
+{
+    const moec_json *config = moec_ckpt_config(f->model->ckpt);
+    const char *first = NULL;
+    int64_t value = 0, other;
+    for (int i = 0; i < MOEC_KEY_ALIASES && keys[i]; i++) {
+        if (!moec_json_int(moec_json_get(config, keys[i]), &other))
+            continue;
+        if (!first) {
+            first = keys[i];
+            value = other;
+        } else if (other != value) {
+            note(f, "config.json disagrees with itself: %s is %lld (used), %s is %lld", first, (long long)value,
+                 keys[i], (long long)other);
+        }
+    }
+}
+
+static void note_index(facts *f)
+{
+    const moec_json *index = moec_ckpt_index(f->model->ckpt);
+    int64_t said;
+    if (moec_json_int(moec_json_get(moec_json_get(index, "metadata"), "total_size"), &said) &&
+        (uint64_t)said != moec_ckpt_bytes(f->model->ckpt))
+        note(f, "the index says %lld bytes of tensors, there are %llu", (long long)said,
+             (unsigned long long)moec_ckpt_bytes(f->model->ckpt));
+}
+
+static bool is_bound(const moec_model *m, const moec_tensor *t)
+{
+    if (t == m->embed || t == m->final_norm || t == m->head)
+        return true;
+    for (int64_t i = 0; i < m->dims.layers; i++) {
+        const moec_layer *l = &m->layer[i];
+        const moec_tensor *const of_layer[] = {
+            l->norm_attn, l->norm_mlp, l->q, l->k, l->v, l->o, l->q_bias, l->k_bias, l->v_bias, l->o_bias,
+            l->q_norm, l->k_norm, l->router, l->dense.gate, l->dense.up, l->dense.down};
+        for (size_t j = 0; j < MOEC_COUNT(of_layer); j++)
+            if (of_layer[j] == t)
+                return true;
+    }
+    return false;
+}
+
+static moec_status note_unbound(facts *f, moec_err *err)
+{
+    moec_place *place;
+    moec_status st = moec_model_places(&place, f->model, err);
+    if (st != MOEC_OK)
+        return st;
+    size_t n = 0;
+    const char *first = NULL;
+    for (size_t i = 0; i < moec_ckpt_count(f->model->ckpt); i++) {
+        const moec_tensor *t = moec_ckpt_at(f->model->ckpt, i);
+        if (place[i].role != MOEC_ROLE_OTHER || is_bound(f->model, t))
+            continue;
+        n++;
+        first = first ? first : t->name;
+    }
+    moec_free(place);
+    if (n > 0)
+        note(f, "%zu tensors have no part in the forward pass and are copied as they are, the first is %.100s", n, first);
+    return MOEC_OK;
+}
+
+static moec_status collect(facts *f, moec_err *err)
+{
+    const moec_ckpt *c = f->model->ckpt;
+    char *path = NULL;
+    moec_status st = moec_model_sizes(&f->sizes, f->model, err);
+    if (st == MOEC_OK)
+        st = moec_path_join(&path, moec_ckpt_dir(c), "tokenizer.json", err);
+    if (st != MOEC_OK)
+        return st;
+    f->tokenizer = moec_path_exists(path);
+    moec_free(path);
+    for (size_t i = 0; i < moec_ckpt_count(c); i++) {
+        const moec_tensor *t = moec_ckpt_at(c, i);
+        f->dtype_tensors[t->dtype]++;
+        f->dtype_bytes[t->dtype] += t->bytes;
+    }
+    note_shape(f);
+    note_dtypes(f);
+    note_aliases(f, f->model->family->key_experts);
+    note_aliases(f, f->model->family->key_top_k);
+    note_aliases(f, f->model->family->key_expert_width);
+    note_index(f);
+    if (!f->tokenizer)
+        note(f, "no tokenizer.json: texts must be given as token ids (.ids files)");
+    return note_unbound(f, err);
+}
+
+/* --- output ------------------------------------------------------------------------------------------------------- */
+
+static moec_json *sum_json(const char *const *keys, const uint64_t *values, int n)
+{
+    moec_json *o = moec_json_new_object();
+    for (int i = 0; i < n; i++)
+        moec_json_set(o, keys[i], moec_json_new_int((int64_t)values[i]));
+    return o;
+}
+
+static moec_json *to_json(const facts *f)
+{
+    const moec_dims *d = &f->model->dims;
+    moec_client client[MOEC_VERIFY_CLIENTS];
+    int n_clients = moec_clients(client, f->model);
+    moec_json *o = moec_json_new_object(), *dtypes = moec_json_new_object(), *clients = moec_json_new_object();
+    moec_json *notes = moec_json_new_array();
+    moec_json_set(o, "model_type", moec_json_new_string(f->model->family->model_type));
+    moec_json_set(o, "architecture", moec_json_new_string(f->model->family->architecture));
+    const struct { const char *key; int64_t value; } numbers[] = {
+        {"layers", d->layers}, {"moe_layers", f->model->moe_layers}, {"experts", d->experts}, {"top_k", d->top_k},
+        {"hidden_size", d->hidden}, {"expert_intermediate_size", d->expert_width}, {"vocab_size", d->vocab}};
+    for (size_t i = 0; i < MOEC_COUNT(numbers); i++)
+        moec_json_set(o, numbers[i].key, moec_json_new_int(numbers[i].value));
+    const uint64_t parameters[] = {f->sizes.total, f->sizes.active, f->sizes.routed};
+    const uint64_t bytes[] = {f->sizes.bytes, f->sizes.routed_bytes};
+    static const char *const keys[] = {"total", "active", "routed_experts"}, *const byte_keys[] = {"total",
+                                                                                                   "routed_experts"};
+    moec_json_set(o, "parameters", sum_json(keys, parameters, 3));
+    moec_json_set(o, "bytes", sum_json(byte_keys, bytes, 2));
+    for (int t = 0; t < MOEC_DTYPE_COUNT; t++)
+        if (f->dtype_tensors[t])
+            moec_json_set(dtypes, moec_dtypes[t].name, moec_json_new_int((int64_t)f->dtype_tensors[t]));
+    moec_json_set(o, "dtypes", dtypes);
+    moec_json_set(o, "shards", moec_json_new_int((int64_t)moec_ckpt_shards(f->model->ckpt)));
+    moec_json_set(o, "tokenizer", moec_json_new_bool(f->tokenizer));
+    for (int i = 0; i < n_clients; i++) {
+        moec_json *one = moec_json_new_object();
+        moec_json_set(one, "loads", moec_json_new_bool(client[i].loads));
+        moec_json_set(one, "reason", moec_json_new_string(client[i].reason));
+        moec_json_set(clients, client[i].name, one);
+    }
+    moec_json_set(o, "clients", clients);
+    for (int i = 0; i < f->n_notes; i++)
+        moec_json_push(notes, moec_json_new_string(f->note[i]));
+    moec_json_set(o, "notes", notes);
+    return o;
+}
+
+/* 4712345 -> "4.71 M" */
+static const char *count_text(char *buf, size_t cap, uint64_t n)
+{
+    static const char *const suffix[] = {"", " k", " M", " B", " T"};
+    double v = (double)n;
+    size_t i = 0;
+    for (; v >= 999.5 && i + 1 < MOEC_COUNT(suffix); i++)
+        v /= 1000.0;
+    snprintf(buf, cap, i == 0 ? "%.0f%s" : v < 9.995 ? "%.2f%s" : v < 99.95 ? "%.1f%s" : "%.0f%s", v, suffix[i]);
+    return buf;
+}
+
+static double percent(uint64_t part, uint64_t whole)
+{
+    return whole ? 100.0 * (double)part / (double)whole : 0.0;
+}
+
+static void print_sizes(const facts *f)
+{
+    const moec_sizes *s = &f->sizes;
+    char a[32], b[32], c[32];
+    printf("%-14s %s, %s a token uses (%.1f%%), %s in routed experts (%.1f%%)\n", "parameters",
+           count_text(a, sizeof a, s->total), count_text(b, sizeof b, s->active), percent(s->active, s->total),
+           count_text(c, sizeof c, s->routed), percent(s->routed, s->total));
+    printf("%-14s %s, %s in routed experts (%.1f%%)\n", "tensor bytes", moec_size_text(a, sizeof a, s->bytes),
+           moec_size_text(b, sizeof b, s->routed_bytes), percent(s->routed_bytes, s->bytes));
+    const char *sep = "";
+    printf("%-14s ", "dtypes");
+    for (int t = 0; t < MOEC_DTYPE_COUNT; t++) {
+        if (!f->dtype_tensors[t])
+            continue;
+        printf("%s%s in %llu tensors (%s)", sep, moec_dtypes[t].name, (unsigned long long)f->dtype_tensors[t],
+               moec_size_text(a, sizeof a, f->dtype_bytes[t]));
+        sep = ", ";
+    }
+    printf("\n");
+}
+
+static void print_table(const facts *f)
+{
+    const moec_model *m = f->model;
+    const moec_dims *d = &m->dims;
+    moec_client client[MOEC_VERIFY_CLIENTS];
+    int n_clients = moec_clients(client, m);
+    printf("%-14s %s (%s)\n", "family", m->family->model_type, m->family->architecture);
+    printf("%-14s %lld, %lld of them with experts\n", "layers", (long long)d->layers, (long long)m->moe_layers);
+    printf("%-14s %lld a layer, %lld chosen for a token\n", "experts", (long long)d->experts, (long long)d->top_k);
+    printf("%-14s hidden %lld, expert %lld, %lld heads of %lld over %lld keys, vocabulary %lld\n", "widths",
+           (long long)d->hidden, (long long)d->expert_width, (long long)d->heads, (long long)d->head_dim,
+           (long long)d->kv_heads, (long long)d->vocab);
+    print_sizes(f);
+    printf("%-14s %zu%s\n", "shards", moec_ckpt_shards(m->ckpt), moec_ckpt_is_sharded(m->ckpt) ? " with an index" : "");
+    printf("%-14s %s\n", "tokenizer", f->tokenizer ? "tokenizer.json" : "none");
+    if (d->experts > d->top_k)
+        printf("%-14s experts: up to %lld of %lld a layer can go (%lld are needed for a token)\n", "prune",
+               (long long)(d->experts - d->top_k), (long long)d->experts, (long long)d->top_k);
+    for (int i = 0; i < n_clients; i++)
+        printf("%-14s %-13s %s: %s\n", i ? "" : "clients", client[i].name, client[i].loads ? "yes" : "no",
+               client[i].reason);
+    for (int i = 0; i < f->n_notes; i++)
+        printf("%-14s %s\n", i ? "" : "unusual", f->note[i]);
+}
+
+static int run(const moec_verb *verb, int argc, char **argv)
+{
+    inspect_params params;
+    moec_opt_list words;
+    int code;
+    if (!tool_begin(&code, &params, &words, verb, argc, argv))
+        return code;
+    moec_err err = {MOEC_OK, ""};
+    moec_model *model = NULL;
+    moec_status st = MOEC_OK;
+    static facts f; /* too large for a small stack */
+    MOEC_TRY(moec_model_open(&model, words.at[0], &err));
+    f.model = model;
+    MOEC_TRY(collect(&f, &err));
+    if (params.common.json)
+        MOEC_TRY(tool_print_json(to_json(&f), &err));
+    else
+        print_table(&f);
+done:
+    moec_model_close(model);
+    return tool_end(st, &err);
+}
+
+const moec_verb moec_verb_inspect = {
+    .name = "inspect",
+    .args = "MODEL [options]",
+    .brief = "family, layers, experts, sizes, dtypes, and which programs load it",
+    .about = "Says what a model is and what it weighs: its family, layers, experts, parameters (all, those a token uses, "
+             "those in routed experts), bytes, number formats, shards, which programs load it and why, and whatever about "
+             "it is unusual. MODEL is a folder with config.json and safetensors. Only headers are read, no weights.",
+    .examples = "moecompress inspect ~/models/Qwen3-30B-A3B\n"
+                "moecompress inspect ~/models/Qwen3-30B-A3B --json",
+    .opts = rows,
+    .min_args = 1,
+    .max_args = 1,
+    .run = run,
+};

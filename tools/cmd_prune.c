@@ -1,0 +1,138 @@
+/* prune: removes whole experts, the same number in every layer, by a score from calibration statistics. */
+#include "output.h"
+
+#include <string.h>
+
+typedef struct prune_params {
+    tool_common common;
+    const char *output, *stats, *method, *protect;
+    double share;
+    int64_t keep;
+    bool plan_only, methods;
+} prune_params;
+
+static const moec_opt rows[] = {
+    {"output", 'o', MOEC_TEXT(prune_params, output), .value = "OUT",
+     .help = "folder to write; with --plan-only the plan file (none: standard output)"},
+    {"stats", 0, MOEC_TEXT(prune_params, stats), .value = "FILE", .help = "statistics that calibrate wrote"},
+    {"method", 0, MOEC_TEXT(prune_params, method), .fallback = "reap", .value = "NAME",
+     .help = "how experts are scored; reap by default: it is the one whose published results hold up at half the experts, "
+             "and a mean does not depend on how often the text happens to use an expert"},
+    {"remove", 0, MOEC_SHARE(prune_params, share), .lo = 0, .hi = 1, .fallback = "-1", .value = "SHARE",
+     .help = "share of each layer's experts to remove, rounded down"},
+    {"keep", 0, MOEC_INT(prune_params, keep), .lo = 1, .hi = 65535, .fallback = "0", .value = "N",
+     .help = "experts to keep in each layer, instead of --remove"},
+    {"protect", 0, MOEC_TEXT(prune_params, protect), .value = "FILE|super",
+     .help = "experts that stay whatever their score: a file of lines 'LAYER EXPERT' or JSON {\"LAYER\": [experts]}, or super: "
+             "the few whose outputs are far larger than all others'"},
+    {"plan-only", 0, MOEC_FLAG(prune_params, plan_only), .help = "write the plan as JSON, for apply, and no model"},
+    {"methods", 0, MOEC_FLAG(prune_params, methods), .help = "list the methods and leave"},
+    TOOL_SEED_ROW(prune_params),
+    TOOL_DRY_RUN_ROW(prune_params),
+    TOOL_OVERWRITE_ROW(prune_params),
+    TOOL_RESUME_ROW(prune_params),
+    TOOL_MEMORY_ROW(prune_params),
+    TOOL_COMMON_ROWS(prune_params),
+    TOOL_END_ROW,
+};
+
+static moec_status list_methods(const prune_params *p, moec_err *err)
+{
+    if (p->common.json)
+        return tool_print_json(moec_method_list(MOEC_PRUNE), err);
+    const moec_method *m;
+    for (size_t i = 0; (m = moec_method_at(i)) != NULL; i++) {
+        if (m->kind != MOEC_PRUNE)
+            continue;
+        printf("%-13s %s\n%-13s %s\n%-13s %s%s%s%s\n%-13s needs", m->name, m->brief, "", m->formula, "", m->paper,
+               m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "", "");
+        for (int k = 0; k < m->n_needs; k++)
+            printf(" %s", moec_stat_kinds[m->needs[k]].name);
+        printf("%s\n\n", m->n_needs == 0 ? " no statistics" : "");
+    }
+    return MOEC_OK;
+}
+
+static moec_status check_params(const prune_params *p, const moec_opt_list *words, moec_err *err)
+{
+    if (words->n < 1)
+        return moec_fail(err, MOEC_EINVAL, "prune: MODEL is missing: the folder of the model");
+    if (p->share < 0.0 && p->keep == 0)
+        return moec_fail(err, MOEC_EINVAL, "prune: how much? give --remove 25%% or --keep N");
+    if (p->share >= 0.0 && p->keep > 0)
+        return moec_fail(err, MOEC_EINVAL, "prune: --remove and --keep say the same thing; give one");
+    if (!p->output && !p->plan_only && !p->common.dry_run)
+        return moec_fail(err, MOEC_EINVAL, "prune: -o OUT is missing: the folder to write");
+    return MOEC_OK;
+}
+
+static moec_status prune(const prune_params *p, const char *dir, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_model *m = NULL;
+    moec_stats *stats = NULL;
+    moec_plan *plan = NULL;
+    moec_guard guard = {0};
+    moec_digest print, stats_digest = {""};
+    uint64_t bytes;
+    char *guard_name = NULL;
+    double began = moec_now();
+    MOEC_TRY(moec_model_open(&m, dir, err));
+    MOEC_TRY(moec_ckpt_fingerprint(&print, m->ckpt, err));
+    if (p->stats) {
+        MOEC_TRY(moec_stats_load(&stats, p->stats, err));
+        MOEC_TRY(moec_file_digest(&stats_digest, &bytes, p->stats, err));
+        MOEC_TRY(moec_within(err, moec_stats_check(stats, m, err), "%s", p->stats)); /* before anyone counts on its shape */
+    }
+    if (p->protect)
+        MOEC_TRY(moec_guard_read(&guard, &guard_name, p->protect, m, stats, err));
+    const moec_request q = {.model = m, .fingerprint = print.hex, .stats = stats, .stats_digest = stats_digest.hex,
+                            .guard = p->protect ? &guard : NULL, .guard_name = guard_name,
+                            .share = p->share < 0.0 ? 0.0 : p->share, .keep = p->keep, .seed = p->common.seed};
+    MOEC_TRY(moec_method_plan(&plan, MOEC_PRUNE, p->method, &q, err));
+    if (p->protect)
+        moec_say("protected: %lld experts", (long long)guard.count);
+    const tool_job job = {.common = &p->common, .model = m, .fingerprint = print.hex, .plan = plan,
+                          .output = p->output, .plan_only = p->plan_only, .began = began};
+    MOEC_TRY(tool_carry_out(&job, err));
+done:
+    moec_plan_free(plan);
+    moec_guard_release(&guard);
+    moec_free(guard_name);
+    moec_stats_free(stats);
+    moec_model_close(m);
+    return st;
+}
+
+static int run(const moec_verb *verb, int argc, char **argv)
+{
+    prune_params p;
+    moec_opt_list words = {0};
+    moec_err err = {MOEC_OK, ""};
+    int rc;
+    if (!tool_begin(&rc, &p, &words, verb, argc, argv))
+        return rc;
+    moec_status st;
+    if (p.methods)
+        st = list_methods(&p, &err);
+    else if ((st = check_params(&p, &words, &err)) == MOEC_OK)
+        st = prune(&p, words.at[0], &err);
+    return tool_end(st, &err);
+}
+
+const moec_verb moec_verb_prune = {
+    .name = "prune",
+    .args = "MODEL --stats FILE --remove SHARE -o OUT",
+    .brief = "remove experts, by any saliency",
+    .about = "Scores every expert from calibration statistics, keeps the best of each layer and writes the smaller model: "
+             "expert tensors that stay are copied byte for byte and renumbered, routers lose the rows of the removed experts, "
+             "config.json gets the new numbers, every other file is copied. The output is verified before it gets its name; a "
+             "run that was stopped continues when it is started again.",
+    .examples = "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 25% -o Qwen3-22B-A3B\n"
+                "moecompress prune Qwen3-30B-A3B --stats stats.h5 --method easy-ep --keep 64 --dry-run\n"
+                "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 50% --protect super --plan-only -o plan.json",
+    .opts = rows,
+    .min_args = 0,
+    .max_args = 1,
+    .run = run,
+};

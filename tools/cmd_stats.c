@@ -1,0 +1,191 @@
+/* stats: show and merge statistics files. */
+#include "tool.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+typedef struct stats_params {
+    tool_common common;
+    const char *output;
+    int64_t floor;
+} stats_params;
+
+static const moec_opt rows[] = {
+    {"output", 'o', MOEC_TEXT(stats_params, output), .value = "FILE", .help = "merge: the file to write"},
+    {"floor", 0, MOEC_INT(stats_params, floor), .lo = 1, .hi = 1e15, .fallback = "32", .value = "N",
+     .help = "show: experts that fewer tokens than this selected count as poorly covered"},
+    TOOL_OVERWRITE_ROW(stats_params),
+    TOOL_COMMON_ROWS(stats_params),
+    TOOL_END_ROW,
+};
+
+/* --- show --------------------------------------------------------------------------------------------------------- */
+
+static int64_t int_of(const moec_json *object, const char *key)
+{
+    int64_t v = 0;
+    moec_json_int(moec_json_get(object, key), &v);
+    return v;
+}
+
+static double real_of(const moec_json *object, const char *key)
+{
+    double v = 0;
+    moec_json_real(moec_json_get(object, key), &v);
+    return v;
+}
+
+static const char *text_of(const moec_json *object, const char *key)
+{
+    const char *text = moec_json_string(moec_json_get(object, key));
+    return text ? text : "";
+}
+
+/* "3 (11%), 7 (9%)" */
+static void print_top(const moec_json *top)
+{
+    const char *sep = "";
+    for (size_t i = 0; i < moec_json_len(top); i++, sep = ", ")
+        printf("%s%" PRId64 " (%.0f%%)", sep, int_of(moec_json_at(top, i), "expert"),
+               100.0 * real_of(moec_json_at(top, i), "share"));
+    printf("\n");
+}
+
+static void print_table(const moec_json *about)
+{
+    const moec_json *meta = moec_json_get(about, "meta"), *domains = moec_json_get(about, "domains");
+    const moec_json *coverage = moec_json_get(about, "coverage"), *layers = moec_json_get(about, "layers");
+    printf("%-10s %s %s\n", "model", text_of(meta, "model_type"), text_of(meta, "model"));
+    printf("%-10s %" PRId64 " layers, %" PRId64 " with %" PRId64 " experts of which a token uses %" PRId64 "\n", "",
+           int_of(meta, "layers"), int_of(meta, "moe_layers"), int_of(meta, "experts"), int_of(meta, "top_k"));
+    printf("%-10s %s, %zu kinds of statistics\n", "computed", text_of(meta, "compute"),
+           moec_json_len(moec_json_get(about, "kinds")));
+    for (size_t i = 0; i < moec_json_len(domains); i++) {
+        const moec_json *d = moec_json_at(domains, i);
+        printf("%-10s %s: %" PRId64 " tokens in %" PRId64 " windows, weight %g\n", i ? "" : "texts", text_of(d, "name"),
+               int_of(d, "tokens"), int_of(d, "sequences"), real_of(d, "weight"));
+    }
+    if (!coverage)
+        return;
+    printf("%-10s %" PRId64 " of %" PRId64 " experts were selected by fewer than %" PRId64 " tokens, %" PRId64 " never\n",
+           "coverage", int_of(coverage, "below_floor"), int_of(coverage, "experts"), int_of(coverage, "floor"),
+           int_of(coverage, "never"));
+    printf("\n%5s %10s %10s %10s %6s %6s %6s  %s\n", "layer", "fewest", "median", "most", "few", "never", "even",
+           "busiest experts");
+    for (size_t i = 0; i < moec_json_len(layers); i++) {
+        const moec_json *l = moec_json_at(layers, i);
+        printf("%5" PRId64 " %10" PRId64 " %10.0f %10" PRId64 " %6" PRId64 " %6" PRId64 " %6.3f  ", int_of(l, "layer"),
+               int_of(l, "min"), real_of(l, "median"), int_of(l, "max"), int_of(l, "below_floor"), int_of(l, "never"),
+               real_of(l, "entropy"));
+        print_top(moec_json_get(l, "top"));
+    }
+    printf("\nfewest, median, most: tokens that selected an expert; few: experts below %" PRId64 ";\n"
+           "even: entropy of the selection over that of equal use, 1 is even\n", int_of(coverage, "floor"));
+}
+
+static moec_status show(const stats_params *params, const char *path, moec_err *err)
+{
+    moec_stats *stats = NULL;
+    moec_json *about = NULL;
+    moec_status st = MOEC_OK;
+    MOEC_TRY(moec_stats_load(&stats, path, err));
+    MOEC_TRY(moec_stats_describe(&about, stats, (uint64_t)params->floor, err));
+    if (params->common.json) {
+        st = tool_print_json(about, err);
+        about = NULL;
+    } else {
+        print_table(about);
+    }
+done:
+    moec_json_free(about);
+    moec_stats_free(stats);
+    return st;
+}
+
+/* --- merge -------------------------------------------------------------------------------------------------------- */
+
+static moec_status merge_all(moec_stats **out, const moec_opt_list *words, moec_err *err)
+{
+    moec_status st = moec_stats_load(out, words->at[1], err);
+    for (int i = 2; st == MOEC_OK && i < words->n; i++) {
+        moec_stats *more = NULL;
+        char *dropped = NULL;
+        st = moec_stats_load(&more, words->at[i], err);
+        if (st == MOEC_OK)
+            st = moec_within(err, moec_stats_merge(*out, more, &dropped, err), "%s", words->at[i]);
+        if (st == MOEC_OK && dropped && *dropped)
+            moec_warn("%s: kinds that not all files have are left out: %s", words->at[i], dropped);
+        moec_free(dropped);
+        moec_stats_free(more);
+    }
+    return st;
+}
+
+static moec_status merge(const stats_params *params, const moec_opt_list *words, moec_err *err)
+{
+    double began = moec_now();
+    if (words->n < 3)
+        return moec_fail(err, MOEC_EINVAL, "stats merge: at least two files are needed");
+    if (!params->output)
+        return moec_fail(err, MOEC_EINVAL, "stats merge: -o FILE is missing");
+    if (!params->common.overwrite && moec_path_exists(params->output))
+        return moec_fail(err, MOEC_EEXIST, "%s: is already there; --overwrite replaces it", params->output);
+    moec_stats *stats = NULL;
+    moec_status st = MOEC_OK;
+    MOEC_TRY(merge_all(&stats, words, err));
+    MOEC_TRY(moec_stats_save(stats, params->output, err));
+    uint64_t tokens = 0;
+    for (int d = 0; d < stats->n_domains; d++)
+        tokens += stats->domain[d].tokens;
+    moec_say("%s: %d files, %d domains, %" PRIu64 " tokens", params->output, words->n - 1, stats->n_domains, tokens);
+    if (params->common.json) {
+        moec_json *o = moec_json_new_object();
+        moec_json_set(o, "output", moec_json_new_string(params->output));
+        moec_json_set(o, "files", moec_json_new_int(words->n - 1));
+        moec_json_set(o, "domains", moec_json_new_int(stats->n_domains));
+        moec_json_set(o, "tokens", moec_json_new_int((int64_t)tokens));
+        moec_json_set(o, "seconds", moec_json_new_real(moec_now() - began));
+        moec_json_set(o, "peak_memory_bytes", moec_json_new_int((int64_t)moec_peak_memory()));
+        st = tool_print_json(o, err);
+    }
+done:
+    moec_stats_free(stats);
+    return st;
+}
+
+static int run(const moec_verb *verb, int argc, char **argv)
+{
+    stats_params params;
+    moec_opt_list words;
+    int code;
+    if (!tool_begin(&code, &params, &words, verb, argc, argv))
+        return code;
+    moec_err err = {MOEC_OK, ""};
+    moec_status st;
+    if (strcmp(words.at[0], "merge") == 0)
+        st = merge(&params, &words, &err);
+    else if (strcmp(words.at[0], "show") != 0)
+        st = moec_fail(&err, MOEC_EINVAL, "stats: '%s' is neither show nor merge", words.at[0]);
+    else if (words.n != 2 || params.output)
+        st = moec_fail(&err, MOEC_EINVAL, "stats show: takes one file and no -o");
+    else
+        st = show(&params, words.at[1], &err);
+    return tool_end(st, &err);
+}
+
+const moec_verb moec_verb_stats = {
+    .name = "stats",
+    .args = "show FILE | stats merge FILE FILE... -o FILE",
+    .brief = "show or merge statistics files",
+    .about = "show: what a statistics file holds: the model it is about, its texts and tokens, and how well each layer's "
+             "experts were reached.\n"
+             "merge: adds statistics of the same model from several runs, texts or machines into one file. Texts of the "
+             "same name add up, others stand side by side; the sums are the same as those of one run over all texts.",
+    .examples = "moecompress stats show model.stats.h5\n"
+                "moecompress stats show model.stats.h5 --floor 100 --json\n"
+                "moecompress stats merge code.h5 prose.h5 -o all.h5",
+    .opts = rows,
+    .min_args = 2,
+    .max_args = MOEC_OPT_LIST_MAX,
+    .run = run,
+};

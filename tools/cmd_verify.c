@@ -1,0 +1,85 @@
+/* verify: re-opens an output and checks it against its source and against what each client demands. */
+#include "tool.h"
+
+#include <inttypes.h>
+
+typedef struct verify_params {
+    tool_common common;
+} verify_params;
+
+static const moec_opt rows[] = {
+    TOOL_COMMON_ROWS(verify_params),
+    TOOL_END_ROW,
+};
+
+static void print_report(const moec_verify_report *r, const char *dir)
+{
+    char size[32];
+    for (uint64_t i = 0; i < r->problems && i < MOEC_VERIFY_SHOWN; i++)
+        printf("problem: %s\n", r->problem[i]);
+    if (r->problems > MOEC_VERIFY_SHOWN)
+        printf("problem: and %" PRIu64 " more\n", r->problems - MOEC_VERIFY_SHOWN);
+    printf("%s: %s; %" PRIu64 " tensors, %s, %" PRIu64 " files, checked %s\n", dir,
+           r->problems == 0 ? "good" : "not good", r->tensors, moec_size_text(size, sizeof size, r->bytes), r->files,
+           r->against_source ? "byte by byte against the source" : "against its manifest");
+    for (int i = 0; i < r->n_clients && r->problems == 0; i++)
+        printf("%-14s %s: %s\n", r->client[i].name, r->client[i].loads ? "loads" : "does not load", r->client[i].reason);
+}
+
+static moec_status verify(const verify_params *p, const moec_opt_list *words, uint64_t *problems, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_model *source = NULL;
+    moec_verify_report *r = NULL;
+    double began = moec_now();
+    *problems = 0;
+    if (words->n > 1)
+        MOEC_TRY(moec_model_open(&source, words->at[1], err));
+    const moec_verify_options opt = {.source = source, .data = true};
+    MOEC_TRY(moec_verify(&r, words->at[0], &opt, err));
+    *problems = r->problems;
+    if (p->common.json) {
+        moec_json *o = moec_verify_json(r);
+        moec_json_set(o, "output", moec_json_new_string(words->at[0]));
+        moec_json_set(o, "seconds", moec_json_new_real(moec_now() - began));
+        moec_json_set(o, "peak_memory_bytes", moec_json_new_int((int64_t)moec_peak_memory()));
+        st = tool_print_json(o, err);
+    } else {
+        print_report(r, words->at[0]);
+    }
+done:
+    moec_verify_free(r);
+    moec_model_close(source);
+    return st;
+}
+
+static int run(const moec_verb *verb, int argc, char **argv)
+{
+    verify_params p;
+    moec_opt_list words = {0};
+    moec_err err = {MOEC_OK, ""};
+    uint64_t problems;
+    int rc;
+    if (!tool_begin(&rc, &p, &words, verb, argc, argv))
+        return rc;
+    moec_status st = verify(&p, &words, &problems, &err);
+    if (st == MOEC_OK && problems > 0) /* the list itself is the result and went to standard output */
+        st = moec_fail(&err, MOEC_EFORMAT, "%s: %" PRIu64 " problems", words.at[0], problems);
+    return tool_end(st, &err);
+}
+
+const moec_verb moec_verb_verify = {
+    .name = "verify",
+    .args = "OUTPUT [SOURCE]",
+    .brief = "check an output against its source and what each client demands",
+    .about = "Re-opens the folder: every tensor's name, shape and dtype, every byte against the source (routers row by row), "
+             "the index, config.json, the copied files and the hashes in moecompress.json; says which clients load it. Without "
+             "SOURCE the manifest is what it is checked against. When anything is wrong the report is printed all the same and "
+             "the exit code is 3.",
+    .examples = "moecompress verify Qwen3-15B-A3B Qwen3-30B-A3B\n"
+                "moecompress verify Qwen3-15B-A3B --json",
+    .opts = rows,
+    .min_args = 1,
+    .max_args = 2,
+    .run = run,
+};

@@ -1,0 +1,205 @@
+/* See output.h. */
+#include "output.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+/* Bytes a second that the time estimate counts with: a plain solid-state disk, read and written at once. */
+static const double nominal_rate = 500e6;
+
+typedef struct tally {
+    int64_t unseen, unseen_kept, guarded;
+} tally;
+
+static tally count(const moec_plan *p)
+{
+    tally t = {0, 0, 0};
+    for (int64_t i = 0; i < p->n_layers; i++) {
+        t.unseen += p->layer[i].n_unseen;
+        t.guarded += p->layer[i].n_guarded;
+        for (int64_t j = 0; j < p->layer[i].n_unseen; j++)
+            t.unseen_kept += moec_plan_number(p, i, p->layer[i].unseen[j]) >= 0;
+    }
+    return t;
+}
+
+static void say_policy(const moec_plan *p)
+{
+    tally t = count(p);
+    if (t.unseen > 0)
+        moec_warn("experts that no calibration token selected, of which nothing is known: %" PRId64 "; removed %" PRId64
+                  ", kept %" PRId64, t.unseen, t.unseen - t.unseen_kept, t.unseen_kept);
+    if (p->new_top_k < p->top_k)
+        moec_warn("only %" PRId64 " experts are kept in a layer: a token will use %" PRId64 " instead of %" PRId64,
+                  p->layer[0].n_keep, p->new_top_k, p->top_k);
+}
+
+/* --- for people ------------------------------------------------------------------------------------------------------ */
+
+/* Lowest score that is kept and highest that is removed; NAN where there is none. */
+static void edge_scores(double *kept, double *removed, const moec_plan *p, int64_t l)
+{
+    *kept = *removed = (double)NAN;
+    for (int64_t e = 0; p->layer[l].score && e < p->layer[l].n_experts; e++) {
+        double s = p->layer[l].score[e];
+        if (moec_plan_number(p, l, e) >= 0)
+            *kept = !(s >= *kept) ? s : *kept;
+        else
+            *removed = !(s <= *removed) ? s : *removed;
+    }
+}
+
+static void print_score(double v)
+{
+    if (isnan(v))
+        printf(" %12s", "-");
+    else
+        printf(" %12.6g", v);
+}
+
+static void print_plan(const moec_plan *p)
+{
+    printf("%5s %8s %6s %8s %8s %10s %12s %12s\n", "layer", "experts", "kept", "removed", "unseen", "protected",
+           "least kept", "most removed");
+    for (int64_t i = 0; i < p->n_layers; i++) {
+        const moec_plan_layer *l = &p->layer[i];
+        double kept, removed;
+        edge_scores(&kept, &removed, p, i);
+        printf("%5" PRId64 " %8" PRId64 " %6" PRId64 " %8" PRId64 " %8" PRId64 " %10" PRId64, l->layer, l->n_experts,
+               l->n_keep, l->n_experts - l->n_keep, l->n_unseen, l->n_guarded);
+        print_score(kept);
+        print_score(removed);
+        printf("\n");
+    }
+    printf("\nmethod %s; scores are those of the method; unseen: no calibration token selected the expert\n",
+           p->method[0] ? p->method : "none");
+}
+
+static void print_sizes(const tool_job *j, const moec_apply_result *r)
+{
+    char a[32], b[32], c[32], d[32];
+    printf("tensors    %s -> %s (%.1f %%)\n", moec_size_text(a, sizeof a, r->source_bytes),
+           moec_size_text(b, sizeof b, r->output_bytes),
+           100.0 * (double)r->output_bytes / (double)r->source_bytes);
+    printf("top-k      %" PRId64 " -> %" PRId64 "\n", j->plan->top_k, j->plan->new_top_k);
+    if (j->common->dry_run) {
+        printf("disk       %s needed%s%s%s\n", moec_size_text(a, sizeof a, r->disk_bytes), j->output ? ", " : "",
+               j->output ? moec_size_text(c, sizeof c, r->disk_free) : "", j->output ? " free" : "");
+        printf("memory     %s at most\n", moec_size_text(d, sizeof d, r->memory_bytes));
+        printf("time       about %.0f s on a disk of 500 MB/s\n", ceil(2.0 * (double)r->disk_bytes / nominal_rate));
+        return;
+    }
+    printf("files      %s in %s, verified\n", moec_size_text(a, sizeof a, r->disk_bytes), j->output);
+    printf("took       %.2f s, peak memory %s\n", moec_now() - j->began,
+           moec_size_text(b, sizeof b, moec_peak_memory()));
+}
+
+/* --- for programs ---------------------------------------------------------------------------------------------------- */
+
+static moec_json *pair(const char *a, int64_t x, const char *b, int64_t y)
+{
+    moec_json *o = moec_json_new_object();
+    moec_json_set(o, a, moec_json_new_int(x));
+    moec_json_set(o, b, moec_json_new_int(y));
+    return o;
+}
+
+static moec_json *result_json(const tool_job *j, const moec_apply_result *r)
+{
+    const moec_plan *p = j->plan;
+    tally t = count(p);
+    moec_json *o = moec_json_new_object();
+    moec_json_set(o, "output", j->output ? moec_json_new_string(j->output) : moec_json_new_null());
+    moec_json_set(o, "bytes", pair("source", (int64_t)r->source_bytes, "output", (int64_t)r->output_bytes));
+    moec_json_set(o, "file_bytes", moec_json_new_int((int64_t)r->disk_bytes));
+    moec_json_set(o, "method", moec_json_new_string(p->method));
+    moec_json_set(o, "experts", pair("source", p->layer[0].n_experts, "output", p->layer[0].n_keep));
+    moec_json_set(o, "removed", moec_json_new_int(p->layer[0].n_experts - p->layer[0].n_keep));
+    moec_json_set(o, "top_k", moec_json_new_int(p->new_top_k));
+    moec_json_set(o, "unseen", pair("kept", t.unseen_kept, "removed", t.unseen - t.unseen_kept));
+    moec_json_set(o, "protected", moec_json_new_int(t.guarded));
+    moec_json_set(o, "left_out_files", moec_json_new_int((int64_t)r->left_out));
+    return o;
+}
+
+static moec_status report(const tool_job *j, const moec_apply_result *r, moec_err *err)
+{
+    moec_json *plan = NULL;
+    if (!j->common->json) {
+        print_plan(j->plan);
+        print_sizes(j, r);
+        return MOEC_OK;
+    }
+    moec_json *o = result_json(j, r);
+    if (j->common->dry_run) {
+        moec_status st = moec_plan_to_json(&plan, j->plan, err);
+        if (st != MOEC_OK) {
+            moec_json_free(o);
+            return st;
+        }
+        moec_json_set(o, "dry_run", moec_json_new_bool(true));
+        moec_json_set(o, "disk_free_bytes", j->output ? moec_json_new_int((int64_t)r->disk_free) : moec_json_new_null());
+        moec_json_set(o, "estimated_memory_bytes", moec_json_new_int((int64_t)r->memory_bytes));
+        moec_json_set(o, "estimated_seconds", moec_json_new_real(ceil(2.0 * (double)r->disk_bytes / nominal_rate)));
+        moec_json_set(o, "plan", plan);
+    }
+    moec_json_set(o, "seconds", moec_json_new_real(moec_now() - j->began));
+    moec_json_set(o, "peak_memory_bytes", moec_json_new_int((int64_t)moec_peak_memory()));
+    return tool_print_json(o, err);
+}
+
+/* --- the job --------------------------------------------------------------------------------------------------------- */
+
+static moec_status write_plan(const tool_job *j, moec_err *err)
+{
+    char *text = NULL;
+    moec_status st = MOEC_OK;
+    MOEC_TRY(moec_plan_to_text(&text, j->plan, err));
+    if (!j->output) {
+        fputs(text, stdout);
+        goto done;
+    }
+    if (moec_path_exists(j->output) && !j->common->overwrite) {
+        st = moec_fail(err, MOEC_EEXIST, "%s: is already there; --overwrite replaces it", j->output);
+        goto done;
+    }
+    MOEC_TRY(moec_file_write(j->output, text, strlen(text), err));
+    if (j->common->json) {
+        moec_json *o = moec_json_new_object();
+        moec_json_set(o, "output", moec_json_new_string(j->output));
+        moec_json_set(o, "method", moec_json_new_string(j->plan->method));
+        moec_json_set(o, "removed", moec_json_new_int(j->plan->layer[0].n_experts - j->plan->layer[0].n_keep));
+        moec_json_set(o, "top_k", moec_json_new_int(j->plan->new_top_k));
+        moec_json_set(o, "seconds", moec_json_new_real(moec_now() - j->began));
+        moec_json_set(o, "peak_memory_bytes", moec_json_new_int((int64_t)moec_peak_memory()));
+        st = tool_print_json(o, err);
+    } else {
+        print_plan(j->plan);
+    }
+done:
+    moec_free(text);
+    return st;
+}
+
+moec_status tool_carry_out(const tool_job *j, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_apply_result r;
+    const moec_apply_options opt = {.out = j->output, .fingerprint = j->fingerprint, .overwrite = j->common->overwrite, .resume = j->common->resume,
+                                    .max_memory = j->common->max_memory};
+    say_policy(j->plan);
+    if (j->plan_only && !j->common->dry_run)
+        return write_plan(j, err);
+    if (j->common->dry_run) {
+        MOEC_TRY(moec_apply_estimate(&r, j->model, j->plan, &opt, err));
+    } else if (!j->output) {
+        st = moec_fail(err, MOEC_EINVAL, "-o OUT is missing: the folder to write");
+        goto done;
+    } else {
+        MOEC_TRY(moec_apply(&r, j->model, j->plan, &opt, err));
+    }
+    MOEC_TRY(report(j, &r, err));
+done:
+    return st;
+}

@@ -1,0 +1,21 @@
+/* How verbs that carry out a plan show it, write it and report. */
+#ifndef MOEC_TOOLS_OUTPUT_H
+#define MOEC_TOOLS_OUTPUT_H
+
+#include "tool.h"
+
+typedef struct tool_job {
+    const tool_common *common;
+    const moec_model *model;
+    const char *fingerprint; /* of the model */
+    const moec_plan *plan;
+    const char *output; /* folder, or file with plan_only; NULL: none was given */
+    bool plan_only;
+    double began;       /* moec_now() when the verb began */
+} tool_job;
+
+/** Carries the job out (or, by its options, only writes the plan or shows what would be done) and prints the result.
+ *  MOEC_EINVAL without an output where one is needed; else what moec_apply returns. */
+moec_status tool_carry_out(const tool_job *j, moec_err *err) MOEC_USE_RESULT;
+
+#endif

@@ -1,0 +1,57 @@
+/* What the verbs share: their declarations, the common options, and how a verb ends. A verb is one file cmd_<name>.c that
+ * defines `const moec_verb moec_verb_<name>` and one row in main.c's table. */
+#ifndef MOEC_TOOLS_TOOL_H
+#define MOEC_TOOLS_TOOL_H
+
+#include "moecompress.h"
+
+extern const moec_verb moec_verb_inspect, moec_verb_calibrate, moec_verb_prune, moec_verb_eval, moec_verb_apply,
+    moec_verb_stats, moec_verb_verify;
+
+/* Options that every verb spells alike. A verb's own parameters hold a `tool_common common;` and its rows end with the
+ * TOOL_* rows it takes, all of the form {"name", 'x', MOEC_KIND(my_params, common.field), ...}. */
+typedef struct tool_common {
+    bool json, quiet, verbose, overwrite, resume, dry_run;
+    int64_t threads, seed;
+    uint64_t max_memory;
+} tool_common;
+
+/* T: the verb's parameter struct. Every verb takes TOOL_COMMON_ROWS; the others where they mean something. */
+#define TOOL_COMMON_ROWS(T)                                                                                            \
+    {.name = "json", MOEC_FLAG(T, common.json), .help = "print the result as one JSON object on standard output"},     \
+    {.name = "threads", MOEC_INT(T, common.threads), .lo = 0, .hi = 1024, .fallback = "0", .value = "N",               \
+     .help = "worker threads; 0 takes every CPU this process may use, results do not depend on it"},                   \
+    {.name = "quiet", .letter = 'q', MOEC_FLAG(T, common.quiet), .help = "no messages but warnings and errors"},       \
+    {.name = "verbose", .letter = 'v', MOEC_FLAG(T, common.verbose), .help = "say more of what is being done"}
+#define TOOL_MEMORY_ROW(T)                                                                                             \
+    {.name = "max-memory", MOEC_SIZE(T, common.max_memory), .value = "SIZE",                                           \
+     .help = "stay below this much resident memory, or refuse at the start with exit code 4"}
+#define TOOL_SEED_ROW(T)                                                                                               \
+    {.name = "seed", MOEC_INT(T, common.seed), .lo = 0, .hi = 9007199254740991.0, .fallback = "0", .value = "N",       \
+     .help = "seed of every random choice; the same seed gives the same bytes"}
+#define TOOL_OVERWRITE_ROW(T)                                                                                          \
+    {.name = "overwrite", MOEC_FLAG(T, common.overwrite), .help = "replace an output that is already there"}
+#define TOOL_RESUME_ROW(T)                                                                                             \
+    {.name = "resume", MOEC_FLAG(T, common.resume), .fallback = "on",                                                  \
+     .help = "continue what an interrupted run of the same command left"}
+#define TOOL_DRY_RUN_ROW(T)                                                                                            \
+    {.name = "dry-run", MOEC_FLAG(T, common.dry_run),                                                                  \
+     .help = "print the plan, sizes, memory and time estimate; write nothing"}
+#define TOOL_END_ROW {.kind = MOEC_OPT_END}
+
+/** Parses argv into params (whose first member is the tool_common) and applies what is common: threads, message level.
+ *  Returns true when the verb shall go on. False: the verb returns *exit_code at once (help was printed: 0; usage error,
+ *  already reported: 2). */
+bool tool_begin(int *exit_code, void *params, moec_opt_list *words, const moec_verb *verb, int argc, char **argv);
+
+/** How a verb ends: nothing and 0 for MOEC_OK, else "moecompress: error: TEXT" on stderr and the exit code of `st`.
+ *  Standard output stays empty on failure, with --json too: a script that sees an exit code reads stderr. */
+int tool_end(moec_status st, const moec_err *err);
+
+/** As tool_end for a status that is known to be a failure; for `return tool_fail(...)`. */
+int tool_fail(const moec_err *err);
+
+/** Prints a JSON value on standard output with a newline and frees it. */
+moec_status tool_print_json(moec_json *v, moec_err *err) MOEC_USE_RESULT;
+
+#endif

@@ -1,0 +1,32 @@
+/* See tool_text.h. */
+#include "tool_text.h"
+
+#include <inttypes.h>
+
+const char *const tool_compute_names[] = {[MOEC_COMPUTE_F32] = "f32", [MOEC_COMPUTE_BF16] = "bf16", NULL};
+
+moec_status tool_read_text(moec_corpus *out, const tool_text *t, const moec_model *model, int64_t seed, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_tokenizer *tok = NULL;
+    char *path = NULL;
+    bool needed = false;
+    moec_corpus_opts o = {.vocab = model->dims.vocab, .seq_len = t->seq_len, .max_windows = t->max_windows,
+                          .max_tokens = t->tokens, .seed = seed, .add_bos = t->bos, .bos = -1};
+    if (t->text.n == 0)
+        return moec_fail(err, MOEC_EINVAL, "--text is missing: which text shall the model read?");
+    MOEC_TRY(moec_corpus_needs_tokenizer(&needed, t->text.at, t->text.n, err));
+    if (needed) {
+        MOEC_TRY(moec_path_join(&path, moec_ckpt_dir(model->ckpt), "tokenizer.json", err));
+        MOEC_TRY(moec_tokenizer_load(&tok, path, err));
+    }
+    MOEC_TRY(moec_corpus_read(out, t->text.at, t->text.n, tok, &o, err));
+    for (int i = 0; i < out->n_domains; i++)
+        if (out->domain[i].n_invalid > 0)
+            moec_warn("%s: %" PRId64 " places are not UTF-8 and were read as U+FFFD", out->domain[i].path,
+                      out->domain[i].n_invalid);
+done:
+    moec_tokenizer_free(tok);
+    moec_free(path);
+    return st;
+}
