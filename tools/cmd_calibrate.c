@@ -81,37 +81,34 @@ static moec_status warn_coverage(moec_json **coverage, const moec_stats *stats, 
 
 static moec_status dry_run(const calibrate_params *p, const moec_model *m, const moec_corpus *corpus, moec_err *err)
 {
-    moec_status st = MOEC_OK;
-    moec_stats_meta meta;
     moec_pass_plan plan;
+    size_t statistics;
     int64_t tokens = moec_corpus_tokens(corpus);
-    moec_calibrate_opts o = {.compute = (moec_compute)p->input.compute, .tier = (int)p->tier};
-    MOEC_TRY(moec_calibrate_meta(&meta, m, &o, err));
-    moec_pass_opts po = {.compute = o.compute, .watch = true, .sums = o.tier > 0, .max_memory = p->common.max_memory,
-                         .worker_bytes = moec_partial_bytes(&meta)};
-    po.fixed_bytes = moec_calibrate_bytes(&meta, corpus->n_domains, tokens);
-    MOEC_TRY(moec_pass_estimate(&plan, m, tokens, p->input.seq_len, &po, err));
+    moec_calibrate_opts o = {.compute = (moec_compute)p->input.compute, .tier = (int)p->tier, .trace = p->trace,
+                             .max_memory = p->common.max_memory};
+    moec_status st = moec_calibrate_plan(&plan, &statistics, m, corpus, &o, err);
+    if (st != MOEC_OK)
+        return st;
     if (p->common.json) {
         moec_json *j = moec_json_new_object();
         moec_json_set(j, "tokens", moec_json_new_int(tokens));
         moec_json_set(j, "threads", moec_json_new_int(plan.workers));
         moec_json_set(j, "memory_bytes", moec_json_new_int((int64_t)plan.bytes));
         moec_json_set(j, "hidden_states_on_disk", moec_json_new_bool(plan.on_disk));
-        moec_json_set(j, "statistics_bytes", moec_json_new_int((int64_t)po.fixed_bytes));
+        moec_json_set(j, "statistics_bytes", moec_json_new_int((int64_t)statistics));
         st = tool_print_json(j, err);
     } else {
-        char memory[32];
+        char memory[32], size[32];
         printf("tokens        %" PRId64 " in %d texts\nthreads       %d\nmemory        about %s, hidden states %s\n", tokens,
                corpus->n_domains, plan.workers, moec_size_text(memory, sizeof memory, plan.bytes),
                plan.on_disk ? "on disk" : "in memory");
+        printf("statistics    at most %s\n", moec_size_text(size, sizeof size, statistics));
     }
-done:
-    moec_stats_meta_release(&meta);
     return st;
 }
 
-static moec_status print_result(const calibrate_params *p, const moec_stats *stats, moec_json *coverage, int64_t tokens,
-                                double began, moec_err *err)
+static moec_status print_result(const calibrate_params *p, const moec_model *m, const moec_stats *stats, moec_json *coverage,
+                                int64_t tokens, double began, moec_err *err)
 {
     double seconds = moec_now() - began;
     moec_say("%s: %" PRId64 " tokens, %d texts, %.1f s", p->output, tokens, stats->n_domains, seconds);
@@ -121,6 +118,7 @@ static moec_status print_result(const calibrate_params *p, const moec_stats *sta
     }
     moec_json *o = moec_json_new_object();
     moec_json_set(o, "output", moec_json_new_string(p->output));
+    moec_json_set(o, "bytes", tool_bytes_json(moec_ckpt_bytes(m->ckpt), p->output));
     moec_json_set(o, "tokens", moec_json_new_int(tokens));
     moec_json_set(o, "domains", moec_json_new_int(stats->n_domains));
     moec_json_set(o, "compute", moec_json_new_string(stats->meta.compute));
@@ -129,6 +127,18 @@ static moec_status print_result(const calibrate_params *p, const moec_stats *sta
     moec_json_set(o, "seconds", moec_json_new_real(seconds));
     moec_json_set(o, "peak_memory_bytes", moec_json_new_int((int64_t)moec_peak_memory()));
     return tool_print_json(o, err);
+}
+
+static moec_status check_outputs(const calibrate_params *p, moec_err *err)
+{
+    if (p->common.dry_run)
+        return MOEC_OK;
+    if (p->trace && tool_same_file(p->output, p->trace))
+        return moec_fail(err, MOEC_EINVAL, "%s: -o and --trace name the same file", p->trace);
+    /* A run that was killed while it published its files may be completed; whether this is one, moec_calibrate knows. */
+    bool replace = p->common.overwrite || moec_calibrate_unfinished(p->output);
+    moec_status st = tool_may_write(p->output, TOOL_FILE_HDF5, replace, err);
+    return st == MOEC_OK && p->trace ? tool_may_write(p->trace, TOOL_FILE_HDF5, replace, err) : st;
 }
 
 static moec_status calibrate(const calibrate_params *p, const char *dir, moec_err *err)
@@ -142,10 +152,7 @@ static moec_status calibrate(const calibrate_params *p, const char *dir, moec_er
     char *options = NULL;
     if (!p->output && !p->common.dry_run)
         return moec_fail(err, MOEC_EINVAL, "-o FILE is missing: where shall the statistics go?");
-    if (p->output && !p->common.overwrite && !p->common.dry_run && moec_path_exists(p->output))
-        return moec_fail(err, MOEC_EEXIST, "%s: is there already; --overwrite replaces it", p->output);
-    if (p->trace && !p->common.overwrite && moec_path_exists(p->trace))
-        return moec_fail(err, MOEC_EEXIST, "%s: is there already; --overwrite replaces it", p->trace);
+    MOEC_TRY(check_outputs(p, err));
     MOEC_TRY(moec_model_open(&model, dir, err));
     MOEC_TRY(tool_read_text(&corpus, &p->input, model, p->common.seed, err));
     if (p->common.dry_run) {
@@ -155,10 +162,11 @@ static moec_status calibrate(const calibrate_params *p, const char *dir, moec_er
     MOEC_TRY(options_text(&options, p, err));
     moec_calibrate_opts o = {.compute = (moec_compute)p->input.compute, .tier = (int)p->tier, .options = options,
                              .max_memory = p->common.max_memory, .resume = p->common.resume, .trace = p->trace,
+                             .keep_existing = !p->common.overwrite,
                              .checkpoint_every = p->checkpoint_every};
     MOEC_TRY(moec_calibrate(&stats, model, &corpus, p->output, &o, err));
     MOEC_TRY(warn_coverage(&coverage, stats, p->floor, err));
-    st = print_result(p, stats, coverage, moec_corpus_tokens(&corpus), began, err);
+    st = print_result(p, model, stats, coverage, moec_corpus_tokens(&corpus), began, err);
 done:
     moec_free(options);
     moec_stats_free(stats);

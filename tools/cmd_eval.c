@@ -25,7 +25,10 @@ static const moec_opt rows[] = {
 
 static void print_sum(const char *name, const moec_score_sum *s, bool has_base)
 {
-    printf("%-16.16s %9llu  %8.4f +- %.4f  %10.3f", name, (unsigned long long)s->tokens, s->cross_entropy,
+    char shown[17];
+    snprintf(shown, sizeof shown, "%s", name);
+    moec_plain_line(shown);
+    printf("%-16s %9llu  %8.4f +- %.4f  %10.3f", shown, (unsigned long long)s->tokens, s->cross_entropy,
            s->cross_entropy_se, exp(s->cross_entropy));
     if (has_base)
         printf("  %8.5f +- %.5f  %6.2f%% +- %.2f", s->kl, s->kl_se, 100.0 * s->top1, 100.0 * s->top1_se);
@@ -68,6 +71,8 @@ static moec_status evaluate(const eval_params *p, const char *dir, moec_err *err
     moec_final *mine = NULL, *theirs = NULL;
     moec_scores scores = {0};
     moec_compute mode = (moec_compute)p->input.compute;
+    if (p->save_reference) /* said now, not after hours */
+        MOEC_TRY(tool_may_write(p->save_reference, TOOL_FILE_REFERENCE, false, err));
     MOEC_TRY(moec_model_open(&model, dir, err));
     if (p->base)
         MOEC_TRY(moec_model_open(&base, p->base, err));
@@ -77,8 +82,11 @@ static moec_status evaluate(const eval_params *p, const char *dir, moec_err *err
     MOEC_TRY(tool_read_text(&corpus, &p->input, model, -1, err));
     if (p->reference)
         MOEC_TRY(moec_final_load(&theirs, &corpus, p->reference, err));
+    if (theirs && moec_final_vocab(theirs) != model->dims.vocab)
+        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: vocabulary of %lld ids, %s has %lld", dir, (long long)model->dims.vocab,
+                           p->reference, (long long)moec_final_vocab(theirs)));
     if (base)
-        MOEC_TRY(moec_final_run(&theirs, base, &corpus, mode, p->common.max_memory, "base model", err));
+        MOEC_TRY(moec_final_run_before(&theirs, model, base, &corpus, mode, p->common.max_memory, "base model", err));
     MOEC_TRY(moec_final_run(&mine, model, &corpus, mode, p->common.max_memory, "model", err));
     MOEC_TRY(moec_score(&scores, mine, theirs, &corpus, mode, p->common.max_memory, err));
     if (p->save_reference)

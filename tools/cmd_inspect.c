@@ -32,7 +32,8 @@ static void note(facts *f, const char *fmt, ...)
         return;
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(f->note[f->n_notes++], sizeof f->note[0], fmt, ap);
+    vsnprintf(f->note[f->n_notes], sizeof f->note[0], fmt, ap);
+    moec_plain_line(f->note[f->n_notes++]); /* tensor names come from a file */
     va_end(ap);
 }
 

@@ -41,6 +41,14 @@ static const char *text_of(const moec_json *object, const char *key)
     return text ? text : "";
 }
 
+/* The same for a terminal: what a file says may hold control characters. */
+static const char *plain_of(char *out, size_t size, const moec_json *object, const char *key)
+{
+    snprintf(out, size, "%s", text_of(object, key));
+    moec_plain_line(out);
+    return out;
+}
+
 /* "3 (11%), 7 (9%)" */
 static void print_top(const moec_json *top)
 {
@@ -55,14 +63,15 @@ static void print_table(const moec_json *about)
 {
     const moec_json *meta = moec_json_get(about, "meta"), *domains = moec_json_get(about, "domains");
     const moec_json *coverage = moec_json_get(about, "coverage"), *layers = moec_json_get(about, "layers");
-    printf("%-10s %s %s\n", "model", text_of(meta, "model_type"), text_of(meta, "model"));
+    char a[256], b[256];
+    printf("%-10s %s %s\n", "model", plain_of(a, sizeof a, meta, "model_type"), plain_of(b, sizeof b, meta, "model"));
     printf("%-10s %" PRId64 " layers, %" PRId64 " with %" PRId64 " experts of which a token uses %" PRId64 "\n", "",
            int_of(meta, "layers"), int_of(meta, "moe_layers"), int_of(meta, "experts"), int_of(meta, "top_k"));
-    printf("%-10s %s, %zu kinds of statistics\n", "computed", text_of(meta, "compute"),
+    printf("%-10s %s, %zu kinds of statistics\n", "computed", plain_of(a, sizeof a, meta, "compute"),
            moec_json_len(moec_json_get(about, "kinds")));
     for (size_t i = 0; i < moec_json_len(domains); i++) {
         const moec_json *d = moec_json_at(domains, i);
-        printf("%-10s %s: %" PRId64 " tokens in %" PRId64 " windows, weight %g\n", i ? "" : "texts", text_of(d, "name"),
+        printf("%-10s %s: %" PRId64 " tokens in %" PRId64 " windows, weight %g\n", i ? "" : "texts", plain_of(a, sizeof a, d, "name"),
                int_of(d, "tokens"), int_of(d, "sequences"), real_of(d, "weight"));
     }
     if (!coverage)
@@ -128,10 +137,9 @@ static moec_status merge(const stats_params *params, const moec_opt_list *words,
         return moec_fail(err, MOEC_EINVAL, "stats merge: at least two files are needed");
     if (!params->output)
         return moec_fail(err, MOEC_EINVAL, "stats merge: -o FILE is missing");
-    if (!params->common.overwrite && moec_path_exists(params->output))
-        return moec_fail(err, MOEC_EEXIST, "%s: is already there; --overwrite replaces it", params->output);
     moec_stats *stats = NULL;
     moec_status st = MOEC_OK;
+    MOEC_TRY(tool_may_write(params->output, TOOL_FILE_HDF5, params->common.overwrite, err));
     MOEC_TRY(merge_all(&stats, words, err));
     MOEC_TRY(moec_stats_save(stats, params->output, err));
     uint64_t tokens = 0;
@@ -141,6 +149,10 @@ static moec_status merge(const stats_params *params, const moec_opt_list *words,
     if (params->common.json) {
         moec_json *o = moec_json_new_object();
         moec_json_set(o, "output", moec_json_new_string(params->output));
+        uint64_t source = 0;
+        for (int i = 1; i < words->n; i++)
+            source += tool_file_bytes(words->at[i]);
+        moec_json_set(o, "bytes", tool_bytes_json(source, params->output));
         moec_json_set(o, "files", moec_json_new_int(words->n - 1));
         moec_json_set(o, "domains", moec_json_new_int(stats->n_domains));
         moec_json_set(o, "tokens", moec_json_new_int((int64_t)tokens));

@@ -23,7 +23,9 @@ static void print_usage(FILE *to)
                 "verbs:\n");
     for (size_t i = 0; verbs[i]; i++)
         fprintf(to, "  %-11s %s\n", verbs[i]->name, verbs[i]->brief);
-    fprintf(to, "  %-11s %s\n\n", "help", "print this text, or the help of a verb: help VERB");
+    fprintf(to, "  %-11s %s\n", "help", "print this text, or the help of a verb: help VERB");
+    fprintf(to, "  %-11s %s\n", "man", "print the manual page");
+    fprintf(to, "  %-11s %s\n\n", "completion", "print shell completion: completion bash");
     fprintf(to, "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad input, 4 does not fit, 5 interrupted (resumable).\n"
                 "Results go to standard output, messages and progress to standard error.\n");
 }
@@ -63,6 +65,15 @@ static int help(int argc, char **argv)
     return 0;
 }
 
+static int completion(int argc, char **argv)
+{
+    moec_err err;
+    if (argc != 3 || strcmp(argv[2], "bash") != 0)
+        return tool_end(moec_fail(&err, MOEC_EINVAL, "completion: there is one for bash only: moecompress completion bash"), &err);
+    moec_opt_bash(stdout, verbs);
+    return 0;
+}
+
 static int dispatch(int argc, char **argv)
 {
     const char *word = argv[1];
@@ -76,10 +87,8 @@ static int dispatch(int argc, char **argv)
         moec_opt_man(stdout, verbs);
         return 0;
     }
-    if (strcmp(word, "completion") == 0 && argc == 3 && strcmp(argv[2], "bash") == 0) {
-        moec_opt_bash(stdout, verbs);
-        return 0;
-    }
+    if (strcmp(word, "completion") == 0)
+        return completion(argc, argv);
     const moec_verb *verb = find_verb(word);
     return verb ? verb->run(verb, argc - 1, argv + 1) : no_verb(word);
 }

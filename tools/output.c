@@ -160,14 +160,12 @@ static moec_status write_plan(const tool_job *j, moec_err *err)
         fputs(text, stdout);
         goto done;
     }
-    if (moec_path_exists(j->output) && !j->common->overwrite) {
-        st = moec_fail(err, MOEC_EEXIST, "%s: is already there; --overwrite replaces it", j->output);
-        goto done;
-    }
+    MOEC_TRY(tool_may_write(j->output, TOOL_FILE_PLAN, j->common->overwrite, err));
     MOEC_TRY(moec_file_write(j->output, text, strlen(text), err));
     if (j->common->json) {
         moec_json *o = moec_json_new_object();
         moec_json_set(o, "output", moec_json_new_string(j->output));
+        moec_json_set(o, "bytes", tool_bytes_json(moec_ckpt_bytes(j->model->ckpt), j->output));
         moec_json_set(o, "method", moec_json_new_string(j->plan->method));
         moec_json_set(o, "removed", moec_json_new_int(j->plan->layer[0].n_experts - j->plan->layer[0].n_keep));
         moec_json_set(o, "top_k", moec_json_new_int(j->plan->new_top_k));

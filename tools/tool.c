@@ -1,7 +1,9 @@
 /* How every verb begins and ends. */
 #include "tool.h"
 
+#include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static bool asks_for_help(int argc, char **argv)
 {
@@ -43,6 +45,93 @@ int tool_end(moec_status st, const moec_err *err)
 int tool_fail(const moec_err *err)
 {
     return tool_end(err->code == MOEC_OK ? MOEC_EIO : err->code, err);
+}
+
+/* Is it empty, or does it begin as this program's files of that kind do? HDF5 lies behind a user block of 512 bytes. */
+static moec_status is_ours(bool *yes, const char *path, tool_file kind, moec_err *err)
+{
+    static const char hdf5[] = "\211HDF\r\n\032\n";
+    static const char *const word[] = {[TOOL_FILE_PLAN] = "\"moecompress_plan\"", [TOOL_FILE_REFERENCE] = "moecompress reference"};
+    char front[1024];
+    FILE *f = fopen(path, "rb");
+    if (!f)
+        return moec_fail_errno(err, errno, path);
+    size_t n = fread(front, 1, sizeof front - 1, f);
+    fclose(f);
+    front[n] = '\0';
+    if (kind == TOOL_FILE_HDF5) {
+        *yes = n == 0 || (n >= 520 && memcmp(front + 512, hdf5, 8) == 0);
+        return MOEC_OK;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (front[i] == '\0')
+            front[i] = ' ';
+    *yes = n == 0 || strstr(front, word[kind]) != NULL;
+    return MOEC_OK;
+}
+
+/* The folder of a path that shall be written, "" for one without a slash; free with moec_free. */
+static moec_status folder_of(char **out, const char *path, moec_err *err)
+{
+    return moec_copy(out, path, (size_t)(moec_path_base(path) - path), err);
+}
+
+moec_status tool_may_write(const char *path, tool_file kind, bool overwrite, moec_err *err)
+{
+    static const char *const names[] = {[TOOL_FILE_HDF5] = "a statistics or trace file", [TOOL_FILE_PLAN] = "a plan",
+                                        [TOOL_FILE_REFERENCE] = "a reference file"};
+    moec_status st = MOEC_OK;
+    struct stat info;
+    char *folder = NULL;
+    bool ours = true;
+    if (!*path)
+        return moec_fail(err, MOEC_EINVAL, "the output file has an empty name");
+    if (stat(path, &info) == 0) {
+        if (!overwrite)
+            return kind == TOOL_FILE_REFERENCE
+                       ? moec_fail(err, MOEC_EEXIST, "%s: is already there; move it away or choose another name", path)
+                       : moec_fail(err, MOEC_EEXIST, "%s: is already there; --overwrite replaces it", path);
+        if (!S_ISREG(info.st_mode))
+            return moec_fail(err, MOEC_EEXIST, "%s: is there and is not a regular file; it is not replaced", path);
+        MOEC_TRY(is_ours(&ours, path, kind, err));
+        if (!ours)
+            MOEC_TRY(moec_fail(err, MOEC_EEXIST, "%s: is there and is not %s of moecompress; it is not replaced", path,
+                               names[kind]));
+    }
+    MOEC_TRY(folder_of(&folder, path, err));
+    if (*folder)
+        MOEC_TRY(moec_dir_make(folder, err));
+done:
+    moec_free(folder);
+    return st;
+}
+
+uint64_t tool_file_bytes(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0 ? (uint64_t)info.st_size : 0;
+}
+
+moec_json *tool_bytes_json(uint64_t source, const char *path)
+{
+    moec_json *o = moec_json_new_object();
+    moec_json_set(o, "source", moec_json_new_int((int64_t)source));
+    moec_json_set(o, "output", moec_json_new_int((int64_t)tool_file_bytes(path)));
+    return o;
+}
+
+bool tool_same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    char *p = NULL, *q = NULL;
+    moec_err err;
+    bool same = strcmp(a, b) == 0;
+    if (!same && strcmp(moec_path_base(a), moec_path_base(b)) == 0 && folder_of(&p, a, &err) == MOEC_OK &&
+        folder_of(&q, b, &err) == MOEC_OK)
+        same = stat(*p ? p : ".", &x) == 0 && stat(*q ? q : ".", &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+    moec_free(p);
+    moec_free(q);
+    return same;
 }
 
 moec_status tool_print_json(moec_json *v, moec_err *err)

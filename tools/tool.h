@@ -51,6 +51,20 @@ int tool_end(moec_status st, const moec_err *err);
 /** As tool_end for a status that is known to be a failure; for `return tool_fail(...)`. */
 int tool_fail(const moec_err *err);
 
+/** What this program writes as one file, to know it again. */
+typedef enum tool_file { TOOL_FILE_HDF5, TOOL_FILE_PLAN, TOOL_FILE_REFERENCE } tool_file;
+
+/** Before work begins: may `path` be written? Makes the folder it shall lie in. MOEC_EINVAL: an empty name; MOEC_EEXIST: it
+ *  is there and overwrite was not asked, or it is neither empty nor a file of this kind (a text, a model's config.json, a
+ *  device): such are not replaced. MOEC_EIO, MOEC_ENOMEM. */
+moec_status tool_may_write(const char *path, tool_file kind, bool overwrite, moec_err *err) MOEC_USE_RESULT;
+/** "bytes": {"source", "output"} of a verb that wrote the file `path`. */
+moec_json *tool_bytes_json(uint64_t source, const char *path);
+/** Length of a file, 0 when there is none. */
+uint64_t tool_file_bytes(const char *path);
+/** True when both names are one file, written or not yet. */
+bool tool_same_file(const char *a, const char *b);
+
 /** Prints a JSON value on standard output with a newline and frees it. */
 moec_status tool_print_json(moec_json *v, moec_err *err) MOEC_USE_RESULT;
 

@@ -2,8 +2,20 @@
 #include "base/err.h"
 
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+
+void moec_plain_line(char *text)
+{
+    for (unsigned char *c = (unsigned char *)text; *c; c++) {
+        bool c1 = c[0] == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0; /* U+0080..U+009F in UTF-8: some terminals obey these */
+        if (*c < 0x20 || *c == 0x7f || c1)
+            *c = '?';
+        if (c1)
+            *++c = '?';
+    }
+}
 
 moec_status moec_fail(moec_err *err, moec_status code, const char *fmt, ...)
 {
@@ -16,10 +28,8 @@ moec_status moec_fail(moec_err *err, moec_status code, const char *fmt, ...)
     char text[sizeof err->text];
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
+    moec_plain_line(text);
     memcpy(err->text, text, sizeof text);
-    for (char *c = err->text; *c; c++) /* names from hostile files must not forge lines or drive the terminal */
-        if ((unsigned char)*c < 0x20 || *c == 0x7f)
-            *c = '?';
     return code;
 }
 

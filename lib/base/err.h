@@ -39,6 +39,10 @@ typedef struct moec_err {
 /** Records the first cause and returns `code`. `err` may be NULL. Long texts are cut. */
 MOEC_API moec_status moec_fail(moec_err *err, moec_status code, const char *fmt, ...) MOEC_PRINTF(3, 4);
 
+/** Replaces control characters by '?': names from hostile files must not forge lines or drive the terminal. moec_fail,
+ *  moec_say, moec_warn and moec_note do so with their texts. */
+MOEC_API void moec_plain_line(char *text);
+
 /** Puts "fmt: " in front of the text when `st` is not MOEC_OK; returns `st` unchanged. */
 MOEC_API moec_status moec_within(moec_err *err, moec_status st, const char *fmt, ...) MOEC_PRINTF(3, 4);
 

@@ -26,7 +26,7 @@ moec_status moec_file_read(char **out, size_t *len, const char *path, size_t max
     moec_status st = MOEC_OK;
     *out = NULL;
     *len = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not make this wait */
     struct stat s;
     if (fd < 0)
         return moec_fail_errno(err, errno, path);
@@ -70,7 +70,8 @@ done:
 
 moec_status moec_dir_sync(const char *path, moec_err *err)
 {
-    int fd = open(*path ? path : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    path = *path ? path : ".";
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return moec_fail_errno(err, errno, path);
     int failed = fsync(fd), errnum = errno;
@@ -170,7 +171,7 @@ moec_status moec_dir_make(const char *path, moec_err *err)
     moec_status st = moec_copy(&p, path, strlen(path), err);
     if (st != MOEC_OK)
         return st;
-    for (char *c = p + 1; *p; c++) {
+    for (char *c = p + (*p != '\0');; c++) {
         char keep = *c;
         if (keep != '/' && keep != '\0')
             continue;
@@ -195,12 +196,13 @@ static moec_status remove_at(int parent, const char *name, int depth, moec_err *
         return moec_fail(err, MOEC_EIO, "%s: folders nested too deep to remove", name);
     if (unlinkat(parent, name, 0) == 0 || errno == ENOENT)
         return MOEC_OK;
-    if (errno != EISDIR && errno != EPERM)
-        return moec_fail_errno(err, errno, name);
+    int refused = errno;
+    if (refused != EISDIR && refused != EPERM)
+        return moec_fail_errno(err, refused, name);
     int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     DIR *d = fd < 0 ? NULL : fdopendir(fd);
     if (!d) {
-        moec_status st = moec_fail_errno(err, errno, name);
+        moec_status st = moec_fail_errno(err, errno == ENOTDIR ? refused : errno, name);
         if (fd >= 0)
             close(fd);
         return st;
@@ -208,7 +210,7 @@ static moec_status remove_at(int parent, const char *name, int depth, moec_err *
     moec_status st = MOEC_OK;
     for (struct dirent *e; st == MOEC_OK && (e = readdir(d)) != NULL;)
         if (moec_path_is_plain(e->d_name))
-            st = remove_at(fd, e->d_name, depth + 1, err);
+            st = moec_within(err, remove_at(fd, e->d_name, depth + 1, err), "%s", name);
     closedir(d);
     if (st == MOEC_OK && unlinkat(parent, name, AT_REMOVEDIR) != 0)
         st = moec_fail_errno(err, errno, name);
@@ -234,7 +236,13 @@ moec_status moec_dir_list(char ***out, size_t *n, const char *path, moec_err *er
     DIR *d = opendir(path);
     if (!d)
         return moec_fail_errno(err, errno, path);
-    for (struct dirent *e; (e = readdir(d)) != NULL;) {
+    for (;;) {
+        errno = 0;
+        const struct dirent *e = readdir(d);
+        if (!e && errno != 0)
+            MOEC_TRY(moec_fail_errno(err, errno, path));
+        if (!e)
+            break;
         if (!moec_path_is_plain(e->d_name))
             continue;
         MOEC_TRY(MOEC_GROW(*out, cap, *n + 1, err));

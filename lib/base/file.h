@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 /** Reads a regular file whole; *out has a NUL behind its *len bytes. MOEC_EIO; MOEC_EFORMAT when larger than
- *  max_bytes. Free with moec_free. */
+ *  max_bytes or not a regular file (a pipe is not waited for); MOEC_ENOMEM. Free with moec_free. */
 MOEC_API moec_status moec_file_read(char **out, size_t *len, const char *path, size_t max_bytes, moec_err *err)
     MOEC_USE_RESULT;
 /** Writes PATH.tmp, syncs it, renames it to PATH and syncs the folder. MOEC_EIO; MOEC_ENOFIT when the disk is full. */

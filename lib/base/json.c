@@ -31,6 +31,8 @@ moec_status moec_json_parse(moec_json **out, const char *text, size_t len, const
     if (nul)
         return moec_fail(err, MOEC_EFORMAT, "%s: JSON holds a NUL byte at offset %zu", what, (size_t)(nul - text));
     *out = wrap(json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e));
+    if (!*out && json_error_code(&e) == json_error_out_of_memory)
+        return moec_fail(err, MOEC_ENOMEM, "%s: out of memory while reading JSON", what);
     if (!*out)
         return moec_fail(err, MOEC_EFORMAT, "%s: JSON line %d column %d: %s", what, e.line, e.column, e.text);
     return MOEC_OK;
@@ -183,6 +185,16 @@ moec_json *moec_json_clone(const moec_json *v)
 
 void moec_json_set(moec_json *object, const char *key, moec_json *value)
 {
+    char plain[256];
+    json_t *probe = json_string(key); /* jansson only says that it failed: is it the key, or memory? */
+    if (!probe) {
+        size_t n = 0;
+        for (; key[n] && n + 1 < sizeof plain; n++)
+            plain[n] = (signed char)key[n] < 0 ? '?' : key[n];
+        plain[n] = '\0';
+        key = plain;
+    }
+    json_decref(probe);
     if (json_object_set_new(raw(object), key, raw(value)) != 0)
         build_failed = true;
 }

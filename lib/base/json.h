@@ -42,7 +42,8 @@ MOEC_API const char *moec_json_string(const moec_json *v);       /* NUL-terminat
 /** Iterates an object in order: start with *it = NULL; false at the end. */
 MOEC_API bool moec_json_each(moec_json *object, void **it, const char **key, moec_json **value);
 
-/* Builders. A failed allocation is remembered and makes moec_json_dump return MOEC_ENOMEM. set and push take the value. */
+/* Builders. A failed allocation is remembered and makes moec_json_dump return MOEC_ENOMEM. set and push take the value.
+ * A file name may hold any bytes: a value that is not UTF-8 becomes "(not UTF-8)", in such a key every byte above 127 a '?'. */
 MOEC_API moec_json *moec_json_new_object(void);
 MOEC_API moec_json *moec_json_new_array(void);
 MOEC_API moec_json *moec_json_new_string(const char *utf8);

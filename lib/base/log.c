@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 static moec_level level = MOEC_NORMAL;
-static bool bar_shown; /* a progress line without newline is on the terminal */
+static _Atomic bool bar_shown; /* a progress line without newline is on the terminal */
 static volatile sig_atomic_t interrupted;
 
 void moec_log_set(moec_level l)
@@ -22,6 +22,7 @@ static void print_line(const char *prefix, const char *fmt, va_list ap)
 {
     char text[1400];
     vsnprintf(text, sizeof text, fmt, ap);
+    moec_plain_line(text);
     fprintf(stderr, "%smoecompress: %s%s\n", bar_shown ? "\r\033[K" : "", prefix, text);
     bar_shown = false;
 }
@@ -85,13 +86,14 @@ static const char *duration(char *buf, size_t cap, double s)
 
 static void show(moec_progress *p, double now, bool last)
 {
-    double spent = now - p->started, rate = spent > 1e-6 ? (double)(p->done - p->skipped) / spent : 0.0;
-    double share = p->total ? (double)p->done / (double)p->total : 1.0;
+    uint64_t so_far = __atomic_load_n(&p->done, __ATOMIC_RELAXED); /* others go on stepping */
+    double spent = now - p->started, rate = spent > 1e-6 ? (double)(so_far - p->skipped) / spent : 0.0;
+    double share = p->total ? (double)so_far / (double)p->total : 1.0;
     char done[32], total[32], speed[32], time[32], bar[25];
-    short_count(done, sizeof done, (double)p->done);
+    short_count(done, sizeof done, (double)so_far);
     short_count(total, sizeof total, (double)p->total);
     short_count(speed, sizeof speed, rate);
-    duration(time, sizeof time, last || rate <= 0 ? spent : (double)(p->total - p->done) / rate);
+    duration(time, sizeof time, last || rate <= 0 ? spent : (double)(p->total - so_far) / rate);
     const char *word = last ? "took" : rate > 0 ? "left" : "so far";
     if (isatty(STDERR_FILENO)) {
         int full = (int)(share * 24.0);
@@ -123,11 +125,12 @@ void moec_progress_step(moec_progress *p, uint64_t n)
     uint64_t done = __atomic_add_fetch(&p->done, n, __ATOMIC_RELAXED);
     if (!p->on || done >= p->total)
         return;
-    double now = moec_now();
-    static volatile char busy; /* one thread draws; the others do not wait for it */
-    if (now - p->shown < (isatty(STDERR_FILENO) ? 0.2 : 10.0) || __atomic_test_and_set(&busy, __ATOMIC_ACQUIRE))
+    static volatile char busy; /* one thread looks and draws; the others do not wait for it */
+    if (__atomic_test_and_set(&busy, __ATOMIC_ACQUIRE))
         return;
-    show(p, now, false);
+    double now = moec_now();
+    if (now - p->shown >= (isatty(STDERR_FILENO) ? 0.2 : 10.0))
+        show(p, now, false);
     __atomic_clear(&busy, __ATOMIC_RELEASE);
 }
 
@@ -136,6 +139,14 @@ void moec_progress_finish(moec_progress *p)
     double now = moec_now();
     if (p->on && (isatty(STDERR_FILENO) || now - p->started >= 1.0)) /* in a log, short work needs no line */
         show(p, now, true);
+    p->on = false;
+}
+
+void moec_progress_stop(moec_progress *p)
+{
+    if (p->on && bar_shown)
+        fputs("\r\033[K", stderr);
+    bar_shown = bar_shown && !p->on;
     p->on = false;
 }
 

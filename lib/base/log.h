@@ -28,6 +28,9 @@ typedef struct moec_progress {
 MOEC_API void moec_progress_start(moec_progress *p, const char *what, const char *unit, uint64_t total, uint64_t skipped);
 MOEC_API void moec_progress_step(moec_progress *p, uint64_t n);
 MOEC_API void moec_progress_finish(moec_progress *p);
+/** The work failed: takes the bar off the terminal, so that the error has a line of its own. Nothing when it was never
+ *  started or has finished. */
+MOEC_API void moec_progress_stop(moec_progress *p);
 
 /** Seconds of a monotonic clock. */
 MOEC_API double moec_now(void);

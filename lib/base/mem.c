@@ -41,27 +41,10 @@ moec_status moec_alloc(void **out, size_t n, size_t size, moec_err *err)
     if (!moec_mul_size(&bytes, n, size) || !moec_add_size(&rounded, bytes, 63))
         return moec_fail(err, MOEC_ENOMEM, "%zu elements of %zu bytes are more than this machine can address", n, size);
     rounded &= ~(size_t)63;
-    /* Large blocks come zeroed from the system and need no second pass over them. */
-    void *p = NULL;
-    if (!test_refuses()) {
-        if (rounded < (1u << 20)) {
-            p = aligned_alloc(64, rounded);
-            if (p)
-                memset(p, 0, rounded);
-        } else {
-            char *raw = calloc(1, rounded);
-            if (raw && ((uintptr_t)raw & 63)) { /* glibc's big blocks start 16 bytes into a page */
-                free(raw);
-                p = aligned_alloc(64, rounded);
-                if (p)
-                    memset(p, 0, rounded);
-            } else {
-                p = raw;
-            }
-        }
-    }
+    void *p = test_refuses() ? NULL : aligned_alloc(64, rounded);
     if (!p)
         return moec_fail(err, MOEC_ENOMEM, "out of memory: %zu bytes refused", bytes);
+    memset(p, 0, rounded);
     *out = p;
     return MOEC_OK;
 }
@@ -153,14 +136,31 @@ uint64_t moec_resident_memory(void)
     return proc_bytes("/proc/self/status", "VmRSS:");
 }
 
+/* What a memory limit of this container leaves; UINT64_MAX without one. */
+static uint64_t cgroup_spare(void)
+{
+    unsigned long long limit = 0;
+    FILE *f = fopen("/sys/fs/cgroup/memory.max", "r");
+    bool limited = f && fscanf(f, "%llu", &limit) == 1; /* "max" is no number */
+    if (f)
+        fclose(f);
+    uint64_t used = limited ? moec_resident_memory() : 0;
+    return !limited ? UINT64_MAX : limit > used ? limit - used : 0;
+}
+
 uint64_t moec_available_memory(void)
 {
-    return proc_bytes("/proc/meminfo", "MemAvailable:");
+    uint64_t machine = proc_bytes("/proc/meminfo", "MemAvailable:"), group = cgroup_spare();
+    return machine < group ? machine : group;
 }
 
 uint64_t moec_peak_memory(void)
 {
+    /* Not ru_maxrss first: it survives exec, so a small program started by a large one would report the large one. */
+    uint64_t own = proc_bytes("/proc/self/status", "VmHWM:");
     struct rusage u;
+    if (own > 0)
+        return own;
     if (getrusage(RUSAGE_SELF, &u) != 0)
         return 0;
     return (uint64_t)u.ru_maxrss * 1024u; /* Linux counts in kilobytes */

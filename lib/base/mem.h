@@ -40,7 +40,8 @@ MOEC_API void moec_pages_drop(const void *at, size_t n);
 /** Starts reading them without waiting and without adding to resident memory. */
 MOEC_API void moec_pages_prefetch(const void *at, size_t n);
 
-/** Resident memory of this process now, and memory that the system could give without swapping; 0 when it does not say. */
+/** Resident memory of this process now, and memory that could still be had without swapping, of the machine or of what the
+ *  container's limit leaves; 0 when the system does not say. */
 MOEC_API uint64_t moec_resident_memory(void);
 MOEC_API uint64_t moec_available_memory(void);
 /** Highest resident set size of this process so far, in bytes. */

@@ -58,6 +58,8 @@ static moec_status set_int(int64_t *out, const moec_opt *row, const char *text, 
     long long v = isspace((unsigned char)*text) ? 0 : strtoll(text, &end, 10);
     if (*text == '\0' || isspace((unsigned char)*text) || end == text || *end != '\0')
         return moec_fail(err, MOEC_EINVAL, "--%s: '%s' is not a whole number", row->name, text);
+    if (errno == ERANGE && !has_range(row))
+        return moec_fail(err, MOEC_EINVAL, "--%s: %s is too large", row->name, text);
     if (errno == ERANGE || (checked && has_range(row) && ((double)v < row->lo || (double)v > row->hi)))
         return moec_fail(err, MOEC_EINVAL, "--%s: %s is not in %.15g .. %.15g", row->name, text, row->lo, row->hi);
     *out = v;

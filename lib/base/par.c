@@ -3,6 +3,7 @@
 
 #include <omp.h>
 #include <sched.h>
+#include <unistd.h>
 
 static int n_threads; /* 0: not set */
 
@@ -11,8 +12,8 @@ int moec_par_threads(void)
     if (n_threads > 0)
         return n_threads;
     cpu_set_t set; /* what this process may use, not what the machine has */
-    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    return n > 0 ? n : 1;
+    long n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > 1024 ? 1024 : (int)n; /* the call fails where there are more CPUs than the set has room for */
 }
 
 void moec_par_set_threads(int n)

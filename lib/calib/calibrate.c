@@ -1,7 +1,9 @@
 /* See calibrate.h. */
 #include "calib/calibrate.h"
 
+#include "base/file.h"
 #include "base/mem.h"
+#include "base/version.h"
 #include "calib/observe.h"
 #include "calib/state.h"
 #include "calib/trace.h"
@@ -56,7 +58,8 @@ static int64_t samples_each(int n_domains)
     return each < 8 ? 8 : each;
 }
 
-size_t moec_calibrate_bytes(const moec_stats_meta *meta, int n_domains, int64_t n_tokens)
+/* What is kept besides the pass: statistics, selections of the layer before, samples. */
+static size_t calibrate_bytes(const moec_stats_meta *meta, int n_domains, int64_t n_tokens)
 {
     size_t sum = 0, d = (size_t)n_domains;
     for (int k = 0; k < MOEC_STAT_COUNT; k++)
@@ -78,7 +81,6 @@ static moec_status carry_new(moec_carry *c, const moec_model *m, const moec_corp
     c->top_k = d->top_k;
     c->hidden = d->hidden;
     c->layers = d->layers;
-    c->last_moe = -1;
     size_t ids = (size_t)c->n_tokens * (size_t)d->top_k, most = (size_t)each * (size_t)corpus->n_domains;
     MOEC_TRY(MOEC_NEW(c->prev, ids, err));
     MOEC_TRY(MOEC_NEW(c->guess, ids, err));
@@ -117,29 +119,41 @@ static moec_status take_samples(moec_carry *c, const moec_hidden *hidden, int64_
     return st;
 }
 
-static double cosine(const float *a, const float *b, int64_t n)
+static double dot(const float *a, const float *b, int64_t n)
 {
-    double ab = 0, aa = 0, bb = 0;
-    for (int64_t i = 0; i < n; i++) {
-        ab += (double)a[i] * (double)b[i];
-        aa += (double)a[i] * (double)a[i];
-        bb += (double)b[i] * (double)b[i];
-    }
-    return aa > 0 && bb > 0 ? ab / sqrt(aa * bb) : 0.0;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += (double)a[i] * (double)b[i];
+    return sum;
 }
 
-static void add_block_cosines(moec_stats *stats, const moec_carry *c)
+/* Cosines of every two points of the residual stream, each computed once: the matrix is symmetric. */
+static moec_status add_block_cosines(moec_stats *stats, const moec_carry *c, moec_err *err)
 {
+    moec_status st = MOEC_OK;
     int64_t points = c->layers + 1;
+    double *square = NULL;
+    MOEC_TRY(MOEC_NEW(square, (size_t)points, err));
     for (int64_t s = 0; s < c->n_samples; s++) {
         double *sum = moec_stat_at(stats, c->sample_domain[s], MOEC_STAT_COS_BLOCK, 0);
         uint64_t *n = moec_stat_at(stats, c->sample_domain[s], MOEC_STAT_BLOCK_TOKENS, 0);
-        for (int64_t i = 0; i < points; i++)
-            for (int64_t j = 0; j < points; j++)
-                sum[i * points + j] += cosine(c->state + (i * c->n_samples + s) * c->hidden,
-                                              c->state + (j * c->n_samples + s) * c->hidden, c->hidden);
+        MOEC_TRY(moec_interrupted(err));
+        for (int64_t i = 0; i < points; i++) {
+            const float *a = c->state + (i * c->n_samples + s) * c->hidden;
+            square[i] = dot(a, a, c->hidden);
+            for (int64_t j = 0; j <= i; j++) {
+                double both = square[i] * square[j];
+                double cosine = both > 0 ? dot(a, c->state + (j * c->n_samples + s) * c->hidden, c->hidden) / sqrt(both) : 0.0;
+                sum[i * points + j] += cosine;
+                if (j < i)
+                    sum[j * points + i] += cosine;
+            }
+        }
         ++*n;
     }
+done:
+    moec_free(square);
+    return st;
 }
 
 static moec_status see(void *ctx, int worker, const moec_chunk *c, const moec_moe_view *v, moec_err *err)
@@ -226,16 +240,18 @@ done:
 }
 
 /* Digest of all that decides the result, so that a checkpoint of another run is not continued. */
-static moec_status run_id(moec_digest *out, const moec_stats_meta *meta, const moec_corpus *corpus, bool traced,
-                          moec_err *err)
+static moec_status run_id(moec_digest *out, const moec_model *m, const moec_stats_meta *meta, const moec_corpus *corpus,
+                          bool traced, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_hash *h = NULL;
     moec_digest text;
     MOEC_TRY(moec_corpus_digest(&text, corpus, err));
     MOEC_TRY(moec_hash_new(&h, err));
-    moec_hash_text(h, "calibrate 1");
+    moec_hash_text(h, "calibrate 2");
+    moec_hash_text(h, moec_version());
     moec_hash_text(h, meta->model);
+    moec_hash_text(h, moec_ckpt_config_text(m->ckpt)); /* the fingerprint is of the tensors alone */
     moec_hash_text(h, meta->options);
     moec_hash_text(h, meta->compute);
     moec_hash_text(h, meta->tier ? "1" : "0");
@@ -258,8 +274,6 @@ static moec_status run_layers(job *j, moec_pass *p, moec_checkpoint *cp, const m
         layer_job l = {j, j->m->layer[i].moe_index};
         st = moec_pass_layer(p, i, see_layer, sum_layer, &l, err);
         MOEC_TRY(moec_within(err, st, "%s", moec_ckpt_dir(j->m->ckpt)));
-        if (l.moe_layer >= 0)
-            j->carry.last_moe = i;
         if (l.moe_layer >= 0 && j->trace)
             MOEC_TRY(moec_trace_keep(j->trace, i, err));
         MOEC_TRY(take_samples(&j->carry, p->hidden, i + 1, err));
@@ -279,7 +293,10 @@ static moec_status begin(job *j, moec_pass *p, moec_checkpoint *cp, const moec_s
     moec_status st = MOEC_OK;
     if (cp->layers_done > 0 && cp->layers_done < j->m->dims.layers) {
         moec_err why = {MOEC_OK, ""};
-        if (moec_checkpoint_load(cp, &j->stats, &j->carry, p->hidden, &why) == MOEC_OK) {
+        st = moec_checkpoint_load(cp, &j->stats, &j->carry, p->hidden, &why);
+        if (st == MOEC_ENOMEM || st == MOEC_ENOFIT) /* nothing is wrong with the checkpoint: leave it for a better day */
+            return moec_fail(err, st, "%s", why.text);
+        if (st == MOEC_OK) {
             moec_say("continuing at layer %lld of %lld", (long long)cp->layers_done, (long long)j->m->dims.layers);
             moec_pass_begin(p, cp->layers_done);
             return MOEC_OK;
@@ -288,7 +305,8 @@ static moec_status begin(job *j, moec_pass *p, moec_checkpoint *cp, const moec_s
         moec_stats_free(j->stats);
         j->stats = NULL;
     }
-    cp->layers_done = 0;
+    if (cp->layers_done > 0) /* or a kill would leave it pointing at states that are overwritten now */
+        MOEC_TRY(moec_checkpoint_restart(cp, err));
     moec_hidden_set_side(p->hidden, 0);
     MOEC_TRY(stats_for(&j->stats, meta, corpus, err));
     moec_pass_begin(p, 0);
@@ -298,26 +316,69 @@ done:
     return st;
 }
 
+static moec_pass_opts pass_opts(const moec_model *m, const moec_stats_meta *meta, const moec_corpus *corpus,
+                                const moec_calibrate_opts *o, const char *dir)
+{
+    int64_t tokens = moec_corpus_tokens(corpus);
+    moec_pass_opts po = {.compute = o->compute, .watch = true, .sums = o->tier > 0, .max_memory = o->max_memory,
+                         .worker_bytes = moec_partial_bytes(meta), .dir = dir, .keep = true, .what = "calibrate"};
+    po.fixed_bytes = calibrate_bytes(meta, corpus->n_domains, tokens) + (o->trace ? moec_trace_bytes(m, tokens) : 0);
+    return po;
+}
+
+moec_status moec_calibrate_plan(moec_pass_plan *out, size_t *statistics, const moec_model *m, const moec_corpus *corpus,
+                                const moec_calibrate_opts *o, moec_err *err)
+{
+    moec_stats_meta meta;
+    moec_status st = moec_calibrate_meta(&meta, m, o, err);
+    if (st != MOEC_OK)
+        return st;
+    moec_pass_opts po = pass_opts(m, &meta, corpus, o, NULL);
+    *statistics = calibrate_bytes(&meta, corpus->n_domains, moec_corpus_tokens(corpus));
+    st = moec_pass_estimate(out, m, moec_corpus_tokens(corpus), moec_pass_max_seq(corpus), &po, err);
+    moec_stats_meta_release(&meta);
+    return st;
+}
+
+static moec_status refuse_existing(const char *path, const char *trace, moec_err *err)
+{
+    const char *there = moec_path_exists(path) ? path : trace && moec_path_exists(trace) ? trace : NULL;
+    return there ? moec_fail(err, MOEC_EEXIST, "%s: is there already; --overwrite replaces it", there) : MOEC_OK;
+}
+
+bool moec_calibrate_unfinished(const char *path)
+{
+    char *dir;
+    if (moec_format(&dir, NULL, "%s.partial", path) != MOEC_OK)
+        return false;
+    bool there = moec_path_is_dir(dir);
+    moec_free(dir);
+    return there;
+}
+
 static moec_status observe_all(moec_stats **out, job *j, const moec_corpus *corpus, const char *path,
                                const moec_calibrate_opts *o, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_stats_meta meta;
-    moec_checkpoint cp = {0};
+    moec_checkpoint cp = {.lock = -1};
+    bool cleared = false;
     moec_pass *p = NULL;
     moec_digest id;
     MOEC_TRY(moec_calibrate_meta(&meta, j->m, o, err));
-    MOEC_TRY(run_id(&id, &meta, corpus, o->trace != NULL, err));
+    MOEC_TRY(run_id(&id, j->m, &meta, corpus, o->trace != NULL, err));
     MOEC_TRY(moec_checkpoint_open(&cp, path, id.hex, o->resume, err));
-    MOEC_TRY(carry_new(&j->carry, j->m, corpus, err));
-    moec_pass_opts po = {.compute = o->compute, .watch = true, .sums = o->tier > 0, .max_memory = o->max_memory,
-                         .worker_bytes = moec_partial_bytes(&meta), .dir = cp.dir, .keep = true, .what = "calibrate"};
-    po.fixed_bytes = moec_calibrate_bytes(&meta, corpus->n_domains, j->carry.n_tokens);
-    if (o->trace) {
-        po.fixed_bytes += moec_trace_bytes(j->m, j->carry.n_tokens);
-        MOEC_TRY(moec_trace_new(&j->trace, j->m, j->carry.n_tokens, cp.dir, err));
-    }
+    if (o->keep_existing && !cp.same) /* else an interrupted run of this id left them, with its folder */
+        MOEC_TRY(refuse_existing(path, o->trace, err));
+    cleared = cp.layers_done == 0;
+    if (cleared)
+        MOEC_TRY(moec_checkpoint_clear(&cp, err));
+    moec_pass_opts po = pass_opts(j->m, &meta, corpus, o, cp.dir);
+    /* The pass plans with what is resident now, so what is in fixed_bytes must not exist before. */
     MOEC_TRY(moec_pass_new(&p, j->m, corpus, &po, err));
+    MOEC_TRY(carry_new(&j->carry, j->m, corpus, err));
+    if (o->trace)
+        MOEC_TRY(moec_trace_new(&j->trace, j->m, j->carry.n_tokens, cp.dir, err));
     j->workers = p->plan.workers;
     MOEC_TRY(MOEC_NEW(j->partial, (size_t)j->workers, err));
     for (int i = 0; i < j->workers; i++)
@@ -325,7 +386,7 @@ static moec_status observe_all(moec_stats **out, job *j, const moec_corpus *corp
     MOEC_TRY(begin(j, p, &cp, &meta, corpus, err));
     MOEC_TRY(run_layers(j, p, &cp, o, err));
     moec_pass_end(p);
-    add_block_cosines(j->stats, &j->carry);
+    MOEC_TRY(add_block_cosines(j->stats, &j->carry, err));
     if (j->trace)
         MOEC_TRY(moec_trace_finish(j->trace, corpus, o->trace, err));
     MOEC_TRY(moec_stats_save(j->stats, path, err));
@@ -333,6 +394,11 @@ static moec_status observe_all(moec_stats **out, job *j, const moec_corpus *corp
     *out = j->stats;
     j->stats = NULL;
 done:
+    if (st != MOEC_OK && !p && cleared) { /* refused before it began: leave nothing behind */
+        moec_err ignored;
+        moec_status removed = moec_checkpoint_remove(&cp, &ignored);
+        (void)removed;
+    }
     if (st == MOEC_EINTR)
         st = moec_fail(err, st, "interrupted after %lld of %lld layers; the same command continues there",
                        (long long)cp.layers_done, (long long)j->m->dims.layers);

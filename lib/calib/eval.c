@@ -46,6 +46,17 @@ done:
     return st;
 }
 
+static size_t side_bytes(int64_t hidden, moec_compute compute)
+{
+    return TOKENS * (2 * (size_t)hidden + VOCAB) * sizeof(float) + moec_gemm_scratch_bytes(compute, TOKENS, hidden);
+}
+
+size_t moec__score_bytes(int64_t hidden, int64_t n_tokens, moec_compute compute)
+{
+    size_t token = sizeof(int32_t) + 2 * sizeof(float) + 1; /* next, nll, kl, same */
+    return 2 * side_bytes(hidden, compute) + (size_t)n_tokens * token;
+}
+
 static void side_free(side *s)
 {
     moec_free(s->rows);
@@ -186,6 +197,7 @@ static moec_status add_up(moec_scores *out, const run *r, moec_err *err)
     moec_status st = MOEC_NEW(out->domain, (size_t)r->corpus->n_domains, err);
     if (st != MOEC_OK)
         return st;
+    out->has_base = r->base != NULL;
     tally all = {0};
     int64_t at = 0;
     for (int d = 0; d < r->corpus->n_domains; d++) {
@@ -197,10 +209,11 @@ static moec_status add_up(moec_scores *out, const run *r, moec_err *err)
             at += length;
         }
         out->domain[d] = finish(&mine);
+        if (!isfinite(out->domain[d].cross_entropy) || !isfinite(out->domain[d].kl)) /* finite states, overflowing logits */
+            return moec_fail(err, MOEC_ENUMERIC, "text %s: the loss is not finite", dom->name);
         tally_join(&all, &mine);
     }
     out->overall = finish(&all);
-    out->has_base = r->base != NULL;
     return MOEC_OK;
 }
 
@@ -217,19 +230,36 @@ static moec_status list_next(int32_t **out, const moec_corpus *c, int64_t tokens
     return st;
 }
 
+/* Threads and page policy under a limit: fewer threads cost time, giving pages back costs re-reading the heads. */
+static int choose(run *r, uint64_t max_memory)
+{
+    int workers = moec_par_threads();
+    uint64_t heads = head_bytes(r->model) + head_bytes(r->base), limit = max_memory / 10 * 9;
+    uint64_t used = moec_resident_memory() + moec__score_bytes(0, r->model->tokens, r->compute);
+    uint64_t each = 1 << 20; /* stacks and the C library's own */
+    const moec_final *const both[] = {r->model, r->base};
+    for (int i = 0; i < 2 && both[i]; i++)
+        each += side_bytes(both[i]->hidden, r->compute) + 2 * VOCAB * (head_bytes(both[i]) / (uint64_t)both[i]->vocab);
+    if (max_memory == 0)
+        return workers;
+    r->lean = used + heads + each * (uint64_t)workers > limit;
+    while (r->lean && workers > 1 && used + each * (uint64_t)workers > limit)
+        workers--;
+    return workers;
+}
+
 moec_status moec_score(moec_scores *out, const moec_final *model, const moec_final *base, const moec_corpus *corpus,
                        moec_compute compute, uint64_t max_memory, moec_err *err)
 {
     moec_status st = MOEC_OK;
     run r = {.model = model, .base = base, .corpus = corpus, .compute = compute};
     int32_t *next = NULL;
-    int workers = moec_par_threads();
+    int threads = moec_par_threads(), workers = choose(&r, max_memory);
     memset(out, 0, sizeof *out);
     if (base && base->vocab != model->vocab)
         return moec_fail(err, MOEC_EFORMAT, "vocabularies differ: %lld ids, the base model has %lld",
                          (long long)model->vocab, (long long)base->vocab);
     size_t n = (size_t)model->tokens;
-    r.lean = max_memory > 0 && moec_resident_memory() + head_bytes(model) + head_bytes(base) > max_memory / 10 * 8;
     MOEC_TRY(list_next(&next, corpus, model->tokens, err));
     r.next = next;
     MOEC_TRY(MOEC_NEW(r.nll, n, err));
@@ -242,10 +272,16 @@ moec_status moec_score(moec_scores *out, const moec_final *model, const moec_fin
             MOEC_TRY(side_new(&r.w[i].base, base, compute, err));
     }
     moec_progress_start(&r.progress, "score", "tokens", n, 0);
-    MOEC_TRY(moec_par_for(model->tokens, TOKENS, score_block, &r, err));
+    moec_par_set_threads(workers); /* scratch exists for that many only */
+    st = moec_par_for(model->tokens, TOKENS, score_block, &r, err);
+    moec_par_set_threads(threads);
+    MOEC_TRY(st);
     moec_progress_finish(&r.progress);
     MOEC_TRY(add_up(out, &r, err));
 done:
+    moec_progress_stop(&r.progress);
+    if (st != MOEC_OK)
+        moec_scores_release(out);
     for (int i = 0; r.w && i < workers; i++) {
         side_free(&r.w[i].model);
         side_free(&r.w[i].base);

@@ -17,11 +17,19 @@ typedef struct moec_final moec_final;
 MOEC_API moec_status moec_final_run(moec_final **out, const moec_model *m, const moec_corpus *corpus, moec_compute compute,
                                     uint64_t max_memory, const char *what, moec_err *err)
     MOEC_USE_RESULT;
+/** The same, so arranged that the states can be kept while `next` is run under the same limit: what would not fit then is
+ *  refused now. */
+MOEC_API moec_status moec_final_run_before(moec_final **out, const moec_model *next, const moec_model *m,
+                                           const moec_corpus *corpus, moec_compute compute, uint64_t max_memory,
+                                           const char *what, moec_err *err) MOEC_USE_RESULT;
+/** Rows of the head. */
+MOEC_API int64_t moec_final_vocab(const moec_final *f);
 /** A safetensors file: hidden F32 [tokens, hidden], head [vocab, hidden], with the corpus digest and the model's fingerprint in
  *  its metadata. MOEC_EIO, MOEC_ENOFIT, MOEC_EEXIST. */
 MOEC_API moec_status moec_final_save(const moec_final *f, const moec_corpus *corpus, const char *path, moec_err *err)
     MOEC_USE_RESULT;
-/** MOEC_EFORMAT: not such a file, or made from other text, windows or token limits than `corpus`. */
+/** MOEC_EFORMAT: not such a file, or made from other text, windows or token limits than `corpus`; MOEC_ENUMERIC; MOEC_EIO,
+ *  MOEC_ENOMEM. */
 MOEC_API moec_status moec_final_load(moec_final **out, const moec_corpus *corpus, const char *path, moec_err *err)
     MOEC_USE_RESULT;
 MOEC_API void moec_final_free(moec_final *f);
@@ -43,8 +51,10 @@ typedef struct moec_scores {
 /** Scores `model` (and compares with `base` unless NULL) on the corpus both were run on.
  *      CE  = mean of log sum exp z - z[next id]
  *      KL  = mean of sum p_base (log p_base - log p_model)
- *  max_memory: when the heads would not stay below it, their pages are given back block by block; 0: no limit.
- *  MOEC_EFORMAT when the vocabularies differ. Release with moec_scores_release. */
+ *  max_memory: when the heads would not stay below it, their pages are given back block by block, and as few threads work as
+ *  must; 0: no limit.
+ *  MOEC_EFORMAT when the vocabularies differ; MOEC_ENUMERIC when a loss is not finite; MOEC_EINTR, MOEC_EIO, MOEC_ENOMEM.
+ *  Release with moec_scores_release. */
 MOEC_API moec_status moec_score(moec_scores *out, const moec_final *model, const moec_final *base,
                                 const moec_corpus *corpus, moec_compute compute, uint64_t max_memory, moec_err *err)
     MOEC_USE_RESULT;

@@ -12,28 +12,60 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+/* A head is the largest tensor there is, so it is read in slices whose pages are given back. */
+enum { SLICE = 4 << 20 };
+
+static moec_status check_finite(const moec_tensor *t, moec_err *err)
+{
+    size_t width = (size_t)moec_dtypes[t->dtype].bytes;
+    for (size_t at = 0; at < t->bytes; at += SLICE) {
+        moec_tensor part = *t;
+        part.data = (const char *)t->data + at;
+        part.bytes = t->bytes - at < SLICE ? t->bytes - at : SLICE;
+        int64_t bad = moec_tensor_nonfinite(&part);
+        moec_pages_drop(part.data, part.bytes);
+        if (bad >= 0)
+            return moec_fail(err, MOEC_ENUMERIC, "tensor %s: value %lld is NaN or infinite", t->name,
+                             (long long)bad + (long long)(at / width));
+    }
+    return MOEC_OK;
+}
+
 static moec_status take_head(moec_final *f, const moec_model *m, moec_err *err)
 {
-    const moec_tensor *const both[] = {m->head, m->final_norm};
-    for (size_t i = 0; i < MOEC_COUNT(both); i++) {
-        int64_t bad = moec_tensor_nonfinite(both[i]);
-        if (bad >= 0)
-            return moec_fail(err, MOEC_ENUMERIC, "tensor %s: value %lld is NaN or infinite", both[i]->name, (long long)bad);
-    }
-    moec_pages_drop(m->head->data, m->head->bytes);
+    moec_status st = MOEC_OK;
+    MOEC_TRY(check_finite(m->head, err));
+    MOEC_TRY(check_finite(m->final_norm, err));
     f->head = m->head->data;
     f->dtype = m->head->dtype;
     f->vocab = m->dims.vocab;
     f->hidden = m->dims.hidden;
     f->eps = (float)m->dims.norm_eps;
-    moec_status st = MOEC_NEW(f->norm, (size_t)m->dims.hidden, err);
-    if (st == MOEC_OK)
-        moec_dtypes[m->final_norm->dtype].to_f32(f->norm, m->final_norm->data, m->dims.hidden);
+    MOEC_TRY(MOEC_NEW(f->norm, (size_t)m->dims.hidden, err));
+    moec_dtypes[m->final_norm->dtype].to_f32(f->norm, m->final_norm->data, m->dims.hidden);
+done:
     return st;
+}
+
+/* What a pass over `next` takes at least, besides what is resident now. */
+static size_t least_bytes(const moec_model *next, const moec_corpus *corpus, moec_compute compute)
+{
+    moec_pass_plan plan;
+    moec_pass_opts o = {.compute = compute, .max_memory = 1}; /* nothing fits that: the smallest arrangement comes back */
+    o.fixed_bytes = moec__score_bytes(next->dims.hidden, moec_corpus_tokens(corpus), compute);
+    uint64_t resident = moec_resident_memory();
+    moec_status st = moec_pass_estimate(&plan, next, moec_corpus_tokens(corpus), moec_pass_max_seq(corpus), &o, NULL);
+    return st == MOEC_ENOFIT && plan.bytes > resident ? (size_t)(plan.bytes - resident) : 0;
 }
 
 moec_status moec_final_run(moec_final **out, const moec_model *m, const moec_corpus *corpus, moec_compute compute,
                            uint64_t max_memory, const char *what, moec_err *err)
+{
+    return moec_final_run_before(out, NULL, m, corpus, compute, max_memory, what, err);
+}
+
+moec_status moec_final_run_before(moec_final **out, const moec_model *next, const moec_model *m, const moec_corpus *corpus,
+                                  moec_compute compute, uint64_t max_memory, const char *what, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_digest print;
@@ -41,6 +73,8 @@ moec_status moec_final_run(moec_final **out, const moec_model *m, const moec_cor
     moec_pass *p = NULL;
     moec_pass_opts o = {.compute = compute, .max_memory = max_memory, .what = what};
     *out = NULL;
+    o.fixed_bytes = moec__score_bytes(m->dims.hidden, moec_corpus_tokens(corpus), compute);
+    o.after_bytes = next && max_memory ? least_bytes(next, corpus, compute) : 0;
     MOEC_TRY(MOEC_NEW(f, 1, err));
     MOEC_TRY(take_head(f, m, err));
     MOEC_TRY(moec_ckpt_fingerprint(&print, m->ckpt, err));
@@ -64,6 +98,11 @@ done:
     return st;
 }
 
+int64_t moec_final_vocab(const moec_final *f)
+{
+    return f->vocab;
+}
+
 void moec_final_free(moec_final *f)
 {
     if (!f)
@@ -78,7 +117,12 @@ void moec_final_free(moec_final *f)
 moec_status moec__final_rows(float *out, const moec_final *f, int64_t at, int64_t n, moec_err *err)
 {
     if (f->rows) { /* a reference file holds them normed, perhaps unaligned */
-        memcpy(out, f->rows + (size_t)at * (size_t)f->hidden * sizeof *out, (size_t)n * (size_t)f->hidden * sizeof *out);
+        size_t row = (size_t)f->hidden * sizeof *out;
+        memcpy(out, f->rows + (size_t)at * row, (size_t)n * row);
+        if (f->map)
+            moec_pages_drop(f->rows + (size_t)at * row, (size_t)n * row);
+        if (!moec_all_finite(out, n * f->hidden))
+            return moec_fail(err, MOEC_ENUMERIC, "reference file: a hidden state is not finite");
         return MOEC_OK;
     }
     moec_status st = moec_hidden_read(out, f->store, at, n, err);
@@ -144,7 +188,11 @@ moec_status moec_final_save(const moec_final *f, const moec_corpus *corpus, cons
     }
     MOEC_TRY(moec_write_all(fd, header, len, tmp, err));
     MOEC_TRY(write_rows(fd, f, tmp, err));
-    MOEC_TRY(moec_write_all(fd, f->head, head, tmp, err));
+    for (size_t at = 0; at < head; at += SLICE) {
+        size_t n = head - at < SLICE ? head - at : SLICE;
+        MOEC_TRY(moec_write_all(fd, (const char *)f->head + at, n, tmp, err));
+        moec_pages_drop((const char *)f->head + at, n);
+    }
     MOEC_TRY(moec_file_publish(tmp, path, err));
 done:
     if (fd >= 0) {
@@ -193,6 +241,8 @@ static moec_status bind_reference(moec_final *f, const moec_st_index *ix, const 
     f->dtype = head->dtype;
     f->rows = (const char *)f->map + ix->data_at + hidden->begin;
     f->head = (const char *)f->map + ix->data_at + head->begin;
+    moec_tensor whole = {.name = "head", .dtype = head->dtype, .data = f->head, .bytes = (size_t)(head->end - head->begin)};
+    MOEC_TRY(moec_within(err, check_finite(&whole, err), "%s", path));
 done:
     moec_json_free(meta);
     return st;
@@ -205,7 +255,7 @@ moec_status moec_final_load(moec_final **out, const moec_corpus *corpus, const c
     moec_st_index ix = {0};
     struct stat info;
     *out = NULL;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not make this wait */
     if (fd < 0 || fstat(fd, &info) != 0) {
         st = moec_fail_errno(err, errno, path);
         goto done;

@@ -18,6 +18,8 @@ struct moec_final {
     size_t map_size;
 };
 
+/* What moec_score takes with one worker and a base of the same width, heads apart. */
+size_t moec__score_bytes(int64_t hidden, int64_t n_tokens, moec_compute compute);
 /* Normed rows [at, at+n). */
 moec_status moec__final_rows(float *out, const moec_final *f, int64_t at, int64_t n, moec_err *err) MOEC_USE_RESULT;
 

@@ -6,7 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -46,21 +46,22 @@ moec_status moec_write_all(int fd, const void *bytes, size_t n, const char *what
     return MOEC_OK;
 }
 
+moec_status moec_hidden_path(char **out, const char *dir, int side, moec_err *err)
+{
+    return moec_format(out, err, "%s/hidden.%d", dir, side);
+}
+
 static moec_status open_files(moec_hidden *s, const char *dir, bool keep, moec_err *err)
 {
     for (int i = 0; i < 2; i++) {
         char *path = NULL;
-        moec_status st = moec_format(&path, err, "%s/hidden.%d", dir, i);
+        moec_status st = keep ? moec_hidden_path(&path, dir, i, err) : moec_format(&path, err, "%s/moecompress.XXXXXX", dir);
         if (st != MOEC_OK)
             return st;
         s->fd[i] = keep ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666)
                         : open(dir, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
-        if (s->fd[i] < 0 && !keep && (errno == EOPNOTSUPP || errno == EISDIR)) { /* no nameless files there */
-            moec_free(path);
-            st = moec_format(&path, err, "%s/moecompress-%ld-%d.tmp", dir, (long)getpid(), i);
-            if (st != MOEC_OK)
-                return st;
-            s->fd[i] = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (s->fd[i] < 0 && !keep) { /* not every file system has nameless files */
+            s->fd[i] = mkostemp(path, O_CLOEXEC);
             if (s->fd[i] >= 0)
                 unlink(path);
         }
@@ -189,10 +190,21 @@ moec_status moec_hidden_save(const moec_hidden *s, int fd, const char *what, moe
 
 moec_status moec_hidden_load(moec_hidden *s, int fd, const char *what, moec_err *err)
 {
+    moec_status st = MOEC_OK;
     if (!s->on_disk)
         return moec_read_all(fd, s->memory, (size_t)s->n * (size_t)s->width * sizeof(float), what, err);
-    off_t size = lseek(s->fd[s->side], 0, SEEK_END);
-    if (size < (off_t)(s->n * s->width * (int64_t)sizeof(float)))
+    for (int64_t at = 0; at < s->n && st == MOEC_OK; at += s->max_tokens) {
+        int64_t n = s->n - at < s->max_tokens ? s->n - at : s->max_tokens;
+        st = moec_read_all(fd, s->buffer, (size_t)n * (size_t)s->width * sizeof(float), what, err);
+        if (st == MOEC_OK)
+            st = transfer(s, s->side, true, s->buffer, at, n, err);
+    }
+    return st;
+}
+
+moec_status moec_hidden_resume(const moec_hidden *s, moec_err *err)
+{
+    if (lseek(s->fd[s->side], 0, SEEK_END) < (off_t)(s->n * s->width * (int64_t)sizeof(float)))
         return moec_fail(err, MOEC_EFORMAT, "hidden states on disk: file ends early");
     return MOEC_OK;
 }

@@ -36,9 +36,16 @@ MOEC_API void moec_hidden_set_side(moec_hidden *s, int side);
 /** Copies rows [at, at+n) of the current state; from any thread. */
 MOEC_API moec_status moec_hidden_read(float *out, const moec_hidden *s, int64_t at, int64_t n, moec_err *err) MOEC_USE_RESULT;
 
-/** Current state to and from an open file at its position; for checkpoints. On disk this syncs and writes nothing. */
+/** Current state to an open file at its position, for checkpoints; on disk it is there already and is only synced.
+ *  MOEC_EIO, MOEC_ENOFIT. */
 MOEC_API moec_status moec_hidden_save(const moec_hidden *s, int fd, const char *what, moec_err *err) MOEC_USE_RESULT;
+/** Current state from an open file at its position, in memory or on disk as the store is now. MOEC_EIO; MOEC_ENOFIT;
+ *  MOEC_EFORMAT: the file ends early. */
 MOEC_API moec_status moec_hidden_load(moec_hidden *s, int fd, const char *what, moec_err *err) MOEC_USE_RESULT;
+/** On disk: the current side's file, kept by an earlier run, is the current state. MOEC_EFORMAT: it ends early. */
+MOEC_API moec_status moec_hidden_resume(const moec_hidden *s, moec_err *err) MOEC_USE_RESULT;
+/** Name of the file that a store with `keep` has in `dir` for a side. MOEC_ENOMEM. Free with moec_free. */
+MOEC_API moec_status moec_hidden_path(char **out, const char *dir, int side, moec_err *err) MOEC_USE_RESULT;
 
 /** read / write of exactly n bytes at the file's position. MOEC_EIO, MOEC_ENOFIT, MOEC_EFORMAT (file too short). */
 MOEC_API moec_status moec_read_all(int fd, void *bytes, size_t n, const char *what, moec_err *err) MOEC_USE_RESULT;

@@ -17,6 +17,17 @@ int64_t moec_pass_chunk_tokens(int64_t n_tokens, int64_t max_seq)
     return c < max_seq ? max_seq : c;
 }
 
+int64_t moec_pass_max_seq(const moec_corpus *corpus)
+{
+    int64_t most = 0;
+    for (int d = 0; d < corpus->n_domains; d++)
+        for (int64_t w = 0; w < corpus->domain[d].n_windows; w++) {
+            int64_t n = corpus->domain[d].start[w + 1] - corpus->domain[d].start[w];
+            most = n > most ? n : most;
+        }
+    return most;
+}
+
 static moec_status cut_chunks(moec_pass *p, const moec_corpus *corpus, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -25,10 +36,8 @@ static moec_status cut_chunks(moec_pass *p, const moec_corpus *corpus, moec_err 
         const moec_domain *dom = &corpus->domain[d];
         windows += dom->n_windows;
         p->n_tokens += dom->start[dom->n_windows] - dom->start[0];
-        for (int64_t w = 0; w < dom->n_windows; w++)
-            if (dom->start[w + 1] - dom->start[w] > p->max_seq)
-                p->max_seq = dom->start[w + 1] - dom->start[w];
     }
+    p->max_seq = moec_pass_max_seq(corpus);
     int64_t target = moec_pass_chunk_tokens(p->n_tokens, p->max_seq), token = 0;
     MOEC_TRY(MOEC_NEW(p->chunk, (size_t)windows, err));
     MOEC_TRY(MOEC_NEW(p->seq, (size_t)windows * 2, err)); /* at worst one window a chunk, with two offsets */
@@ -74,10 +83,12 @@ static uint64_t arrangement(const moec_model *m, int64_t n_tokens, int64_t max_s
 {
     moec_forward_opts fo = {o->compute, a->workers, max_tokens, max_seq, o->watch, o->sums, a->lean};
     uint64_t own = moec_forward_bytes(m, &fo) + o->fixed_bytes + o->worker_bytes * (uint64_t)a->workers;
-    own += moec_hidden_bytes(n_tokens, m->dims.hidden, a->on_disk, a->workers, max_tokens);
+    uint64_t states = moec_hidden_bytes(n_tokens, m->dims.hidden, a->on_disk, a->workers, max_tokens);
+    own += states;
     /* 12 MiB a worker: OpenBLAS's and the C library's own buffers and stacks */
     own += layer_memory(m, a->lean, a->workers) + (uint64_t)a->workers * (12u << 20) + (4u << 20);
-    return own + resident;
+    uint64_t later = o->after_bytes ? o->after_bytes + states : 0;
+    return resident + (own > later ? own : later);
 }
 
 moec_status moec_pass_estimate(moec_pass_plan *out, const moec_model *m, int64_t n_tokens, int64_t max_seq,
@@ -87,6 +98,7 @@ moec_status moec_pass_estimate(moec_pass_plan *out, const moec_model *m, int64_t
     int64_t max_tokens = moec_pass_chunk_tokens(n_tokens, max_seq);
     int64_t chunks = (n_tokens + max_tokens - 1) / max_tokens;
     int threads = moec_par_threads() < chunks ? moec_par_threads() : (int)chunks;
+    threads = threads < 1 ? 1 : threads;
     uint64_t limit = o->max_memory ? o->max_memory : spare ? resident + spare / 10 * 9 : UINT64_MAX;
     moec_pass_plan a = {.limit = limit}, best = {.bytes = UINT64_MAX};
     /* From fast to frugal: disk for the hidden states costs little, giving pages back costs re-reading, threads cost most. */
@@ -140,6 +152,7 @@ void moec_pass_free(moec_pass *p)
 {
     if (!p)
         return;
+    moec_progress_stop(&p->progress);
     moec_forward_free(p->forward);
     moec_hidden_free(p->hidden);
     moec_free(p->chunk);
@@ -179,8 +192,6 @@ static moec_status embed_chunk(void *ctx, int worker, int64_t lo, int64_t hi, mo
         MOEC_TRY(moec_hidden_get(&h, p->hidden, worker, c->token, c->n, true, err));
         MOEC_TRY(moec_forward_embed(h, p->m, c->ids, c->n, err));
         MOEC_TRY(moec_hidden_put(p->hidden, worker, c->token, c->n, err));
-        if (p->plan.lean)
-            moec_pages_drop(p->m->embed->data, p->m->embed->bytes);
     }
 done:
     return st;
@@ -202,7 +213,6 @@ moec_status moec_pass_embed(moec_pass *p, moec_err *err)
     moec_status st = limit_workers(p, embed_chunk, NULL, &j, err);
     if (st == MOEC_OK)
         moec_hidden_turn(p->hidden);
-    moec_pages_drop(p->m->embed->data, p->m->embed->bytes);
     return st;
 }
 

@@ -23,6 +23,7 @@ typedef struct moec_pass_opts {
     uint64_t max_memory;     /* 0: what the machine has to spare; then never refused */
     size_t fixed_bytes;      /* what the caller keeps besides, */
     size_t worker_bytes;     /* and for each worker */
+    size_t after_bytes;      /* what comes after the pass needs, while the hidden states are still there */
     const char *dir;         /* for hidden states that do not fit memory; NULL: the system's temporary folder */
     bool keep;               /* files in dir stay for a later run */
     const char *what;        /* name of the progress line */
@@ -60,8 +61,10 @@ MOEC_API moec_status moec_pass_new(moec_pass **out, const moec_model *m, const m
                                    const moec_pass_opts *o, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_pass_free(moec_pass *p);
 
-/** Hidden states := embeddings. first_layer: layers that are already done count as done in the progress line. */
+/** Hidden states := embeddings. MOEC_EFORMAT: an id outside the vocabulary; MOEC_ENUMERIC; MOEC_EIO, MOEC_ENOFIT (disk);
+ *  MOEC_EINTR. */
 MOEC_API moec_status moec_pass_embed(moec_pass *p, moec_err *err) MOEC_USE_RESULT;
+/** Starts the progress line; layers before first_layer were done by an earlier run. */
 MOEC_API void moec_pass_begin(moec_pass *p, int64_t first_layer);
 /** One layer over all chunks. `see` and `sum` may be NULL. MOEC_EINTR between chunks once a signal came. */
 MOEC_API moec_status moec_pass_layer(moec_pass *p, int64_t layer, moec_see_fn *see, moec_sum_fn *sum, void *ctx,
@@ -71,7 +74,10 @@ MOEC_API void moec_pass_end(moec_pass *p);
 /** How the tokens of a corpus are chunked: at most this many tokens, whole windows, one domain.
  *  max(512, min(4096, tokens/8)), or one window when that is longer. */
 MOEC_API int64_t moec_pass_chunk_tokens(int64_t n_tokens, int64_t max_seq);
-/** Memory estimate of the arrangement that moec_pass_new would choose; nothing is allocated or read. */
+/** Tokens of the longest window. */
+MOEC_API int64_t moec_pass_max_seq(const moec_corpus *corpus);
+/** Memory estimate of the arrangement that moec_pass_new would choose; nothing is allocated or read. MOEC_ENOFIT: no
+ *  arrangement stays under max_memory, and *out is the smallest there is. */
 MOEC_API moec_status moec_pass_estimate(moec_pass_plan *out, const moec_model *m, int64_t n_tokens, int64_t max_seq,
                                         const moec_pass_opts *o, moec_err *err) MOEC_USE_RESULT;
 

@@ -15,50 +15,49 @@ static moec_status read_state(moec_checkpoint *c, const char *path, moec_err *er
 {
     moec_json *v;
     int64_t done, turn;
+    bool on_disk;
     moec_status st = moec_json_read(&v, path, 1 << 16, err);
     if (st != MOEC_OK)
         return st;
     const char *id = moec_json_string(moec_json_get(v, "id"));
-    if (!id || strcmp(id, c->id) != 0) {
+    c->same = id && strcmp(id, c->id) == 0;
+    if (!c->same) {
         moec_say("%s: is of another model, text or options; starting anew", c->dir);
     } else if (moec_json_int(moec_json_get(v, "layers_done"), &done) && moec_json_int(moec_json_get(v, "turn"), &turn) &&
-               done > 0 && (turn == 0 || turn == 1)) {
+               moec_json_bool(moec_json_get(v, "states_on_disk"), &on_disk) && done > 0 && (turn == 0 || turn == 1)) {
         c->layers_done = done;
         c->turn = (int)turn;
+        c->on_disk = on_disk;
     }
     moec_json_free(v);
     return MOEC_OK;
 }
 
-/* One run at a time: two would write each other's checkpoints. The lock goes with the process. */
-static moec_status lock_dir(moec_checkpoint *c, moec_err *err)
+static moec_status write_state(const moec_checkpoint *c, int64_t layers_done, int turn, bool on_disk, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *path = NULL, *text = NULL;
+    MOEC_TRY(moec_path_join(&path, c->dir, "state.json", err));
+    MOEC_TRY(moec_format(&text, err, "{\"id\": \"%s\", \"layers_done\": %lld, \"turn\": %d, \"states_on_disk\": %s}\n", c->id,
+                         (long long)layers_done, turn, on_disk ? "true" : "false"));
+    MOEC_TRY(moec_file_write(path, text, strlen(text), err));
+done:
+    moec_free(path);
+    moec_free(text);
+    return st;
+}
+
+/* Two runs in one folder would overwrite each other's hidden states. The lock ends with the process, however it ends. */
+static moec_status lock_folder(moec_checkpoint *c, moec_err *err)
 {
     c->lock = open(c->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (c->lock < 0)
         return moec_fail_errno(err, errno, c->dir);
-    if (flock(c->lock, LOCK_EX | LOCK_NB) == 0)
+    if (flock(c->lock, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) /* other failures: no locks on that file system */
         return MOEC_OK;
-    if (errno == EWOULDBLOCK)
-        return moec_fail(err, MOEC_EEXIST, "%s: another run is working on it", c->dir);
-    return moec_fail_errno(err, errno, c->dir);
-}
-
-/* Removes what an earlier run left, but not the folder, which holds the lock. */
-static moec_status clear_dir(const moec_checkpoint *c, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    char **names = NULL, *path = NULL;
-    size_t n = 0;
-    MOEC_TRY(moec_dir_list(&names, &n, c->dir, err));
-    for (size_t i = 0; i < n; i++) {
-        moec_free(path);
-        MOEC_TRY(moec_path_join(&path, c->dir, names[i], err));
-        MOEC_TRY(moec_dir_remove(path, err));
-    }
-done:
-    moec_free(path);
-    moec_names_free(names, n);
-    return st;
+    close(c->lock);
+    c->lock = -1;
+    return moec_fail(err, MOEC_EEXIST, "%s: another run is at work there", c->dir);
 }
 
 moec_status moec_checkpoint_open(moec_checkpoint *out, const char *path, const char *id, bool resume, moec_err *err)
@@ -71,25 +70,54 @@ moec_status moec_checkpoint_open(moec_checkpoint *out, const char *path, const c
     MOEC_TRY(moec_format(&out->dir, err, "%s.partial", path));
     MOEC_TRY(moec_path_join(&state, out->dir, "state.json", err));
     MOEC_TRY(moec_dir_make(out->dir, err));
-    MOEC_TRY(lock_dir(out, err));
+    MOEC_TRY(lock_folder(out, err));
     if (resume && moec_path_exists(state)) {
         moec_err why = {MOEC_OK, ""};
         if (read_state(out, state, &why) != MOEC_OK) /* damaged: the work is lost, the result is not */
             moec_warn("%s; starting anew", why.text);
     }
-    if (out->layers_done == 0)
-        MOEC_TRY(clear_dir(out, err));
 done:
     moec_free(state);
     return st;
 }
 
+moec_status moec_checkpoint_restart(moec_checkpoint *c, moec_err *err)
+{
+    c->layers_done = 0;
+    return write_state(c, 0, c->turn, false, err);
+}
+
+moec_status moec_checkpoint_clear(moec_checkpoint *c, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char **name = NULL, *path = NULL;
+    size_t n = 0;
+    /* First of all nothing may point at files that are about to go; and the folder itself stays, it is locked. */
+    MOEC_TRY(moec_checkpoint_restart(c, err));
+    MOEC_TRY(moec_dir_list(&name, &n, c->dir, err));
+    for (size_t i = 0; i < n; i++) {
+        if (strcmp(name[i], "state.json") == 0)
+            continue;
+        MOEC_TRY(moec_path_join(&path, c->dir, name[i], err));
+        MOEC_TRY(moec_dir_remove(path, err));
+        moec_free(path);
+        path = NULL;
+    }
+done:
+    moec_free(path);
+    moec_names_free(name, n);
+    return st;
+}
+
 void moec_checkpoint_release(moec_checkpoint *c)
 {
-    if (c->dir && c->lock >= 0)
+    if (c->lock >= 0) {
+        rmdir(c->dir); /* refused unless empty */
         close(c->lock);
+    }
     moec_free(c->dir);
     c->dir = NULL;
+    c->lock = -1;
 }
 
 moec_status moec_checkpoint_remove(moec_checkpoint *c, moec_err *err)
@@ -120,7 +148,6 @@ static moec_status write_carry(const char *path, const moec_carry *carry, const 
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0)
         return moec_fail_errno(err, errno, path);
-    MOEC_TRY(moec_write_all(fd, &carry->last_moe, sizeof carry->last_moe, path, err));
     for (int i = 0; i < n; i++)
         MOEC_TRY(moec_write_all(fd, p[i].at, p[i].bytes, path, err));
     MOEC_TRY(moec_hidden_save(hidden, fd, path, err));
@@ -131,6 +158,7 @@ done:
     return st;
 }
 
+/* hidden: NULL when its states are elsewhere. */
 static moec_status read_carry(const char *path, moec_carry *carry, moec_hidden *hidden, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -139,12 +167,27 @@ static moec_status read_carry(const char *path, moec_carry *carry, moec_hidden *
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return moec_fail_errno(err, errno, path);
-    MOEC_TRY(moec_read_all(fd, &carry->last_moe, sizeof carry->last_moe, path, err));
     for (int i = 0; i < n; i++)
         MOEC_TRY(moec_read_all(fd, p[i].at, p[i].bytes, path, err));
-    MOEC_TRY(moec_hidden_load(hidden, fd, path, err));
+    if (hidden)
+        MOEC_TRY(moec_hidden_load(hidden, fd, path, err));
 done:
     close(fd);
+    return st;
+}
+
+/* Hidden states that an on-disk run left in a file of their own, for a run that keeps them in memory. */
+static moec_status load_file(const moec_checkpoint *c, moec_hidden *hidden, moec_err *err)
+{
+    char *path;
+    moec_status st = moec_hidden_path(&path, c->dir, moec_hidden_side(hidden), err);
+    if (st != MOEC_OK)
+        return st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    st = fd < 0 ? moec_fail_errno(err, errno, path) : moec_hidden_load(hidden, fd, path, err);
+    if (fd >= 0)
+        close(fd);
+    moec_free(path);
     return st;
 }
 
@@ -158,8 +201,10 @@ moec_status moec_checkpoint_load(const moec_checkpoint *c, moec_stats **stats, m
     moec_hidden_set_side(hidden, (int)((c->layers_done + 1) % 2));
     MOEC_TRY(moec_format(&path, err, "%s/carry.%d", c->dir, c->turn));
     MOEC_TRY(moec_format(&file, err, "%s/stats.%d.h5", c->dir, c->turn));
-    MOEC_TRY(read_carry(path, carry, hidden, err));
     MOEC_TRY(moec_stats_load(stats, file, err));
+    MOEC_TRY(read_carry(path, carry, c->on_disk ? NULL : hidden, err));
+    if (c->on_disk)
+        MOEC_TRY(moec_hidden_on_disk(hidden) ? moec_hidden_resume(hidden, err) : load_file(c, hidden, err));
 done:
     moec_free(path);
     moec_free(file);
@@ -170,22 +215,19 @@ moec_status moec_checkpoint_save(moec_checkpoint *c, int64_t layers_done, const 
                                  const moec_hidden *hidden, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    char *path = NULL, *file = NULL, *state = NULL, *text = NULL;
+    char *path = NULL, *file = NULL;
     int turn = 1 - c->turn;
+    bool on_disk = moec_hidden_on_disk(hidden);
     MOEC_TRY(moec_format(&path, err, "%s/carry.%d", c->dir, turn));
     MOEC_TRY(moec_format(&file, err, "%s/stats.%d.h5", c->dir, turn));
-    MOEC_TRY(moec_path_join(&state, c->dir, "state.json", err));
     MOEC_TRY(write_carry(path, carry, hidden, err));
     MOEC_TRY(moec_stats_save(stats, file, err));
-    MOEC_TRY(moec_format(&text, err, "{\"id\": \"%s\", \"layers_done\": %lld, \"turn\": %d}\n", c->id,
-                         (long long)layers_done, turn));
-    MOEC_TRY(moec_file_write(state, text, strlen(text), err));
+    MOEC_TRY(write_state(c, layers_done, turn, on_disk, err));
     c->turn = turn;
     c->layers_done = layers_done;
+    c->on_disk = on_disk;
 done:
     moec_free(path);
     moec_free(file);
-    moec_free(state);
-    moec_free(text);
     return st;
 }

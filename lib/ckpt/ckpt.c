@@ -32,7 +32,16 @@ struct moec_ckpt {
     uint32_t *sorted; /* [n] tensor numbers by name */
 };
 
-enum { MAX_CONFIG = 64 << 20, MAX_INDEX = 512 << 20, MAX_SHARDS = 65536 };
+/* Parsed JSON takes up to fifty times its bytes, so the bounds stay near what real models have: the largest index.json
+ * in use is below 20 MB. */
+enum { MAX_CONFIG = 8 << 20, MAX_INDEX = 128 << 20, MAX_SHARDS = 65536 };
+
+/* A touched page can bring megabytes of its neighbours into resident memory: with many shards that adds up to more than a
+ * layer, for headers and samples that are not needed again. */
+static void drop_map(const shard *s)
+{
+    moec_pages_drop(s->map, s->size);
+}
 
 static moec_status map_shard(shard *s, const char *dir, moec_err *err)
 {
@@ -40,7 +49,7 @@ static moec_status map_shard(shard *s, const char *dir, moec_err *err)
     char *path;
     struct stat info;
     MOEC_TRY(moec_path_join(&path, dir, s->name, err));
-    s->fd = open(path, O_RDONLY | O_CLOEXEC);
+    s->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not make this wait */
     if (s->fd < 0 && errno == ENOENT) {
         st = moec_fail(err, MOEC_EFORMAT, "%s: shard is missing", path);
         goto done;
@@ -61,6 +70,7 @@ static moec_status map_shard(shard *s, const char *dir, moec_err *err)
     }
     s->map = map;
     MOEC_TRY(moec_st_parse(&s->ix, s->map, s->size, s->size, path, err));
+    drop_map(s);
 done:
     moec_free(path);
     return st;
@@ -120,6 +130,7 @@ static moec_status open_files(moec_ckpt *c, moec_err *err)
     char *single = NULL, *index = NULL;
     MOEC_TRY(moec_path_join(&single, c->dir, "model.safetensors", err));
     MOEC_TRY(moec_path_join(&index, c->dir, "model.safetensors.index.json", err));
+    bool has_single = moec_path_exists(single);
     if (moec_path_exists(index)) {
         MOEC_TRY(moec_json_read(&c->index, index, MAX_INDEX, err));
         moec_json *map = moec_json_get(c->index, "weight_map");
@@ -128,7 +139,12 @@ static moec_status open_files(moec_ckpt *c, moec_err *err)
             goto done;
         }
         MOEC_TRY(index_shards(c, map, err));
-    } else if (moec_path_exists(single)) {
+        for (size_t i = 0; i < c->n_shards && has_single; i++)
+            has_single = strcmp(c->shard[i].name, "model.safetensors") != 0;
+        if (has_single) /* transformers would load that file, others the index */
+            st = moec_fail(err, MOEC_EFORMAT, "%s: model.safetensors is there and model.safetensors.index.json does not name "
+                           "it: clients differ in which of the two they load, expected one", c->dir);
+    } else if (has_single) {
         MOEC_TRY(add_shard(c, "model.safetensors", err));
     } else {
         st = moec_fail(err, MOEC_EFORMAT, "%s: neither model.safetensors nor model.safetensors.index.json is there",
@@ -176,7 +192,7 @@ static moec_status collect(moec_ckpt *c, moec_err *err)
     for (size_t i = 1; i < c->n; i++) {
         const moec_tensor *t = &c->tensor[c->sorted[i]];
         if (strcmp(t->name, c->tensor[c->sorted[i - 1]].name) == 0)
-            return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s is in two shards", c->dir, t->name);
+            return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s is in two shards", c->dir, t->name);
     }
 done:
     return st;
@@ -308,6 +324,23 @@ uint64_t moec_ckpt_offset(const moec_ckpt *c, size_t i)
     return (uint64_t)((const unsigned char *)c->tensor[i].data - c->shard[c->owner[i]].map);
 }
 
+moec_status moec_ckpt_read(void *out, const moec_ckpt *c, const moec_tensor *t, size_t at, size_t n, moec_err *err)
+{
+    size_t i = (size_t)(t - c->tensor);
+    const shard *s = &c->shard[c->owner[i]];
+    for (size_t done = 0; done < n;) {
+        ssize_t got = pread(s->fd, (char *)out + done, n - done, (off_t)(moec_ckpt_offset(c, i) + at + done));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return moec_fail_errno(err, errno, s->name);
+        if (got == 0)
+            return moec_fail(err, MOEC_EIO, "%s: has become shorter", s->name);
+        done += (size_t)got;
+    }
+    return MOEC_OK;
+}
+
 size_t moec_ckpt_shards(const moec_ckpt *c)
 {
     return c->n_shards;
@@ -363,7 +396,7 @@ moec_status moec_ckpt_fingerprint(moec_digest *out, const moec_ckpt *c, moec_err
         moec_hash_add(h, bytes, n);
         moec_hash_add(h, bytes + (t->bytes - n) / 2, n);
         moec_hash_add(h, bytes + (t->bytes - n), n);
-        moec_pages_drop(t->data, t->bytes); /* one touched page can map megabytes around it */
+        drop_map(&c->shard[c->owner[c->sorted[i]]]);
     }
     *out = moec_hash_digest(h);
     moec_hash_free(h);

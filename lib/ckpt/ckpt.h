@@ -12,7 +12,8 @@ typedef struct moec_ckpt moec_ckpt;
 /** Opens a folder.
  *  @return MOEC_OK; MOEC_EIO (no such folder, unreadable); MOEC_EFORMAT: no config.json, no safetensors; index.json not
  *          of the right form, naming a path outside the folder, a missing shard, or a tensor that its shard does not
- *          hold; a tensor in two shards; a shard that moec_st_parse refuses. */
+ *          hold; a tensor in two shards; an index beside a model.safetensors that it does not name; a shard that
+ *          moec_st_parse refuses; config.json above 8 MiB or index.json above 128 MiB. MOEC_ENOMEM. */
 MOEC_API moec_status moec_ckpt_open(moec_ckpt **out, const char *dir, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_ckpt_close(moec_ckpt *c);
 
@@ -27,6 +28,11 @@ MOEC_API const moec_tensor *moec_ckpt_find(const moec_ckpt *c, const char *name)
 MOEC_API size_t moec_ckpt_shard_of(const moec_ckpt *c, size_t i);
 /** Offset of tensor i in its shard file. */
 MOEC_API uint64_t moec_ckpt_offset(const moec_ckpt *c, size_t i);
+
+/** Copies n bytes at byte `at` of one of its tensors without mapping pages: for places far apart, since a touched page of a map
+ *  can bring megabytes around it into resident memory. From any thread. MOEC_EIO. */
+MOEC_API moec_status moec_ckpt_read(void *out, const moec_ckpt *c, const moec_tensor *t, size_t at, size_t n, moec_err *err)
+    MOEC_USE_RESULT;
 
 MOEC_API size_t moec_ckpt_shards(const moec_ckpt *c);
 MOEC_API const char *moec_ckpt_shard_name(const moec_ckpt *c, size_t s);

@@ -23,18 +23,18 @@ static moec_status read_shape(moec_st_entry *e, uint64_t *bytes, const moec_json
 {
     size_t rank = moec_json_len(shape), n = 1;
     if (moec_json_type(shape) != MOEC_JSON_ARRAY || rank > MOEC_MAX_RANK)
-        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s: shape is not a list of at most %d numbers", what, e->name,
+        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s: shape is not a list of at most %d numbers", what, e->name,
                          MOEC_MAX_RANK);
     e->rank = (int)rank;
     for (size_t i = 0; i < rank; i++) {
         if (!moec_json_int(moec_json_at(shape, i), &e->dim[i]) || e->dim[i] < 0)
-            return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s: shape has a dimension that is not a number >= 0", what,
+            return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s: shape has a dimension that is not a number >= 0", what,
                              e->name);
         if (!moec_mul_size(&n, n, (size_t)e->dim[i]))
-            return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s: product of its shape overflows", what, e->name);
+            return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s: product of its shape overflows", what, e->name);
     }
     if (!moec_mul_size(&n, n, (size_t)moec_dtypes[e->dtype].bytes) || n > INT64_MAX)
-        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s: size in bytes overflows", what, e->name);
+        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s: size in bytes overflows", what, e->name);
     *bytes = n;
     return MOEC_OK;
 }
@@ -47,21 +47,21 @@ static moec_status read_entry(moec_st_entry *e, const moec_json *v, uint64_t dat
     int64_t begin, end;
     uint64_t bytes = 0;
     if (!dtype || moec_json_len(v) != 3)
-        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s: not {dtype, shape, data_offsets}", what, e->name);
+        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s: not {dtype, shape, data_offsets}", what, e->name);
     e->dtype = moec_dtype_find(dtype);
     if (e->dtype == MOEC_DTYPE_COUNT)
-        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s: unknown dtype %.40s", what, e->name, dtype);
+        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s: unknown dtype %.40s", what, e->name, dtype);
     moec_status st = read_shape(e, &bytes, moec_json_get(v, "shape"), what, err);
     if (st != MOEC_OK)
         return st;
     if (moec_json_type(offsets) != MOEC_JSON_ARRAY || moec_json_len(offsets) != 2 ||
         !moec_json_int(moec_json_at(offsets, 0), &begin) || !moec_json_int(moec_json_at(offsets, 1), &end))
-        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s: data_offsets is not [begin, end]", what, e->name);
+        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s: data_offsets is not [begin, end]", what, e->name);
     if (begin < 0 || end < begin || (uint64_t)end > data_size)
-        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s: data_offsets [%lld, %lld] do not lie in %llu bytes of data",
+        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s: data_offsets [%lld, %lld] do not lie in %llu bytes of data",
                          what, e->name, (long long)begin, (long long)end, (unsigned long long)data_size);
     if ((uint64_t)(end - begin) != bytes)
-        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s: has %lld bytes, its shape and dtype need %llu", what,
+        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s: has %lld bytes, its shape and dtype need %llu", what,
                          e->name, (long long)(end - begin), (unsigned long long)bytes);
     e->begin = (uint64_t)begin;
     e->end = (uint64_t)end;
@@ -85,7 +85,7 @@ static moec_status check_tiling(const moec_st_index *ix, uint64_t data_size, con
     for (size_t i = 0; i < ix->n; i++) {
         const moec_st_entry *e = &ix->entry[i];
         if (e->begin != at)
-            return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s: begins at %llu, %s of the tensor before it", what,
+            return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s: begins at %llu, %s of the tensor before it", what,
                              e->name, (unsigned long long)e->begin, e->begin < at ? "within the bytes" : "past the end");
         at = e->end;
     }
@@ -127,11 +127,9 @@ moec_status moec_st_parse(moec_st_index *out, const void *bytes, size_t size, ui
         return moec_fail(err, MOEC_EFORMAT, "%s: header of %llu bytes is cut short by the end of the file", what,
                          (unsigned long long)n);
     out->data_at = 8 + n;
+    if (n == 0 || ((const char *)bytes)[8] != '{') /* the format has no white space in front */
+        return moec_fail(err, MOEC_EFORMAT, "%s: header is not a JSON object", what);
     MOEC_TRY(moec_json_parse(&root, (const char *)bytes + 8, (size_t)n, what, err));
-    if (moec_json_type(root) != MOEC_JSON_OBJECT) {
-        st = moec_fail(err, MOEC_EFORMAT, "%s: header is not a JSON object", what);
-        goto done;
-    }
     MOEC_TRY(MOEC_NEW(out->entry, moec_json_len(root), err));
     while (moec_json_each(root, &it, &key, &value)) {
         if (strcmp(key, "__metadata__") == 0) {

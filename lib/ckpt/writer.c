@@ -19,8 +19,9 @@
 #include <threads.h>
 #include <unistd.h>
 
-/* Copying, checking and hashing a piece while it is in the caches; large enough that the kernel copies in long runs. */
-enum { PIECE = 8 << 20, BUFFER = 256 << 10 };
+/* PIECE: copied, read back, checked and hashed while it is in the second-level cache. FLUSH: what the disk is told to begin
+ * with at once. */
+enum { PIECE = 1 << 20, FLUSH = 8 << 20, BUFFER = 256 << 10 };
 
 typedef struct shard_state {
     char *tmp, *path;
@@ -241,6 +242,15 @@ static moec_status finish_waiting(moec_writer *w, bool *any, moec_err *err)
     return MOEC_OK;
 }
 
+/* Lets the disk begin at once, so that the sync at the end finds little left. Advice: whether it worked is no matter, and
+ * pieces of the stretch that other workers still write are left to the sync. */
+static void flush(const shard_state *s, const piece *p)
+{
+    uint64_t lo = p->lo / FLUSH * FLUSH;
+    if (p->hi % FLUSH == 0 || p->hi == s->size)
+        (void)sync_file_range(s->fd, (off_t)lo, (off_t)(p->hi - lo), SYNC_FILE_RANGE_WRITE);
+}
+
 static moec_status do_piece(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
 {
     (void)worker;
@@ -257,8 +267,7 @@ static moec_status do_piece(void *ctx, int worker, int64_t lo, int64_t hi, moec_
             st = copy_piece(s, &w->o->shard[p->s], p->lo, p->hi, err);
             mtx_unlock(&s->copying);
             MOEC_TRY(st);
-            /* Let the disk begin at once: the sync at the end then finds little left. Advice, so failure is no matter. */
-            (void)sync_file_range(s->fd, (off_t)p->lo, (off_t)(p->hi - p->lo), SYNC_FILE_RANGE_WRITE);
+            flush(s, p);
         }
         if (w->opt.check && (st = w->opt.check(w->opt.ctx, p->s, s->map, p->lo, p->hi, err)) != MOEC_OK) {
             atomic_store(&w->wrong, st != MOEC_EINTR);

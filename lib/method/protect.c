@@ -73,9 +73,11 @@ static moec_status parse_lines(moec_guard *g, const char *text, size_t len, cons
             p += strspn(p, " \t\r");
             if (!good || (*p != '\n' && *p != '\0' && *p != '#'))
                 return moec_fail(err, MOEC_EFORMAT, "%s: line %d: expected 'LAYER EXPERT'", what, line + 1);
-            moec_status st = protect_checked(g, m, layer, expert, what, err);
+            char where[300];
+            snprintf(where, sizeof where, "%s: line %d", what, line + 1);
+            moec_status st = protect_checked(g, m, layer, expert, where, err);
             if (st != MOEC_OK)
-                return moec_within(err, st, "line %d", line + 1);
+                return st;
         }
         p = next;
     }

@@ -148,6 +148,9 @@ moec_status moec_forward_new(moec_forward **out, const moec_model *m, const moec
     moec_forward *f = NULL;
     double *inv_freq = NULL;
     *out = NULL;
+    if (o->max_tokens > INT32_MAX / m->dims.top_k) /* selections of a chunk are numbered by int32 */
+        return moec_fail(err, MOEC_EINVAL, "%lld tokens of %lld selections each are too many for one chunk",
+                         (long long)o->max_tokens, (long long)m->dims.top_k);
     moec_linalg_init();
     MOEC_TRY(MOEC_NEW(f, 1, err));
     f->m = m;
@@ -179,18 +182,24 @@ void moec_forward_free(moec_forward *f)
 
 moec_status moec_forward_embed(float *h, const moec_model *m, const int32_t *ids, int64_t n, moec_err *err)
 {
+    moec_status st = MOEC_OK;
     const moec_tensor *t = m->embed;
     int64_t hidden = m->dims.hidden;
     size_t row = (size_t)hidden * (size_t)moec_dtypes[t->dtype].bytes;
+    char *raw = NULL;
+    MOEC_TRY(MOEC_NEW(raw, row, err));
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] < 0 || ids[i] >= m->dims.vocab)
-            return moec_fail(err, MOEC_EFORMAT, "token id %d is outside the model's vocabulary of %lld", (int)ids[i],
-                             (long long)m->dims.vocab);
-        moec_dtypes[t->dtype].to_f32(h + i * hidden, (const char *)t->data + (size_t)ids[i] * row, hidden);
+            MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "token id %d is outside the model's vocabulary of %lld", (int)ids[i],
+                               (long long)m->dims.vocab));
+        MOEC_TRY(moec_ckpt_read(raw, m->ckpt, t, (size_t)ids[i] * row, row, err));
+        moec_dtypes[t->dtype].to_f32(h + i * hidden, raw, hidden);
     }
     if (!moec_all_finite(h, n * hidden))
-        return moec_fail(err, MOEC_ENUMERIC, "tensor %s holds a value that is not finite", t->name);
-    return MOEC_OK;
+        st = moec_fail(err, MOEC_ENUMERIC, "tensor %s holds a value that is not finite", t->name);
+done:
+    moec_free(raw);
+    return st;
 }
 
 void moec_layer_each(const moec_model *m, int64_t layer,

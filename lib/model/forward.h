@@ -47,14 +47,16 @@ typedef struct moec_forward_opts {
 
 typedef struct moec_forward moec_forward;
 
-/** Scratch for `workers` chunks. The model is borrowed. MOEC_ENOMEM. Free with moec_forward_free. */
+/** Scratch for `workers` chunks. The model is borrowed. MOEC_ENOMEM; MOEC_EINVAL: more selections in a chunk than
+ *  2^31 - 1. Free with moec_forward_free. */
 MOEC_API moec_status moec_forward_new(moec_forward **out, const moec_model *m, const moec_forward_opts *o, moec_err *err)
     MOEC_USE_RESULT;
 MOEC_API void moec_forward_free(moec_forward *f);
 /** Bytes that moec_forward_new would take. */
 MOEC_API size_t moec_forward_bytes(const moec_model *m, const moec_forward_opts *o);
 
-/** Writes the embeddings of n ids into h [n,H]. MOEC_EFORMAT: an id outside the vocabulary. */
+/** Writes the embeddings of n ids into h [n,H]. MOEC_EFORMAT: an id outside the vocabulary; MOEC_ENUMERIC: a value that is
+ *  not finite; MOEC_EIO, MOEC_ENOMEM. */
 MOEC_API moec_status moec_forward_embed(float *h, const moec_model *m, const int32_t *ids, int64_t n, moec_err *err)
     MOEC_USE_RESULT;
 
@@ -70,7 +72,7 @@ MOEC_API moec_status moec_forward_layer(moec_forward *f, int64_t layer, moec_err
 MOEC_API moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, const int64_t *seq, int64_t n_seq,
                                         moec_watch_fn *watch, void *ctx, moec_err *err) MOEC_USE_RESULT;
 
-/** Bytes of one layer's tensors, and of all that is not in layers. */
+/** Bytes of one layer's tensors. */
 MOEC_API uint64_t moec_layer_bytes(const moec_model *m, int64_t layer);
 /** Calls fn for every tensor of a layer. */
 MOEC_API void moec_layer_each(const moec_model *m, int64_t layer,

@@ -113,6 +113,9 @@ static moec_status bind_layer(moec_model *m, int64_t i, moec_err *err)
     l->moe_index = -1;
     MOEC_TRY(bind_attention(l, &b, err));
     if (moec_config_is_dense(f, moec_ckpt_config(m->ckpt), i)) {
+        if (d->dense_width < 1)
+            MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: config.json: %s is missing, layer %lld has no router and needs it",
+                               moec_ckpt_dir(m->ckpt), f->key_dense_width, (long long)i));
         MOEC_TRY(bind_mlp(&l->dense, &b, f->dense_gate, f->dense_up, f->dense_down, d->dense_width, err));
         goto done;
     }

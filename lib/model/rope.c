@@ -14,21 +14,49 @@ static const struct {
     {"yarn", MOEC_ROPE_YARN},       {"llama3", MOEC_ROPE_LLAMA3},
 };
 
-static double real_or(const moec_json *o, const char *key, double fallback)
+/* Reads of one config: the first key that is there and no number is kept. */
+typedef struct reader {
+    const moec_json *scaling, *config;
+    const char *bad;
+} reader;
+
+static bool is_absent(const moec_json *v)
+{
+    return moec_json_type(v) == MOEC_JSON_NONE || moec_json_type(v) == MOEC_JSON_NULL;
+}
+
+static double real_in(reader *r, const moec_json *object, const char *key, double fallback)
 {
     double v = fallback;
-    (void)moec_json_real(moec_json_get(o, key), &v);
+    const moec_json *found = moec_json_get(object, key);
+    if (!is_absent(found) && !moec_json_real(found, &v) && !r->bad)
+        r->bad = key;
     return v;
+}
+
+/* From the scaling object. */
+static double scaling_real(reader *r, const char *key, double fallback)
+{
+    return real_in(r, r->scaling, key, fallback);
+}
+
+/* From the scaling object, or else from config.json itself. */
+static double either_real(reader *r, const char *key, double fallback)
+{
+    return real_in(r, r->scaling, key, real_in(r, r->config, key, fallback));
 }
 
 static moec_status read_kind(moec_rope *r, const moec_json *scaling, moec_err *err)
 {
-    const char *name = moec_json_string(moec_json_get(scaling, "rope_type"));
-    if (!name)
-        name = moec_json_string(moec_json_get(scaling, "type"));
+    const moec_json *type = moec_json_get(scaling, "rope_type");
+    if (is_absent(type))
+        type = moec_json_get(scaling, "type");
+    const char *name = moec_json_string(type);
     r->kind = MOEC_ROPE_DEFAULT;
-    if (!name)
+    if (is_absent(type))
         return MOEC_OK;
+    if (!name)
+        return moec_fail(err, MOEC_EFORMAT, "config.json: rope type is not a text");
     for (size_t i = 0; i < MOEC_COUNT(kinds); i++)
         if (strcmp(kinds[i].name, name) == 0) {
             r->kind = kinds[i].kind;
@@ -43,28 +71,33 @@ moec_status moec_rope_read(moec_rope *out, const moec_json *config, int64_t widt
     moec_rope *r = out;
     memset(r, 0, sizeof *r);
     /* rope_scaling is transformers 4's name and replaces rope_parameters when both are there, as transformers 5 reads it. */
-    const moec_json *scaling = moec_json_get(config, "rope_scaling");
-    if (moec_json_type(scaling) != MOEC_JSON_OBJECT)
-        scaling = moec_json_get(config, "rope_parameters");
-    moec_status st = read_kind(r, scaling, err);
+    const char *from = is_absent(moec_json_get(config, "rope_scaling")) ? "rope_parameters" : "rope_scaling";
+    reader in = {.scaling = moec_json_get(config, from), .config = config};
+    const moec_json *positions = moec_json_get(config, "max_position_embeddings");
+    if (!is_absent(in.scaling) && moec_json_type(in.scaling) != MOEC_JSON_OBJECT)
+        return moec_fail(err, MOEC_EFORMAT, "config.json: %s is not an object", from);
+    moec_status st = read_kind(r, in.scaling, err);
     if (st != MOEC_OK)
         return st;
-    r->theta = real_or(scaling, "rope_theta", real_or(config, "rope_theta", default_theta));
-    double partial = real_or(scaling, "partial_rotary_factor", real_or(config, "partial_rotary_factor", 1.0));
     r->max_positions = 2048;
-    (void)moec_json_int(moec_json_get(config, "max_position_embeddings"), &r->max_positions);
-    r->original = real_or(scaling, "original_max_position_embeddings",
-                          real_or(config, "original_max_position_embeddings", (double)r->max_positions));
-    r->factor = real_or(scaling, "factor", r->kind == MOEC_ROPE_YARN ? (double)r->max_positions / r->original : 1.0);
-    r->low_factor = real_or(scaling, "low_freq_factor", 1.0);
-    r->high_factor = real_or(scaling, "high_freq_factor", 4.0);
-    r->beta_fast = real_or(scaling, "beta_fast", 32.0);
-    r->beta_slow = real_or(scaling, "beta_slow", 1.0);
-    r->attention_factor = real_or(scaling, "attention_factor", 0.0);
-    r->mscale = real_or(scaling, "mscale", 0.0);
-    r->mscale_all = real_or(scaling, "mscale_all_dim", 0.0);
+    if (!is_absent(positions) && !moec_json_int(positions, &r->max_positions))
+        return moec_fail(err, MOEC_EFORMAT, "config.json: max_position_embeddings is not a whole number");
+    double partial = either_real(&in, "partial_rotary_factor", 1.0);
+    r->theta = either_real(&in, "rope_theta", default_theta);
+    r->original = either_real(&in, "original_max_position_embeddings", (double)r->max_positions);
+    r->factor = scaling_real(&in, "factor", r->kind == MOEC_ROPE_YARN ? (double)r->max_positions / r->original : 1.0);
+    r->low_factor = scaling_real(&in, "low_freq_factor", 1.0);
+    r->high_factor = scaling_real(&in, "high_freq_factor", 4.0);
+    r->beta_fast = scaling_real(&in, "beta_fast", 32.0);
+    r->beta_slow = scaling_real(&in, "beta_slow", 1.0);
+    r->attention_factor = scaling_real(&in, "attention_factor", 0.0);
+    r->mscale = scaling_real(&in, "mscale", 0.0);
+    r->mscale_all = scaling_real(&in, "mscale_all_dim", 0.0);
     r->truncate = true;
-    (void)moec_json_bool(moec_json_get(scaling, "truncate"), &r->truncate);
+    const moec_json *truncate = moec_json_get(in.scaling, "truncate");
+    if (in.bad || (!is_absent(truncate) && !moec_json_bool(truncate, &r->truncate)))
+        return moec_fail(err, MOEC_EFORMAT, "config.json: rope: %s is %s", in.bad ? in.bad : "truncate",
+                         in.bad ? "not a number" : "neither true nor false");
     if (!(r->theta > 1.0 && r->theta < 1e30 && r->factor > 0.0 && r->factor < 1e9 && r->original > 0.0 &&
           partial > 0.0 && partial <= 1.0 && r->max_positions > 0 && r->high_factor > r->low_factor &&
           r->low_factor > 0.0 && r->beta_fast > 0.0 && r->beta_slow > 0.0))

@@ -12,7 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PIECE = 8 << 20, MAX_MANIFEST = 1 << 30 };
+enum { PIECE = 1 << 20, MAX_MANIFEST = 1 << 30 }; /* a piece is compared and hashed while it is in the cache */
 
 typedef struct verifier {
     moec_verify_report *r;

@@ -136,7 +136,8 @@ def measure(a, model, seq_len, folder):
     print(f"\n{os.path.basename(os.path.normpath(model))}: {n} tokens in windows of {seq_len}, "
           f"{flop / 1e6:.1f} million operations a token\n", flush=True)
     theirs = {d: Theirs(model, d) for d in ("float32", "bfloat16")}
-    rows = []
+    print("| threads | what | tokens/s | tokens per CPU s | times transformers (wall / CPU) | of sgemm |")
+    print("|---|---|---|---|---|---|", flush=True)
     for threads in a.threads:
         torch.set_num_threads(threads)
         best, chosen = {}, {}
@@ -144,7 +145,7 @@ def measure(a, model, seq_len, folder):
             batch, implementation, tried = t.best(windows, a.batches, a.implementations)
             best[d] = (batch, implementation)
             chosen[d] = f"transformers {d}, {implementation}, batch {batch}"
-            print(f"<!-- {threads} threads, {d}, tokens per CPU second: {tried} -->", flush=True)
+            print(f"{threads} threads, {d}, tokens per CPU second: {tried}", file=sys.stderr, flush=True)
         took = {}
         peak = []
         for _ in range(a.reps):
@@ -162,11 +163,8 @@ def measure(a, model, seq_len, folder):
         for name, (wall, cpu) in rate.items():
             against = rate[chosen["bfloat16" if "bf16" in name else "float32"]]
             ratio = f"{wall / against[0]:.2f} / {cpu / against[1]:.2f}" if name.startswith("moecompress") else ""
-            rows.append(f"| {threads} | {name} | {wall:.0f} | {cpu:.0f} | {ratio} | {flop * cpu / gemm / 1e7:.0f} % |")
-        print(f"<!-- {threads} threads: sgemm {gemm:.1f} GFLOP per CPU second -->", flush=True)
-    print("\n| threads | what | tokens/s | tokens per CPU s | times transformers (wall / CPU) | of sgemm |")
-    print("|---|---|---|---|---|---|")
-    print("\n".join(rows), flush=True)
+            print(f"| {threads} | {name} | {wall:.0f} | {cpu:.0f} | {ratio} | {flop * cpu / gemm / 1e7:.0f} % |", flush=True)
+        print(f"{threads} threads: sgemm {gemm:.1f} GFLOP per CPU second", file=sys.stderr, flush=True)
 
 
 def main():

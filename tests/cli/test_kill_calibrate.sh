@@ -7,12 +7,17 @@ model=$source/recipes/demo-model
 tokens=40000
 [ -z "${MOEC_SANITIZED:-}" ] || tokens=4000
 
-calibrate()  # calibrate OUT OPTIONS...
+become()  # become OUT OPTIONS...    this shell turns into a calibration, so that killing it kills that
 {
     out=$1
     shift
-    "$program" calibrate "$model" --text "$model/samples.txt" --seq-len 128 --tokens $tokens --floor 1 -q \
+    exec "$program" calibrate "$model" --text "$model/samples.txt" --seq-len 128 --tokens $tokens --floor 1 -q \
         --checkpoint-every 0 -o "$out" "$@" 2>"$work/stderr"
+}
+
+calibrate()
+{
+    (become "$@")
 }
 
 # A random share of $1 nanoseconds, in seconds.
@@ -28,9 +33,9 @@ took=$(($(date +%s%N) - began))
 # Each time less than a whole run passes, so that most kills meet a run under way; what was reached is kept.
 kills=0 finished=0
 while [ $kills -lt 10 ]; do
-    calibrate "$work/got.h5" --threads $((kills % 2 + 1)) &
+    become "$work/got.h5" --threads $((kills % 2 + 1)) &
     victim=$!
-    sleep "$(moment $((took / 2)))"
+    sleep "$(moment $((took * 7 / 10)))"
     if kill -KILL $victim 2>/dev/null; then
         kills=$((kills + 1))
     fi
@@ -48,7 +53,7 @@ echo "10 kills, $finished runs finished among them"
 
 # A terminated run says how to go on.
 rm -f "$work/got.h5"
-calibrate "$work/got.h5" &
+become "$work/got.h5" &
 victim=$!
 sleep "$(awk -v span=$took 'BEGIN { printf "%.4f", span / 2e9 }')"
 kill -TERM $victim 2>/dev/null

@@ -53,6 +53,14 @@ static void errors_are_one_bounded_line(void **state)
     assert_string_equal(err.text, "name 'a?b?[2Jc'");
 }
 
+static void controls_do_not_reach_the_terminal(void **state)
+{
+    moec_err err;
+    (void)state;
+    moec_fail(&err, MOEC_EFORMAT, "a\x1b[2Jb\nc\xc2\x9b" "2Jd \xc3\xa9 \xc2\xa9");
+    assert_string_equal(err.text, "a?[2Jb?c??2Jd \xc3\xa9 \xc2\xa9");
+}
+
 static void every_status_has_an_exit_code(void **state)
 {
     (void)state;
@@ -383,6 +391,21 @@ static void json_is_built(void **state)
     moec_json_free(copy);
 }
 
+/* Names of files become keys: one that is not UTF-8 is no reason to report a lack of memory. */
+static void json_keys_may_be_any_bytes(void **state)
+{
+    moec_err err = {MOEC_OK, ""};
+    moec_json *o = moec_json_new_object();
+    char *text;
+    (void)state;
+    moec_json_set(o, "caf\xe9", moec_json_new_int(1));
+    moec_json_set(o, "caf\xc3\xa9", moec_json_new_int(2));
+    assert_int_equal(moec_json_dump(&text, o, 0, &err), MOEC_OK);
+    assert_string_equal(text, "{\"caf?\": 1, \"caf\xc3\xa9\": 2}");
+    moec_free(text);
+    moec_json_free(o);
+}
+
 static void json_reals_survive(void **state)
 {
     (void)state;
@@ -603,6 +626,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(errors_keep_text_and_code),
         cmocka_unit_test(errors_are_one_bounded_line),
+        cmocka_unit_test(controls_do_not_reach_the_terminal),
         cmocka_unit_test(every_status_has_an_exit_code),
         cmocka_unit_test(memory_is_zeroed_and_aligned),
         cmocka_unit_test(overflow_is_refused),
@@ -616,6 +640,7 @@ int main(void)
         cmocka_unit_test(json_reads_and_writes),
         cmocka_unit_test(json_refuses),
         cmocka_unit_test(json_is_built),
+        cmocka_unit_test(json_keys_may_be_any_bytes),
         cmocka_unit_test(json_reals_survive),
         cmocka_unit_test(json_edits_one_value_only),
         cmocka_unit_test_setup_teardown(files_are_written_whole, make_folder, drop_folder),

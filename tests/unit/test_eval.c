@@ -240,6 +240,27 @@ static void reference_file_stands_for_the_model(void **state)
     assert_int_equal(moec_dir_remove(dir, &err), MOEC_OK);
 }
 
+/* Finite states whose logits overflow, and states of a reference file that are not finite: no number is printed for them. */
+static void losses_that_are_not_finite_are_errors(void **state)
+{
+    moec_err err = {MOEC_OK, ""};
+    moec_scores s;
+    float *rows = calloc(131 * 4, sizeof *rows), head[4096 * 4];
+    (void)state;
+    assert_non_null(rows);
+    for (int i = 0; i < 131 * 4; i++)
+        rows[i] = 1e30f;
+    for (int i = 0; i < 4096 * 4; i++)
+        head[i] = i % 2 ? 1e30f : -1e30f;
+    moec_final f = {.tokens = 131, .hidden = 4, .vocab = 4096, .rows = (const char *)rows, .head = head, .dtype = MOEC_F32};
+    assert_int_equal(moec_score(&s, &f, NULL, &corpus, MOEC_COMPUTE_F32, 0, &err), MOEC_ENUMERIC);
+    assert_non_null(strstr(err.text, "the loss is not finite"));
+    rows[9] = NAN;
+    assert_int_equal(moec_score(&s, &f, NULL, &corpus, MOEC_COMPUTE_F32, 0, &err), MOEC_ENUMERIC);
+    assert_non_null(strstr(err.text, "hidden state is not finite"));
+    free(rows);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -247,6 +268,7 @@ int main(void)
         cmocka_unit_test(a_model_equals_itself),
         cmocka_unit_test(standard_error_is_the_ratio_estimators),
         cmocka_unit_test(reference_file_stands_for_the_model),
+        cmocka_unit_test(losses_that_are_not_finite_are_errors),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

@@ -289,7 +289,6 @@ static void memory_limits_change_no_bit(void **state)
         float *h = states(m, x, &o, &plan);
         disk = disk || plan.on_disk;
         lean = lean || plan.lean;
-        fprintf(stderr, "DBG %d w%d disk %d lean %d need %.3f\n", i, plan.workers, plan.on_disk, plan.lean, (double)need[i] / 1e6);
         single = single || plan.workers == 1;
         assert_memory_equal(want, h, (size_t)(x->n * m->dims.hidden) * sizeof *h);
         moec_free(h);

@@ -9,6 +9,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -208,6 +209,24 @@ static void configs_that_make_no_sense_are_refused(void **state)
         {"rope_scaling", "{\"type\": \"linear\", \"factor\": -2}", "out of range"},
         {"rope_theta", "0", "out of range"},
         {"mlp_only_layers", "[0, 1, 2]", "mlp.gate_proj.weight is missing"},
+        {"mlp_only_layers", "3", "mlp_only_layers is not a list"},
+        {"mlp_only_layers", "[0, \"1\"]", "mlp_only_layers holds something that is not a whole number"},
+        {"decoder_sparse_step", "\"1\"", "decoder_sparse_step is not a whole number"},
+        {"decoder_sparse_step", "0", "decoder_sparse_step is 0, expected 1 to"},
+        {"norm_topk_prob", "1", "norm_topk_prob is neither true nor false"},
+        {"tie_word_embeddings", "\"yes\"", "tie_word_embeddings is neither true nor false"},
+        {"use_sliding_window", "0", "use_sliding_window is neither true nor false"},
+        {"sliding_window", "\"4096\"", "sliding_window is not a whole number"},
+        {"hidden_act", "7", "hidden_act is not a text"},
+        {"quantization_config", "\"gptq\"", "quantized checkpoints are not read"},
+        {"rms_norm_eps", "\"1e-6\"", "rms_norm_eps is not a number"},
+        {"rope_theta", "\"1e6\"", "rope: rope_theta is not a number"},
+        {"rope_scaling", "\"linear\"", "rope_scaling is not an object"},
+        {"rope_scaling", "{\"rope_type\": 3}", "rope type is not a text"},
+        {"rope_scaling", "{\"rope_type\": \"yarn\", \"factor\": \"4\"}", "rope: factor is not a number"},
+        {"rope_scaling", "{\"rope_type\": \"yarn\", \"factor\": 4, \"truncate\": 1}", "truncate is neither true nor false"},
+        {"max_position_embeddings", "2048.5", "max_position_embeddings is not a whole number"},
+        {"head_dim", "65536", "expected at most"},
     };
     (void)state;
     for (size_t i = 0; i < MOEC_COUNT(cases); i++) {
@@ -217,6 +236,24 @@ static void configs_that_make_no_sense_are_refused(void **state)
                 cases[i].text);
     }
     refused(made(&(tiny_spec){.layers = 1, .dense_layer = 1}), MOEC_EFORMAT, "no layer has a router");
+    char *dir = made(&(tiny_spec){.dense_layer = 2}); /* a width of 0 would match tensors without values */
+    set_config(dir, "intermediate_size", "null");
+    refused(dir, MOEC_EFORMAT, "intermediate_size is missing");
+}
+
+/* The list is searched for each layer: millions of elements must be an error, not a long time. */
+static void endless_lists_are_refused(void **state)
+{
+    enum { N = 1000000 };
+    char *dir = made(&(tiny_spec){.seed = 1}), *list = malloc(2 * N + 2);
+    (void)state;
+    assert_non_null(list);
+    for (size_t i = 0; i < N; i++)
+        memcpy(list + 2 * i, i ? ",9" : "[9", 2);
+    memcpy(list + 2 * N, "]", 2);
+    set_config(dir, "mlp_only_layers", list);
+    free(list);
+    refused(dir, MOEC_EFORMAT, "mlp_only_layers has 1000000 elements");
 }
 
 /* ---- what is bound ------------------------------------------------------------------------------------------------- */
@@ -430,6 +467,7 @@ int main(void)
         cmocka_unit_test(tensors_that_do_not_fit_are_named),
         cmocka_unit_test(one_expert_too_many_is_noticed),
         cmocka_unit_test(configs_that_make_no_sense_are_refused),
+        cmocka_unit_test(endless_lists_are_refused),
         cmocka_unit_test(heads_are_tied_or_their_own),
         cmocka_unit_test(both_config_dialects_are_read),
         cmocka_unit_test(dense_layers_follow_the_config),

@@ -19,7 +19,7 @@ static char *folder;
 static moec_model *model;
 static moec_digest print;
 static int64_t moe_layer[L] = {0, 2, 3};
-static char empty[] = "{}";
+static char empty[] = "{}", *rule;
 
 static int set_up(void **state)
 {
@@ -28,7 +28,8 @@ static int set_up(void **state)
     const tiny_spec spec = {.layers = 4, .dense_layer = 2, .seed = 2};
     folder = tiny_folder();
     return tiny_write(folder, &spec, &err) == MOEC_OK && moec_model_open(&model, folder, &err) == MOEC_OK &&
-                   moec_ckpt_fingerprint(&print, model->ckpt, &err) == MOEC_OK
+                   moec_ckpt_fingerprint(&print, model->ckpt, &err) == MOEC_OK &&
+                   moec_router_rule(&rule, model, &err) == MOEC_OK
                ? 0 : 1;
 }
 
@@ -38,6 +39,7 @@ static int tear_down(void **state)
     moec_model_close(model);
     tiny_remove(folder);
     moec_free(folder);
+    moec_free(rule);
     return 0;
 }
 
@@ -53,7 +55,7 @@ static moec_stats *make(int domains, const int *place, uint64_t seed)
 {
     static const char *const names[] = {"code", "prose", "maths"};
     moec_stats *s;
-    moec_stats_meta meta = {.model_type = "qwen3_moe", .router_rule = empty, .options = empty, .compute = "f32",
+    moec_stats_meta meta = {.model_type = "qwen3_moe", .router_rule = rule, .options = empty, .compute = "f32",
                             .layers = 4, .moe_layers = L, .experts = E, .top_k = 2, .hidden = 16, .expert_width = 12,
                             .moe_layer = moe_layer};
     memcpy(meta.model, print.hex, sizeof meta.model);
