@@ -88,6 +88,7 @@ static moec_status evaluate(const eval_params *p, const char *dir, moec_err *err
     if (base)
         MOEC_TRY(moec_final_run_before(&theirs, model, base, &corpus, mode, p->common.max_memory, "base model", err));
     MOEC_TRY(moec_final_run(&mine, model, &corpus, mode, p->common.max_memory, "model", err));
+    MOEC_TRY(moec_ckpt_unchanged(model->ckpt, err));
     MOEC_TRY(moec_score(&scores, mine, theirs, &corpus, mode, p->common.max_memory, err));
     if (p->save_reference)
         MOEC_TRY(moec_final_save(mine, &corpus, p->save_reference, err));

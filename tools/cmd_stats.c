@@ -64,15 +64,16 @@ static void print_table(const moec_json *about)
     const moec_json *meta = moec_json_get(about, "meta"), *domains = moec_json_get(about, "domains");
     const moec_json *coverage = moec_json_get(about, "coverage"), *layers = moec_json_get(about, "layers");
     char a[256], b[256];
-    printf("%-10s %s %s\n", "model", plain_of(a, sizeof a, meta, "model_type"), plain_of(b, sizeof b, meta, "model"));
+    printf("%-10s %s %s\n", "model", plain_of(a, sizeof a, meta, "model_type"),
+           plain_of(b, sizeof b, meta, "model"));
     printf("%-10s %" PRId64 " layers, %" PRId64 " with %" PRId64 " experts of which a token uses %" PRId64 "\n", "",
            int_of(meta, "layers"), int_of(meta, "moe_layers"), int_of(meta, "experts"), int_of(meta, "top_k"));
     printf("%-10s %s, %zu kinds of statistics\n", "computed", plain_of(a, sizeof a, meta, "compute"),
            moec_json_len(moec_json_get(about, "kinds")));
     for (size_t i = 0; i < moec_json_len(domains); i++) {
         const moec_json *d = moec_json_at(domains, i);
-        printf("%-10s %s: %" PRId64 " tokens in %" PRId64 " windows, weight %g\n", i ? "" : "texts", plain_of(a, sizeof a, d, "name"),
-               int_of(d, "tokens"), int_of(d, "sequences"), real_of(d, "weight"));
+        printf("%-10s %s: %" PRId64 " tokens in %" PRId64 " windows, weight %g\n", i ? "" : "texts",
+               plain_of(a, sizeof a, d, "name"), int_of(d, "tokens"), int_of(d, "sequences"), real_of(d, "weight"));
     }
     if (!coverage)
         return;

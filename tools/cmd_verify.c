@@ -12,11 +12,20 @@ static const moec_opt rows[] = {
     TOOL_END_ROW,
 };
 
+/* Names in it come from a folder that anybody may have filled. */
+static void print_problem(const char *text)
+{
+    char line[1024];
+    snprintf(line, sizeof line, "%s", text);
+    moec_plain_line(line);
+    printf("problem: %s\n", line);
+}
+
 static void print_report(const moec_verify_report *r, const char *dir)
 {
     char size[32];
     for (uint64_t i = 0; i < r->problems && i < MOEC_VERIFY_SHOWN; i++)
-        printf("problem: %s\n", r->problem[i]);
+        print_problem(r->problem[i]);
     if (r->problems > MOEC_VERIFY_SHOWN)
         printf("problem: and %" PRIu64 " more\n", r->problems - MOEC_VERIFY_SHOWN);
     printf("%s: %s; %" PRIu64 " tensors, %s, %" PRIu64 " files, checked %s\n", dir,

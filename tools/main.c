@@ -2,7 +2,9 @@
 #include "tool.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <string.h>
+#include <unistd.h>
 
 static const moec_verb *const verbs[] = {
     &moec_verb_inspect,
@@ -24,8 +26,7 @@ static void print_usage(FILE *to)
     for (size_t i = 0; verbs[i]; i++)
         fprintf(to, "  %-11s %s\n", verbs[i]->name, verbs[i]->brief);
     fprintf(to, "  %-11s %s\n", "help", "print this text, or the help of a verb: help VERB");
-    fprintf(to, "  %-11s %s\n", "man", "print the manual page");
-    fprintf(to, "  %-11s %s\n\n", "completion", "print shell completion: completion bash");
+    fprintf(to, "\n`moecompress man` prints the manual page, `moecompress completion bash` the shell completion.\n\n");
     fprintf(to, "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad input, 4 does not fit, 5 interrupted (resumable).\n"
                 "Results go to standard output, messages and progress to standard error.\n");
 }
@@ -69,7 +70,8 @@ static int completion(int argc, char **argv)
 {
     moec_err err;
     if (argc != 3 || strcmp(argv[2], "bash") != 0)
-        return tool_end(moec_fail(&err, MOEC_EINVAL, "completion: there is one for bash only: moecompress completion bash"), &err);
+        return tool_end(moec_fail(&err, MOEC_EINVAL, "completion: there is one for bash only: moecompress completion bash"),
+                        &err);
     moec_opt_bash(stdout, verbs);
     return 0;
 }
@@ -93,12 +95,24 @@ static int dispatch(int argc, char **argv)
     return verb ? verb->run(verb, argc - 1, argv + 1) : no_verb(word);
 }
 
+/* A mapped file that another program cuts short, or a disk that cannot be read. */
+static void on_bus_error(int sig)
+{
+    static const char text[] = "\nmoecompress: error: a file was cut short or could not be read while it was in use\n";
+    ssize_t n = write(STDERR_FILENO, text, sizeof text - 1);
+    (void)sig;
+    (void)n;
+    _exit(moec_exit_code(MOEC_EIO));
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2) {
         print_usage(stderr);
         return 2;
     }
+    signal(SIGBUS, on_bus_error);
+    signal(SIGXFSZ, SIG_IGN); /* a file over `ulimit -f` is an error like a full disk, not a death */
     int code = dispatch(argc, argv);
     /* A full disk shows only when the last buffer is written. */
     errno = 0;

@@ -51,7 +51,8 @@ int tool_fail(const moec_err *err)
 static moec_status is_ours(bool *yes, const char *path, tool_file kind, moec_err *err)
 {
     static const char hdf5[] = "\211HDF\r\n\032\n";
-    static const char *const word[] = {[TOOL_FILE_PLAN] = "\"moecompress_plan\"", [TOOL_FILE_REFERENCE] = "moecompress reference"};
+    static const char *const word[] = {
+        [TOOL_FILE_PLAN] = "\"moecompress_plan\"", [TOOL_FILE_REFERENCE] = "moecompress reference"};
     char front[1024];
     FILE *f = fopen(path, "rb");
     if (!f)

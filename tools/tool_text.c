@@ -18,6 +18,9 @@ moec_status tool_read_text(moec_corpus *out, const tool_text *t, const moec_mode
     MOEC_TRY(moec_corpus_needs_tokenizer(&needed, t->text.at, t->text.n, err));
     if (needed) {
         MOEC_TRY(moec_path_join(&path, moec_ckpt_dir(model->ckpt), "tokenizer.json", err));
+        if (!moec_path_exists(path))
+            MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: is not there; give token ids instead, in a file that ends in .ids",
+                               path));
         MOEC_TRY(moec_tokenizer_load(&tok, path, err));
     }
     MOEC_TRY(moec_corpus_read(out, t->text.at, t->text.n, tok, &o, err));

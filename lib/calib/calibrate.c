@@ -387,6 +387,11 @@ static moec_status observe_all(moec_stats **out, job *j, const moec_corpus *corp
     MOEC_TRY(run_layers(j, p, &cp, o, err));
     moec_pass_end(p);
     MOEC_TRY(add_block_cosines(j->stats, &j->carry, err));
+    if ((st = moec_ckpt_unchanged(j->m->ckpt, err)) != MOEC_OK) {
+        moec_status removed = moec_checkpoint_remove(&cp, NULL); /* it may be of two models */
+        (void)removed;
+        goto done;
+    }
     if (j->trace)
         MOEC_TRY(moec_trace_finish(j->trace, corpus, o->trace, err));
     MOEC_TRY(moec_stats_save(j->stats, path, err));

@@ -2,6 +2,7 @@
 #include "calib/pass.h"
 
 #include "base/mem.h"
+#include "base/opt.h"
 #include "base/par.h"
 
 #include <pthread.h>
@@ -118,8 +119,9 @@ moec_status moec_pass_estimate(moec_pass_plan *out, const moec_model *m, int64_t
     out->limit = limit;
     if (!o->max_memory) /* an estimate against what happens to be free refuses nothing */
         return MOEC_OK;
-    return moec_fail(err, MOEC_ENOFIT, "--max-memory %.2f GiB is too little: %.2f GiB is the least this run can do with",
-                     (double)limit / 0x1p30, (double)best.bytes / 0x1p30);
+    char have[32], need[32];
+    return moec_fail(err, MOEC_ENOFIT, "--max-memory %s is too little: %s is the least this run can do with",
+                     moec_size_text(have, sizeof have, limit), moec_size_text(need, sizeof need, best.bytes));
 }
 
 moec_status moec_pass_new(moec_pass **out, const moec_model *m, const moec_corpus *corpus, const moec_pass_opts *o,

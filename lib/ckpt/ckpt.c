@@ -18,6 +18,7 @@ typedef struct shard {
     int fd;
     unsigned char *map;
     size_t size;
+    struct timespec changed; /* when it was opened */
     moec_st_index ix;
 } shard;
 
@@ -63,6 +64,7 @@ static moec_status map_shard(shard *s, const char *dir, moec_err *err)
         goto done;
     }
     s->size = (size_t)info.st_size;
+    s->changed = info.st_mtim;
     void *map = mmap(NULL, s->size, PROT_READ, MAP_SHARED, s->fd, 0);
     if (map == MAP_FAILED) {
         st = moec_fail_errno(err, errno, path);
@@ -246,6 +248,20 @@ done:
     moec_free(path);
     moec_ckpt_close(c);
     return st;
+}
+
+moec_status moec_ckpt_unchanged(const moec_ckpt *c, moec_err *err)
+{
+    for (size_t i = 0; i < c->n_shards; i++) {
+        const shard *s = &c->shard[i];
+        struct stat now;
+        if (fstat(s->fd, &now) != 0)
+            return moec_fail_errno(err, errno, s->name);
+        if ((size_t)now.st_size != s->size || now.st_mtim.tv_sec != s->changed.tv_sec ||
+            now.st_mtim.tv_nsec != s->changed.tv_nsec)
+            return moec_fail(err, MOEC_EFORMAT, "%s/%s: was changed while it was being read", c->dir, s->name);
+    }
+    return MOEC_OK;
 }
 
 void moec_ckpt_close(moec_ckpt *c)

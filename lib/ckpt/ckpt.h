@@ -16,6 +16,9 @@ typedef struct moec_ckpt moec_ckpt;
  *          moec_st_parse refuses; config.json above 8 MiB or index.json above 128 MiB. MOEC_ENOMEM. */
 MOEC_API moec_status moec_ckpt_open(moec_ckpt **out, const char *dir, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_ckpt_close(moec_ckpt *c);
+/** MOEC_EFORMAT when a shard's size or time of change is no longer what it was when the folder was opened: what was read from
+ *  it since may be of two models. */
+MOEC_API moec_status moec_ckpt_unchanged(const moec_ckpt *c, moec_err *err) MOEC_USE_RESULT;
 
 MOEC_API const char *moec_ckpt_dir(const moec_ckpt *c);
 MOEC_API const moec_json *moec_ckpt_config(const moec_ckpt *c);      /* parsed config.json */

@@ -128,12 +128,12 @@ static moec_status take_lock(moec_place_out *p, moec_err *err)
                    : moec_fail_errno(err, errno, p->partial);
     if (flock(p->lock, LOCK_EX | LOCK_NB) != 0) {
         if (errno == EWOULDBLOCK)
-            return moec_fail(err, MOEC_EIO, "%s: another run is writing this output", p->partial);
+            return moec_fail(err, MOEC_EEXIST, "%s: another run is writing this output", p->partial);
         moec_note("%s: this file system has no locks; do not start a second run on it", p->partial);
     }
     if (fstat(p->lock, &mine) != 0 || lstat(p->partial, &there) != 0 || mine.st_ino != there.st_ino ||
         mine.st_dev != there.st_dev)
-        return moec_fail(err, MOEC_EIO, "%s: another run has just finished this output", p->partial);
+        return moec_fail(err, MOEC_EEXIST, "%s: another run has just finished this output", p->partial);
     return MOEC_OK;
 }
 

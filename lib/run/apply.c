@@ -210,7 +210,7 @@ static moec_status write_all(const job *what, const moec_apply_options *opt, moe
     MOEC_TRY(moec_writer_open(&w, j.l->files, &wo, err));
     say_what_is_left(j.l);
     MOEC_TRY(moec_writer_run(w, err));
-    if ((st = seal(w, &j, err)) != MOEC_OK) {
+    if ((st = moec_ckpt_unchanged(j.m->ckpt, err)) != MOEC_OK || (st = seal(w, &j, err)) != MOEC_OK) {
         if (st == MOEC_EIO || st == MOEC_EFORMAT || st == MOEC_ESHAPE)
             moec_writer_discard(w);
         goto done;

@@ -3,6 +3,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "text/utf8.h"
 
 #include <fnmatch.h>
 #include <stdio.h>
@@ -56,6 +57,15 @@ static void classify(moec_side *s, const moec_ckpt *c, const struct stat *info, 
     s->kind = MOEC_SIDE_COPY;
 }
 
+/* The manifest is JSON and names every file. */
+static moec_status check_name(const char *name, const char *dir, moec_err *err)
+{
+    size_t n = strlen(name);
+    return moec__utf8_check(name, n) == n ? MOEC_OK
+                                          : moec_fail(err, MOEC_EFORMAT, "%s: the file name %s is not UTF-8; rename it or move "
+                                                      "it away", dir, name);
+}
+
 moec_status moec_side_scan(moec_side_list *out, const moec_ckpt *c, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -70,6 +80,7 @@ moec_status moec_side_scan(moec_side_list *out, const moec_ckpt *c, moec_err *er
         moec_side *s = &out->at[out->n++];
         s->name = names[i];
         names[i] = NULL; /* moved */
+        MOEC_TRY(check_name(s->name, moec_ckpt_dir(c), err));
         classify(s, c, &info, stat(path, &info) == 0);
         moec_free(path);
         path = NULL;

@@ -111,6 +111,13 @@ static bool is_shard(const moec_ckpt *c, const char *name)
 }
 
 /* Size and hash of a file against its line in the manifest; shards are hashed with their data. */
+static void check_length(const verifier *v, const char *name, const moec_json *line, uint64_t have)
+{
+    int64_t want = -1;
+    if (!moec_json_int(moec_json_get(line, "bytes"), &want) || (uint64_t)want != have)
+        problem(v->r, "%s: has %llu bytes, %s says %lld", name, (unsigned long long)have, MOEC_MANIFEST, (long long)want);
+}
+
 static moec_status check_file(const verifier *v, const char *name, const moec_json *line, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -128,6 +135,8 @@ static moec_status check_file(const verifier *v, const char *name, const moec_js
     st = moec_file_digest(&hash, &bytes, path, err);
     if (st == MOEC_OK && (!want || strcmp(want, hash.hex) != 0))
         problem(v->r, "%s: its hash is %s, %s says %s", name, hash.hex, MOEC_MANIFEST, want ? want : "none");
+    else if (st == MOEC_OK)
+        check_length(v, name, line, bytes);
     MOEC_TRY(note(v, st, err));
 done:
     moec_free(path);
@@ -277,6 +286,8 @@ static moec_status end_shard(data_pass *d, size_t s, moec_err *err)
     moec_digest have = moec_hash_digest(d->hash);
     if (d->v->manifest && (!want || strcmp(want, have.hex) != 0))
         problem(d->v->r, "%s: its hash is %s, %s says %s", name, have.hex, MOEC_MANIFEST, want ? want : "nothing");
+    else if (d->v->manifest)
+        check_length(d->v, name, line, d->size[s]);
     moec_hash_free(d->hash);
     d->hash = NULL;
     return moec_hash_new(&d->hash, err);

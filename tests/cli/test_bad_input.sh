@@ -151,7 +151,7 @@ echo '1 two 3' >word.ids
 expect 3 'word.ids.*two' eval good --text word.ids
 expect 1 'nothing.txt' eval "$demo" --text nothing.txt
 expect 2 'text is missing' eval good
-expect 1 'tokenizer.json' eval good --text "$source/README.md" # text for a model without a tokenizer
+expect 3 'tokenizer.json: is not there; give token ids instead' eval good --text "$source/README.md" # text for a model without a tokenizer
 printf 'The king said \377\376 to the people of the land, and \300\257 they went up to the city.\n' >latin.txt
 expect 0 'latin.txt: [34] ' eval "$demo" --text latin.txt
 
@@ -215,6 +215,39 @@ ok "the source is as it was" [ "$before" = "$(cd good && cksum ./*)" ]
 echo '{"moecompress_plan": 1, "kind": "prune"}' >short.json
 expect 3 'short.json' apply good short.json -o out2
 ok "nothing written" [ ! -e out2 ]
+
+# --- outputs that would destroy something -----------------------------------------------------------------------------
+before=$(cd good && cksum ./* ../ids.ids)
+expect 3 'config.json.*not replaced' calibrate good --text ids.ids -o good/config.json --overwrite
+expect 3 'ids.ids.*not replaced' calibrate good --text ids.ids -o ids.ids --overwrite
+expect 3 'config.json.*not replaced' calibrate good --text ids.ids -o new.h5 --trace good/config.json --overwrite
+expect 3 'config.json.*not replaced' stats merge good.h5 good.h5 -o good/config.json --overwrite
+expect 3 'config.json.*not replaced' prune good --method random --keep 2 --plan-only -o good/config.json --overwrite
+mkfifo pipe
+expect 3 'pipe.*not a regular file' calibrate good --text ids.ids -o pipe --overwrite
+expect 2 'same file' calibrate good --text ids.ids -o new.h5 --trace ./new.h5
+expect 2 'empty name' calibrate good --text ids.ids -o ''
+ok "nothing written" [ ! -e new.h5 ]
+ok "the inputs are as they were" [ "$before" = "$(cd good && cksum ./* ../ids.ids)" ]
+expect 0 '' calibrate good --text ids.ids -o good.h5 --overwrite
+prints . prune good --method random --keep 2 --plan-only -o new/folder/plan.json
+prints . prune good --method random --keep 3 --plan-only -o new/folder/plan.json --overwrite
+prints . eval good --text ids.ids --save-reference new/er/reference
+expect 3 'reference.*already' eval good --text ids.ids --save-reference new/er/reference
+cp -r good latin && : >"latin/$(printf 'l\377.txt')"
+expect 3 'not UTF-8' prune latin --method random --keep 2 -o latin-out
+ok "nothing written" [ ! -e latin-out ]
+expect 2 'bash only' completion zsh
+
+# --- names that would drive the terminal ------------------------------------------------------------------------------
+run calibrate good --text "$(printf 'x\n\033[31m=ids.ids')" -o escape.h5
+prints . stats show escape.h5
+ok "no control characters" [ -z "$(tr -d '[:print:]\n' <"$work/stdout")" ]
+prints . prune good --method random --keep 2 -o stray
+: >"stray/$(printf 'x\n\033[31m')"
+run verify stray
+ok "the stray file is found" [ "$code" -eq 3 ]
+ok "no control characters" [ -z "$(tr -d '[:print:]\n' <"$work/stdout")" ]
 
 # --- a full disk ------------------------------------------------------------------------------------------------------
 full_disk()  # full_disk FOLDER

@@ -312,7 +312,7 @@ static void test_lock(void **state)
     clear();
     moec_out *o = make(1, at, &want, &len);
     assert_int_equal(moec_writer_open(&w, o, &opt, NULL), MOEC_OK);
-    assert_int_equal(moec_writer_open(&second, o, &opt, &err), MOEC_EIO);
+    assert_int_equal(moec_writer_open(&second, o, &opt, &err), MOEC_EEXIST);
     assert_non_null(strstr(err.text, "another run"));
     moec_writer_close(w);
     assert_int_equal(moec_writer_open(&w, o, &opt, NULL), MOEC_OK);
