@@ -79,6 +79,18 @@ static moec_status warn_coverage(moec_json **coverage, const moec_stats *stats, 
     return MOEC_OK;
 }
 
+/* Operations over what the kernels reach of a core with the vector instructions of today's servers (tests/bench); a machine
+ * without them is slower by what it lacks. */
+static moec_status guess_seconds(double *out, const moec_model *m, int64_t tokens, int workers, int compute, moec_err *err)
+{
+    static const double rate[] = {[MOEC_COMPUTE_F32] = 80e9, [MOEC_COMPUTE_BF16] = 140e9};
+    moec_sizes sizes;
+    moec_status st = moec_model_sizes(&sizes, m, err);
+    if (st == MOEC_OK)
+        *out = 2.0 * (double)sizes.active * (double)tokens / (rate[compute] * (double)workers);
+    return st;
+}
+
 static moec_status dry_run(const calibrate_params *p, const moec_model *m, const moec_corpus *corpus, moec_err *err)
 {
     moec_pass_plan plan;
@@ -87,10 +99,14 @@ static moec_status dry_run(const calibrate_params *p, const moec_model *m, const
     moec_calibrate_opts o = {.compute = (moec_compute)p->input.compute, .tier = (int)p->tier, .trace = p->trace,
                              .max_memory = p->common.max_memory};
     moec_status st = moec_calibrate_plan(&plan, &statistics, m, corpus, &o, err);
+    double seconds = 0;
+    if (st == MOEC_OK)
+        st = guess_seconds(&seconds, m, tokens, plan.workers, p->input.compute, err);
     if (st != MOEC_OK)
         return st;
     if (p->common.json) {
         moec_json *j = moec_json_new_object();
+        moec_json_set(j, "seconds", moec_json_new_real(seconds));
         moec_json_set(j, "tokens", moec_json_new_int(tokens));
         moec_json_set(j, "threads", moec_json_new_int(plan.workers));
         moec_json_set(j, "memory_bytes", moec_json_new_int((int64_t)plan.bytes));
@@ -102,7 +118,8 @@ static moec_status dry_run(const calibrate_params *p, const moec_model *m, const
         printf("tokens        %" PRId64 " in %d texts\nthreads       %d\nmemory        about %s, hidden states %s\n", tokens,
                corpus->n_domains, plan.workers, moec_size_text(memory, sizeof memory, plan.bytes),
                plan.on_disk ? "on disk" : "in memory");
-        printf("statistics    at most %s\n", moec_size_text(size, sizeof size, statistics));
+        printf("statistics    at most %s\ntime          about %.0f s on a server core's vector units\n",
+               moec_size_text(size, sizeof size, statistics), seconds < 1 ? 1.0 : seconds);
     }
     return st;
 }
