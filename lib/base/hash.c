@@ -1,10 +1,13 @@
 /* XXH3-128 behind our own names; the only file that sees xxhash.h. */
 #include "base/hash.h"
 
+#include "base/file.h"
 #include "base/mem.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 struct moec_hash {
@@ -65,4 +68,33 @@ void moec_hash_free(moec_hash *h)
 moec_digest moec_hash_bytes(const void *bytes, size_t n)
 {
     return to_digest(XXH3_128bits(n ? bytes : "", n));
+}
+
+moec_status moec_hash_file(moec_digest *out, uint64_t *end, int fd, uint64_t from, const char *what, moec_err *err)
+{
+    enum { STEP = 1 << 20 };
+    moec_status st = MOEC_OK;
+    moec_hash *h = NULL;
+    char *buf = NULL;
+    *end = from;
+    MOEC_TRY(moec_hash_new(&h, err));
+    MOEC_TRY(MOEC_NEW(buf, STEP, err));
+    for (;;) {
+        ssize_t n = pread(fd, buf, STEP, (off_t)*end);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) {
+            st = moec_fail_errno(err, errno, what);
+            goto done;
+        }
+        if (n == 0)
+            break;
+        moec_hash_add(h, buf, (size_t)n);
+        *end += (uint64_t)n;
+    }
+    *out = moec_hash_digest(h);
+done:
+    moec_free(buf);
+    moec_hash_free(h);
+    return st;
 }

@@ -4,6 +4,8 @@
 
 #include "base/err.h"
 
+#include <stdint.h>
+
 typedef struct moec_hash moec_hash;
 typedef struct moec_digest { char hex[33]; } moec_digest;
 
@@ -13,6 +15,10 @@ MOEC_API void moec_hash_add(moec_hash *h, const void *bytes, size_t n);
 MOEC_API void moec_hash_text(moec_hash *h, const char *text);
 MOEC_API moec_digest moec_hash_digest(const moec_hash *h);
 MOEC_API void moec_hash_free(moec_hash *h);
+/** Digest of an open file's bytes from offset `from` to its end; *end is that end's offset. `what` names it in errors.
+ *  MOEC_EIO, MOEC_ENOMEM. */
+MOEC_API moec_status moec_hash_file(moec_digest *out, uint64_t *end, int fd, uint64_t from, const char *what,
+                                    moec_err *err) MOEC_USE_RESULT;
 MOEC_API moec_digest moec_hash_bytes(const void *bytes, size_t n);
 
 #endif

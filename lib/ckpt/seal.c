@@ -13,41 +13,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { STEP = 1 << 20 };
-
 static void render(char out[MOEC_SEAL_BYTES], const char *title, const char *hex, uint64_t bytes)
 {
     memset(out, 0, MOEC_SEAL_BYTES);
     snprintf(out, MOEC_SEAL_BYTES, "%s\nseal 1\nxxh3-128 %s\nbytes %020" PRIu64 "\n", title, hex, bytes);
-}
-
-/* Hash of what lies behind the seal, and the file's length. */
-static moec_status hash_rest(moec_digest *out, uint64_t *bytes, int fd, const char *path, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    moec_hash *h = NULL;
-    char *buf = NULL;
-    *bytes = MOEC_SEAL_BYTES;
-    MOEC_TRY(moec_hash_new(&h, err));
-    MOEC_TRY(MOEC_NEW(buf, STEP, err));
-    for (;;) {
-        ssize_t n = pread(fd, buf, STEP, (off_t)*bytes);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0) {
-            st = moec_fail_errno(err, errno, path);
-            goto done;
-        }
-        if (n == 0)
-            break;
-        moec_hash_add(h, buf, (size_t)n);
-        *bytes += (uint64_t)n;
-    }
-    *out = moec_hash_digest(h);
-done:
-    moec_free(buf);
-    moec_hash_free(h);
-    return st;
 }
 
 /* Reads up to 512 bytes at the front; *n is how many there are. */
@@ -93,7 +62,7 @@ moec_status moec_seal_write(const char *path, const char *title, moec_err *err)
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0)
         return moec_fail_errno(err, errno, path);
-    moec_status st = hash_rest(&hash, &bytes, fd, path, err);
+    moec_status st = moec_hash_file(&hash, &bytes, fd, MOEC_SEAL_BYTES, path, err);
     if (st == MOEC_OK)
         render(front, title, hash.hex, bytes);
     for (size_t at = 0; st == MOEC_OK && at < sizeof front;) {
@@ -126,7 +95,7 @@ moec_status moec_seal_check(const char *path, const char *title, moec_err *err)
         goto done;
     MOEC_TRY(read_front(front, &n, fd, path, err));
     MOEC_TRY(check_title(front, n, title, path, err));
-    MOEC_TRY(hash_rest(&hash, &bytes, fd, path, err));
+    MOEC_TRY(moec_hash_file(&hash, &bytes, fd, MOEC_SEAL_BYTES, path, err));
     MOEC_TRY(check_front(front, title, hash.hex, bytes, path, err));
 done:
     close(fd);

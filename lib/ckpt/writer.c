@@ -397,32 +397,11 @@ done:
 
 moec_status moec_file_digest(moec_digest *out, uint64_t *bytes, const char *path, moec_err *err)
 {
-    moec_status st = MOEC_OK;
-    moec_hash *h = NULL;
-    char *buf = NULL;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     *bytes = 0;
     if (fd < 0)
         return moec_fail_errno(err, errno, path);
-    MOEC_TRY(moec_hash_new(&h, err));
-    MOEC_TRY(MOEC_NEW(buf, BUFFER, err));
-    for (;;) {
-        ssize_t n = read(fd, buf, BUFFER);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0) {
-            st = moec_fail_errno(err, errno, path);
-            goto done;
-        }
-        if (n == 0)
-            break;
-        moec_hash_add(h, buf, (size_t)n);
-        *bytes += (uint64_t)n;
-    }
-    *out = moec_hash_digest(h);
-done:
-    moec_free(buf);
-    moec_hash_free(h);
+    moec_status st = moec_hash_file(out, bytes, fd, 0, path, err);
     close(fd);
     return st;
 }
