@@ -15,6 +15,8 @@
 enum {
     BLOCK = 8,                 /* panels that share a converted weight block */
     SPAN = 4 * BLOCK,          /* panels whose activations are converted before the row blocks start */
+    STRIP = 8,                 /* tiles of a transposed view to read together: 96 rows use up the lines they touch */
+    PART = 96 * 64,            /* values of a view read to float32 at once, to stay in the first-level cache */
     TASK_TILES = 4,            /* least tiles of a parallel task: each task reads all of its activations */
     TASK_FLOP = 4000000,       /* least work of a parallel task */
     SERIAL_FLOP = 2000000,     /* waking the other threads costs more than products below this */
@@ -59,6 +61,9 @@ typedef struct product {
     const char *w;
     size_t stride;         /* bytes from one weight row to the next */
     moec_dtype dtype;
+    const moec_weight *view; /* read through moec_weight_read instead of w, stride and dtype; or NULL */
+    int strip;             /* tiles of the view to read together; with 1, w, stride and step say what to ask memory for */
+    int step;              /* half bytes from one value of a view's row to the next */
 } product;
 
 /* Bytes of one panel in the kernel's form. */
@@ -109,12 +114,49 @@ static void multiply_block(const product *p, int64_t panel0, int64_t panels, int
         for (int64_t t = t0; t < t1; t++) {
             int64_t row = t * MOEC_TILE, left = p->rows - row;
             const char *w = p->w + (size_t)row * p->stride + k0 * size;
-            moec_tile_job job = {.w = block, .kc = kc, .first = k0 == 0, .stride = p->stride, .step = size,
+            moec_tile_job job = {.w = block, .kc = kc, .first = k0 == 0, .stride = p->stride, .step = 2 * size,
                                  .rows = left < MOEC_TILE ? (int)left : MOEC_TILE};
             if (t + 1 < t1 && left >= 2 * MOEC_TILE)
                 job.next = w + MOEC_TILE * p->stride;
             p->kernel->load(block, w, p->stride, p->dtype, job.rows, kc);
             multiply_tile(p, &job, panel0, panels, row, k0);
+        }
+    }
+}
+
+/* Weight blocks of `rows` rows of the view, one tile behind the other, through float32. Parts are whole vectors of the
+ * kernel's form long, so that it does not matter that they come one by one. */
+static void load_strip(const product *p, char *strip, int64_t row, int rows, int64_t k0, int kc)
+{
+    _Alignas(64) float part[PART];
+    int wide = p->strip > 1 ? PART / (STRIP * MOEC_TILE) : 256, value = p->kernel->x_bytes == 2 ? 2 : 4;
+    for (int i = 0; i < kc; i += wide) {
+        int cols = kc - i < wide ? kc - i : wide;
+        moec_weight_read(part, wide, p->view, row, rows, k0 + i, cols);
+        for (int r = 0; r < rows; r += MOEC_TILE)
+            p->kernel->load(strip + (size_t)r * MOEC_W_STRIDE + i * value, part + r * wide, (size_t)wide * sizeof *part,
+                            MOEC_F32, rows - r < MOEC_TILE ? rows - r : MOEC_TILE, cols);
+    }
+}
+
+/* As multiply_block, for views that kernels cannot load themselves. */
+static void multiply_view(const product *p, int64_t panel0, int64_t panels, int64_t t0, int64_t t1)
+{
+    _Alignas(64) char strip[STRIP * MOEC_TILE * MOEC_W_STRIDE];
+    for (int64_t k0 = 0; k0 < p->k; k0 += p->kernel->kc) {
+        int kc = p->k - k0 < p->kernel->kc ? (int)(p->k - k0) : p->kernel->kc;
+        for (int64_t t = t0; t < t1; t += p->strip) {
+            int64_t row = t * MOEC_TILE, end = (t1 - t < p->strip ? t1 : t + p->strip) * MOEC_TILE;
+            int rows = (int)((end < p->rows ? end : p->rows) - row);
+            load_strip(p, strip, row, rows, k0, kc);
+            for (int r = 0; r < rows; r += MOEC_TILE) {
+                moec_tile_job job = {.w = strip + (size_t)r * MOEC_W_STRIDE, .kc = kc, .first = k0 == 0,
+                                     .rows = rows - r < MOEC_TILE ? rows - r : MOEC_TILE,
+                                     .stride = p->stride, .step = p->step};
+                if (p->strip == 1 && t + 1 < t1 && p->rows - row >= 2 * MOEC_TILE)
+                    job.next = p->w + (size_t)(row + MOEC_TILE) * p->stride + k0 * p->step / 2;
+                multiply_tile(p, &job, panel0, panels, row + r, k0);
+            }
         }
     }
 }
@@ -129,7 +171,7 @@ static moec_status multiply(void *ctx, int worker, int64_t lo, int64_t hi, moec_
     while (lo < hi) {
         int64_t panel0 = lo / p->tiles * BLOCK, t0 = lo % p->tiles;
         int64_t t1 = p->tiles - t0 < hi - lo ? p->tiles : t0 + hi - lo;
-        multiply_block(p, panel0, panels - panel0 < BLOCK ? panels - panel0 : BLOCK, t0, t1);
+        (p->view ? multiply_view : multiply_block)(p, panel0, panels - panel0 < BLOCK ? panels - panel0 : BLOCK, t0, t1);
         lo += t1 - t0;
     }
     return MOEC_OK;
@@ -154,8 +196,9 @@ static moec_status run_span(product *p, moec_err *err)
     double tile_flop = 2.0 * MOEC_TILE * MOEC_PANEL * (double)p->k * (double)in_block;
     bool serial = tile_flop * (double)items < SERIAL_FLOP || moec_par_inside() || moec_par_threads() == 1;
     int64_t grain = (int64_t)(TASK_FLOP / tile_flop) + 1;
-    if (grain < TASK_TILES)
-        grain = TASK_TILES;
+    int least = p->strip > TASK_TILES ? p->strip : TASK_TILES;
+    if (grain < least)
+        grain = least;
     if (p->kernel->round)
         MOEC_TRY(moec_par_for(panels, serial ? panels : 1, round_panels, p, err));
     MOEC_TRY(moec_par_for(items, serial ? items : grain, multiply, p, err));
@@ -163,41 +206,73 @@ done:
     return st;
 }
 
-moec_status moec_gemm(float *y, const float *x, int64_t n, int64_t k, const void *w, moec_dtype dtype, int64_t rows,
-                      moec_compute mode, void *scratch, moec_err *err)
+/* Everything but n, y, x and tiles is in p. */
+static moec_status run(product *p, float *y, const float *x, int64_t n, moec_err *err)
 {
-    product p = {.kernel = kernel_for(mode), .scratch = scratch, .k = k, .rows = rows, .w = w, .dtype = dtype};
-    if (dtype != MOEC_F32 && dtype != MOEC_F16 && dtype != MOEC_BF16)
-        return moec_fail(err, MOEC_EINVAL, "gemm: weights are %s, expected F32, F16 or BF16",
-                         dtype < MOEC_DTYPE_COUNT ? moec_dtypes[dtype].name : "of no known dtype");
-    if (n < 0 || k < 0 || rows < 0)
-        return moec_fail(err, MOEC_EINVAL, "gemm: [%lld, %lld] for %lld tokens", (long long)rows, (long long)k,
+    if (n < 0 || p->k < 0 || p->rows < 0)
+        return moec_fail(err, MOEC_EINVAL, "gemm: [%lld, %lld] for %lld tokens", (long long)p->rows, (long long)p->k,
                          (long long)n);
-    if (n == 0 || rows == 0)
+    if (n == 0 || p->rows == 0)
         return MOEC_OK;
-    if (k == 0) {
-        memset(y, 0, (size_t)(moec_panels(n) * rows * MOEC_PANEL) * sizeof *y);
+    if (p->k == 0) {
+        memset(y, 0, (size_t)(moec_panels(n) * p->rows * MOEC_PANEL) * sizeof *y);
         return MOEC_OK;
     }
-    p.tiles = (rows + MOEC_TILE - 1) / MOEC_TILE;
-    p.stride = (size_t)k * (size_t)moec_dtypes[dtype].bytes;
-    int64_t span = p.kernel->round ? SPAN * MOEC_PANEL : n;
+    p->tiles = (p->rows + MOEC_TILE - 1) / MOEC_TILE;
+    int64_t span = p->kernel->round ? SPAN * MOEC_PANEL : n;
     for (int64_t at = 0; at < n; at += span) {
-        p.n = n - at < span ? n - at : span;
-        p.x = x + at * k;
-        p.y = y + at * rows;
-        moec_status st = run_span(&p, err);
+        p->n = n - at < span ? n - at : span;
+        p->x = x + at * p->k;
+        p->y = y + at * p->rows;
+        moec_status st = run_span(p, err);
         if (st != MOEC_OK)
             return st;
     }
     return MOEC_OK;
 }
 
+static bool kernels_load(moec_dtype dtype)
+{
+    return dtype == MOEC_F32 || dtype == MOEC_F16 || dtype == MOEC_BF16;
+}
+
+moec_status moec_gemm(float *y, const float *x, int64_t n, int64_t k, const void *w, moec_dtype dtype, int64_t rows,
+                      moec_compute mode, void *scratch, moec_err *err)
+{
+    product p = {.kernel = kernel_for(mode), .scratch = scratch, .k = k, .rows = rows, .w = w, .dtype = dtype};
+    if (!kernels_load(dtype))
+        return moec_fail(err, MOEC_EINVAL, "gemm: weights are %s, expected F32, F16 or BF16",
+                         dtype < MOEC_DTYPE_COUNT ? moec_dtypes[dtype].name : "of no known dtype");
+    p.stride = (size_t)k * (size_t)moec_dtypes[dtype].bytes;
+    return run(&p, y, x, n, err);
+}
+
+moec_status moec_gemm_weight(float *y, const float *x, int64_t n, const moec_weight *w, moec_compute mode, void *scratch,
+                             moec_err *err)
+{
+    moec_status st = moec_weight_check(w, err);
+    if (st != MOEC_OK)
+        return moec_within(err, st, "gemm");
+    product p = {.kernel = kernel_for(mode), .scratch = scratch, .k = w->cols, .rows = w->rows, .view = w};
+    if (w->of->dtype == MOEC_F64)
+        return moec_fail(err, MOEC_EINVAL, "gemm: weights are F64, expected a format of at most 32 bits");
+    p.strip = w->col_step == 1 ? 1 : STRIP;
+    p.step = w->storage == MOEC_MXFP4 ? 1 : 2 * moec_dtypes[w->of->dtype].bytes;
+    p.stride = (size_t)w->row_step * (size_t)p.step / 2;
+    if (w->rows > 0 && w->cols > 0) /* else `at` may be anything */
+        p.w = (const char *)w->of->data + w->at * p.step / 2;
+    if (w->storage == MOEC_PLAIN && w->col_step == 1 && kernels_load(w->of->dtype)) {
+        p.view = NULL;
+        p.dtype = w->of->dtype;
+    }
+    return run(&p, y, x, n, err);
+}
+
 /* ---- panels ----------------------------------------------------------------------------------------------------- */
 
 enum { HALF = 16 }; /* tokens and features of one transpose */
 
-static moec_transpose_fn *transpose(void)
+moec_transpose_fn *moec__transpose(void)
 {
 #if defined(__x86_64__)
     if (moec__isa() >= MOEC_ISA_AVX512)
@@ -222,7 +297,7 @@ static int at_most(int64_t n, int most)
 
 void moec_panel_pack(float *out, const float *x, int64_t ldx, const int32_t *at, int64_t n, int64_t width)
 {
-    moec_transpose_fn *turn = transpose();
+    moec_transpose_fn *turn = moec__transpose();
     for (int64_t t0 = 0; t0 < n; t0 += MOEC_PANEL, out += width * MOEC_PANEL) {
         const float *row[MOEC_PANEL];
         int tokens = at_most(n - t0, MOEC_PANEL);
@@ -249,7 +324,7 @@ static void take_tile(float *out, int64_t ldo, moec_transpose_fn *turn, const fl
 
 void moec_panel_unpack(float *y, int64_t ldy, const float *panels, int64_t n, int64_t width)
 {
-    moec_transpose_fn *turn = transpose();
+    moec_transpose_fn *turn = moec__transpose();
     _Alignas(64) float tile[HALF * HALF];
     for (int64_t t0 = 0; t0 < n; t0 += HALF) {
         const float *panel = panels + t0 / MOEC_PANEL * width * MOEC_PANEL;
@@ -268,7 +343,7 @@ void moec_panel_unpack(float *y, int64_t ldy, const float *panels, int64_t n, in
 void moec_panel_scatter_add(float *y, int64_t ldy, const int32_t *at, const float *scale, const float *panels,
                             int64_t n, int64_t width)
 {
-    moec_transpose_fn *turn = transpose();
+    moec_transpose_fn *turn = moec__transpose();
     moec_add_rows_fn *add = add_rows();
     _Alignas(64) float tile[HALF * HALF];
     for (int64_t t0 = 0; t0 < n; t0 += HALF) {

@@ -42,7 +42,7 @@ typedef struct moec_tile_job {
     bool first;       /* y is overwritten, not added to */
     const char *next; /* weights of a whole tile that will be wanted soon, or NULL; a kernel may ask the memory for */
     size_t stride;    /* them little by little, since many requests at once stall its own loads */
-    int step;         /* bytes of `next` per k value */
+    int step;         /* half bytes of `next` per k value */
 } moec_tile_job;
 
 /** y[rows][lanes] = or += w . x. Sums over kc start at 0 and are added to y unless `first`. For any one output the
@@ -65,6 +65,9 @@ typedef struct moec_kernel {
     moec_load_fn *load;
     moec_tile_fn *tile;
 } moec_kernel;
+
+/* gemm.c: the fastest of this machine */
+moec_transpose_fn *moec__transpose(void);
 
 /* gemm_generic.c */
 moec_round_fn moec__round_f32;   /* bf16-rounded values kept as floats, for kernels without bf16 instructions */

@@ -84,7 +84,7 @@ AVX512 INLINE void tile_f32(const moec_tile_job *job, int height, int width)
         sum[r][0] = sum[r][1] = _mm512_setzero_ps();
     for (int from = 0; from < job->kc; from += STEPS) {
         int end = job->kc - from < STEPS ? job->kc : from + STEPS;
-        ask(job, from * job->step);
+        ask(job, from * job->step / 2);
 #pragma GCC unroll 1
         for (int i = from; i < end; i++) {
             __m512 a = _mm512_loadu_ps(x + i * 32), b = width > 1 ? _mm512_loadu_ps(x + i * 32 + LANE) : a;
@@ -163,7 +163,7 @@ AVX512BF16 INLINE void tile_bf16(const moec_tile_job *job, int height, int width
         sum[r][0] = sum[r][1] = _mm512_setzero_ps();
     for (int from = 0; from < pairs; from += STEPS) {
         int end = pairs - from < STEPS ? pairs : from + STEPS;
-        ask(job, 2 * from * job->step);
+        ask(job, from * job->step);
 #pragma GCC unroll 1
         for (int i = from; i < end; i++) {
             __m512i a = _mm512_loadu_si512(x + i * 128), b = width > 1 ? _mm512_loadu_si512(x + i * 128 + 64) : a;

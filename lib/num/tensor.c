@@ -52,6 +52,44 @@ static void f64_step(float out[STEP], const unsigned char *in)
         out[i] = (float)d[i];
 }
 
+/* Sign and the 7 bits behind it moved to their places in a float are the value times 2^-120, denormals included. All seven
+ * bits set is NaN, not 480. */
+static void e4m3_step(float out[STEP], const unsigned char *in)
+{
+    uint32_t u[STEP], v[STEP];
+    float f[STEP];
+    for (int i = 0; i < STEP; i++)
+        u[i] = (uint32_t)((int32_t)((uint32_t)in[i] << 24) >> 4) & 0x87f00000U;
+    memcpy(f, u, sizeof f);
+    for (int i = 0; i < STEP; i++)
+        f[i] *= 0x1p120F;
+    memcpy(v, f, sizeof v);
+    for (int i = 0; i < STEP; i++)
+        v[i] |= (u[i] & 0x07f00000U) == 0x07f00000U ? 0x7fc00000U : 0U;
+    memcpy(out, v, sizeof v);
+}
+
+static void e5m2_step(float out[STEP], const unsigned char *in)
+{
+    uint16_t h[STEP];
+    unsigned char bytes[sizeof h];
+    for (int i = 0; i < STEP; i++)
+        h[i] = (uint16_t)(in[i] << 8);
+    memcpy(bytes, h, sizeof bytes);
+    f16_step(out, bytes);
+}
+
+/* The exponent of a float as it is, but for 2^-127, which is a denormal, and for NaN. */
+static void e8m0_step(float out[STEP], const unsigned char *in)
+{
+    uint32_t u[STEP];
+    for (int i = 0; i < STEP; i++) {
+        u[i] = (uint32_t)in[i] << 23;
+        u[i] |= in[i] == 0 ? 0x00400000U : in[i] == 0xff ? 0x7fc00000U : 0U;
+    }
+    memcpy(out, u, sizeof u);
+}
+
 /* Whole steps in place, the rest through padded copies. */
 static inline void convert(float *out, const void *in, int64_t n, size_t size,
                            void (*step)(float *, const unsigned char *))
@@ -84,14 +122,30 @@ static void f32_from_f64(float *out, const void *in, int64_t n)
     convert(out, in, n, 8, f64_step);
 }
 
+static void f32_from_e4m3(float *out, const void *in, int64_t n)
+{
+    convert(out, in, n, 1, e4m3_step);
+}
+
+static void f32_from_e5m2(float *out, const void *in, int64_t n)
+{
+    convert(out, in, n, 1, e5m2_step);
+}
+
+static void f32_from_e8m0(float *out, const void *in, int64_t n)
+{
+    convert(out, in, n, 1, e8m0_step);
+}
+
 /* name, bytes, to_f32 */
 const moec_dtype_traits moec_dtypes[MOEC_DTYPE_COUNT] = {
     [MOEC_F64] = {"F64", 8, f32_from_f64},
     [MOEC_F32] = {"F32", 4, f32_from_f32},
     [MOEC_F16] = {"F16", 2, f32_from_f16},
     [MOEC_BF16] = {"BF16", 2, f32_from_bf16},
-    [MOEC_F8_E4M3] = {"F8_E4M3", 1, NULL},
-    [MOEC_F8_E5M2] = {"F8_E5M2", 1, NULL},
+    [MOEC_F8_E4M3] = {"F8_E4M3", 1, f32_from_e4m3},
+    [MOEC_F8_E5M2] = {"F8_E5M2", 1, f32_from_e5m2},
+    [MOEC_F8_E8M0] = {"F8_E8M0", 1, f32_from_e8m0},
     [MOEC_I64] = {"I64", 8, NULL},
     [MOEC_I32] = {"I32", 4, NULL},
     [MOEC_I16] = {"I16", 2, NULL},
@@ -113,8 +167,8 @@ moec_dtype moec_dtype_find(const char *name)
 }
 
 /* A value is not finite when all its exponent bits are set, and these lie in the value's highest 16 bits. So every
- * format is read as 16-bit words, eight at a time: a word hits when its exponent bits equal `all`. Words that hold no
- * exponent get a mask of 0 and can never equal 1. */
+ * format of two bytes and more is read as 16-bit words, eight at a time: a word hits when its exponent bits equal `all`.
+ * Words that hold no exponent get a mask of 0 and can never equal 1. */
 typedef uint16_t words __attribute__((vector_size(16)));
 typedef struct exponent {
     words mask, all;
@@ -161,11 +215,35 @@ static bool run_hits(const unsigned char *p, const exponent *e)
     return all != 0;
 }
 
+/* Formats of one byte: the bits that are all set in a value that is not finite, sign left out; 0 for others. */
+static unsigned char special_byte(moec_dtype dtype)
+{
+    return dtype == MOEC_F8_E4M3 ? 0x7f : dtype == MOEC_F8_E5M2 ? 0x7c : dtype == MOEC_F8_E8M0 ? 0xff : 0;
+}
+
+static int64_t byte_nonfinite(const unsigned char *p, size_t n, unsigned char special)
+{
+    size_t at = 0;
+    for (unsigned hits = 0; at + RUN <= n; at += RUN) {
+        for (size_t i = 0; i < RUN; i++)
+            hits |= (p[at + i] & special) == special;
+        if (hits)
+            break;
+    }
+    for (; at < n; at++)
+        if ((p[at] & special) == special)
+            return (int64_t)at;
+    return -1;
+}
+
 int64_t moec_tensor_nonfinite(const moec_tensor *t)
 {
     exponent e;
     const unsigned char *p = t->data;
     size_t at = 0;
+    unsigned char special = special_byte(t->dtype);
+    if (special)
+        return byte_nonfinite(p, t->bytes, special);
     if (!exponent_of(&e, t->dtype))
         return -1;
     size_t size = (size_t)moec_dtypes[t->dtype].bytes, end = t->bytes - t->bytes % size;

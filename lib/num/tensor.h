@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 typedef enum moec_dtype {
-    MOEC_F64, MOEC_F32, MOEC_F16, MOEC_BF16, MOEC_F8_E4M3, MOEC_F8_E5M2,
+    MOEC_F64, MOEC_F32, MOEC_F16, MOEC_BF16, MOEC_F8_E4M3, MOEC_F8_E5M2, MOEC_F8_E8M0,
     MOEC_I64, MOEC_I32, MOEC_I16, MOEC_I8, MOEC_U64, MOEC_U32, MOEC_U16, MOEC_U8, MOEC_BOOL,
     MOEC_DTYPE_COUNT
 } moec_dtype;
@@ -16,7 +16,10 @@ typedef enum moec_dtype {
 typedef struct moec_dtype_traits {
     const char *name; /* spelling in safetensors headers */
     int bytes;
-    /* n values from any address to float32; exact but for F64; NULL where the format is copied but not computed with */
+    /* n values from any address to float32; exact but for F64; NULL where the format is copied but not computed with. The
+     * formats of one byte, from "OCP 8-bit Floating Point Specification 1.0" and "OCP Microscaling Formats 1.0":
+     * E4M3 has bias 7, no infinity and one NaN of each sign (0x7f, 0xff); E5M2 is the upper half of an F16; E8M0 is
+     * 2^(b-127), 0xff NaN. */
     void (*to_f32)(float *out, const void *in, int64_t n);
 } moec_dtype_traits;
 

@@ -28,6 +28,11 @@ void moec_rms_norm(float *out, const float *x, const float *w, int64_t n, float 
     table()->rms_norm(out, x, w, n, eps);
 }
 
+void moec_layer_norm(float *y, const float *x, const float *w, const float *bias, int64_t n, float eps)
+{
+    table()->layer_norm(y, x, w, bias, n, eps);
+}
+
 void moec_softmax(float *x, int64_t n)
 {
     table()->softmax(x, n);
@@ -38,9 +43,29 @@ void moec_sigmoid(float *x, int64_t n)
     table()->sigmoid(x, n);
 }
 
+void moec_silu(float *x, int64_t n)
+{
+    table()->silu(x, n);
+}
+
+void moec_mul_sigmoid(float *x, const float *g, int64_t n)
+{
+    table()->mul_sigmoid(x, g, n);
+}
+
 void moec_silu_mul(float *gate, const float *up, int64_t n)
 {
     table()->silu_mul(gate, up, n);
+}
+
+void moec_gptoss_glu(float *gate, const float *up, int64_t n, float limit, float alpha)
+{
+    table()->gptoss_glu(gate, up, n, limit, alpha);
+}
+
+void moec_delta_step(float *state, float *v, const float *q, const float *k, int64_t dk, int64_t dv, float decay, float beta)
+{
+    table()->delta_step(state, v, q, k, dk, dv, decay, beta);
 }
 
 void moec_add(float *y, const float *x, int64_t n)

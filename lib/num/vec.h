@@ -7,12 +7,26 @@
 
 /** out[i] = x[i] * w[i] / sqrt(mean(x^2) + eps). out may be x. */
 MOEC_API void moec_rms_norm(float *out, const float *x, const float *w, int64_t n, float eps);
+/** y[i] = (x[i] - mean) / sqrt(var + eps) * w[i] + bias[i], var = mean((x - mean)^2), biased as in torch's LayerNorm; bias
+ *  NULL: none. Two passes, so that a large mean does not cost digits. y may be x. */
+MOEC_API void moec_layer_norm(float *y, const float *x, const float *w, const float *bias, int64_t n, float eps);
 /** x = exp(x - max(x)) / sum, in place; n >= 1. exp to 2 units in the last place. */
 MOEC_API void moec_softmax(float *x, int64_t n);
 /** x[i] = 1 / (1 + exp(-x[i])). */
 MOEC_API void moec_sigmoid(float *x, int64_t n);
+/** x[i] = x[i] / (1 + exp(-x[i])). */
+MOEC_API void moec_silu(float *x, int64_t n);
+/** x[i] = x[i] / (1 + exp(-g[i])). g may be x. */
+MOEC_API void moec_mul_sigmoid(float *x, const float *g, int64_t n);
 /** gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i]. */
 MOEC_API void moec_silu_mul(float *gate, const float *up, int64_t n);
+/** The activation of gpt-oss (transformers, GptOssExperts): with g = min(gate[i], limit), u = up[i] cut to [-limit, limit],
+ *  gate[i] = (u + 1) * g / (1 + exp(-alpha * g)). A NaN in either stays one. */
+MOEC_API void moec_gptoss_glu(float *gate, const float *up, int64_t n, float limit, float alpha);
+/** One token of a gated delta net on a state S [dk,dv]: S = decay S; S += k (x) d with d = beta (v - S^T k); v becomes
+ *  S^T q. Sums over dk in float32, in one order for each column. */
+MOEC_API void moec_delta_step(float *state, float *v, const float *q, const float *k, int64_t dk, int64_t dv, float decay,
+                              float beta);
 /** y[i] += x[i]. */
 MOEC_API void moec_add(float *y, const float *x, int64_t n);
 /** sum of x[i]^2 in 16 float32 partial sums that are added up in float64 every 4096 values. */

@@ -6,9 +6,15 @@
 
 typedef struct moec_vec_table {
     void (*rms_norm)(float *out, const float *x, const float *w, int64_t n, float eps);
+    void (*layer_norm)(float *y, const float *x, const float *w, const float *bias, int64_t n, float eps);
     void (*softmax)(float *x, int64_t n);
     void (*sigmoid)(float *x, int64_t n);
+    void (*silu)(float *x, int64_t n);
+    void (*mul_sigmoid)(float *x, const float *g, int64_t n);
     void (*silu_mul)(float *gate, const float *up, int64_t n);
+    void (*gptoss_glu)(float *gate, const float *up, int64_t n, float limit, float alpha);
+    void (*delta_step)(float *state, float *v, const float *q, const float *k, int64_t dk, int64_t dv, float decay,
+                       float beta);
     void (*add)(float *y, const float *x, int64_t n);
     double (*sum_sq)(const float *x, int64_t n);
     float (*abs_max)(const float *x, int64_t n);

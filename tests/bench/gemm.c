@@ -2,7 +2,7 @@
  * shapes of small MoE models. Weights are bf16 as in checkpoints; OpenBLAS gets them as floats, converted beforehand
  * and not counted. "hot" repeats one matrix, "cold" walks through 160 MB of them, as a layer pass does.
  *
- *     taskset -c 0 ./bench_gemm [seconds per figure]
+ *     taskset -c 0 ./bench_gemm [seconds per figure [views]]     views: only moec_gemm_weight
  *
  * Unit: GFLOP per second of process CPU time, medians, so that other processes disturb little. */
 #define _POSIX_C_SOURCE 200809L
@@ -192,6 +192,63 @@ static void shape(bench *b, int64_t rows, int64_t k)
     }
 }
 
+/* ---- views: the storages of checkpoints through moec_gemm_weight ------------------------------------------------- */
+
+static moec_weight view; /* of the matrix whose turn it is */
+
+static void run_view(bench *b)
+{
+    moec_err err = {MOEC_OK, ""};
+    view.at = b->turn++ % b->matrices * b->rows * b->k;
+    check(moec_gemm_weight(b->y, b->x, b->n, &view, b->mode, b->scratch, &err), &err);
+}
+
+static void views(bench *b, int64_t rows, int64_t k)
+{
+    static const int64_t tokens[] = {16, 64, 512};
+    static const char *const names[] = {"moec_gemm bf16", "view bf16",           "view fp8 128x128",
+                                        "view mxfp4",     "view [in, out] bf16", "view [in, 2*out]"};
+    size_t n = (size_t)POOL_BYTES / 2;
+    unsigned char *codes = (unsigned char *)b->w + n, *exponents = malloc(n / 16);
+    float *scales = malloc(n / 16);
+    for (size_t i = 0; i < n; i++)
+        codes[i] = (unsigned char)(b->w[i] & 0xbf) ^ (unsigned char)(i * 37 & 0x80);
+    for (size_t i = 0; exponents && scales && i < n / 64; i++) {
+        scales[i] = 1e-4F;
+        memset(exponents + i * 4, 120, 4);
+    }
+    moec_tensor bf16 = {.dtype = MOEC_BF16, .data = b->w, .bytes = n};
+    moec_tensor fp8 = {.dtype = MOEC_F8_E4M3, .data = codes, .bytes = n}, mx = {.dtype = MOEC_U8, .data = codes, .bytes = n};
+    moec_tensor f32 = {.dtype = MOEC_F32, .data = scales, .bytes = n / 16};
+    moec_tensor e8m0 = {.dtype = MOEC_U8, .data = exponents, .bytes = n / 16};
+    const moec_weight all[] = {
+        [1] = {&bf16, NULL, rows, k, 0, k, 1, 0, 0, 0, MOEC_PLAIN},
+        [2] = {&fp8, &f32, rows, k, 0, k, 1, 128, 128, (int32_t)(k / 128), MOEC_FP8},
+        [3] = {&mx, &e8m0, rows, k, 0, k, 1, 0, 0, 0, MOEC_MXFP4},
+        [4] = {&bf16, NULL, rows, k, 0, 1, rows, 0, 0, 0, MOEC_PLAIN},
+        [5] = {&bf16, NULL, rows / 2, k, 0, 2, rows, 0, 0, 0, MOEC_PLAIN},
+    };
+    b->rows = rows;
+    b->k = k;
+    b->matrices = (int64_t)n / 2 / (rows * k);
+    printf("\nviews of [%lld, %lld], cold: f32, bf16 for 16, 64 and 512 tokens\n", (long long)rows, (long long)k);
+    for (size_t i = 0; i < MOEC_COUNT(names); i++) {
+        printf("%-20s", names[i]);
+        view = all[i];
+        for (size_t t = 0; t < MOEC_COUNT(tokens); t++)
+            for (int mode = 0; mode < 2; mode++) {
+                b->n = tokens[t];
+                b->mode = mode ? MOEC_COMPUTE_BF16 : MOEC_COMPUTE_F32;
+                double rate = gflops(i ? run_view : run_ours, b);
+                printf(" %8.1f", i == 5 ? rate / 2 : rate); /* half the rows */
+                fflush(stdout);
+            }
+        printf("\n");
+    }
+    free(scales);
+    free(exponents);
+}
+
 /* ---- panel copies: GB/s of read plus write ---------------------------------------------------------------------- */
 
 static int32_t order[MANY_TOKENS];
@@ -254,14 +311,17 @@ int main(int argc, char **argv)
     check(MOEC_NEW(b.w32, 2048 * 2048, &err), &err);
     check(MOEC_NEW(b.x, MANY_TOKENS * 1024, &err), &err);
     check(MOEC_NEW(b.y, MANY_TOKENS * 1024, &err), &err);
-    check(moec_alloc(&b.scratch, moec_gemm_scratch_bytes(MOEC_COMPUTE_BF16, MAX_TOKENS, 2048), 1, &err), &err);
+    check(moec_alloc(&b.scratch, moec_gemm_scratch_bytes(MOEC_COMPUTE_BF16, MAX_TOKENS, 7168), 1, &err), &err);
     fill(b.x, b.w, MANY_TOKENS * 1024, POOL_BYTES / 2);
     printf("GFLOP per cpu-s, 1 thread; kernels %s, %s\n", moec_gemm_kernel(MOEC_COMPUTE_F32),
            moec_gemm_kernel(MOEC_COMPUTE_BF16));
     printf("weights     tokens  f32 hot f32 cold  f32 w32 OpenBLAS bf16 hot bf16 cold  oneDNN bf16 hot\n");
-    for (size_t i = 0; i < MOEC_COUNT(shapes); i++)
+    for (size_t i = 0; i < MOEC_COUNT(shapes) && argc <= 2; i++)
         shape(&b, shapes[i][0], shapes[i][1]);
-    copies(&b);
+    views(&b, 2048, 7168);
+    views(&b, 768, 2048);
+    if (argc <= 2)
+        copies(&b);
     moec_free(b.scratch);
     moec_free(b.y);
     moec_free(b.x);

@@ -53,6 +53,50 @@ static void bf16_is_exact(void **state)
     all_values(MOEC_BF16, 8, 7);
 }
 
+/* Formats of one byte, all codes: fraction_bits 3 is E4M3, which differs from the rule in its highest exponent: no infinity,
+ * NaN only where the fraction is full; 2 is E5M2; 0 is E8M0, no sign and no fraction. */
+static double byte_by_definition(unsigned b, int fraction_bits)
+{
+    if (fraction_bits == 0)
+        return b == 0xff ? (double)NAN : ldexp(1.0, (int)b - 127);
+    if (fraction_bits == 2)
+        return by_definition(b, 5, 2);
+    if ((b & 0x7f) == 0x7f)
+        return (double)NAN;
+    if ((b & 0x78) == 0x78)
+        return (b & 0x80 ? -1.0 : 1.0) * 256.0 * (1.0 + (double)(b & 7) / 8.0);
+    return by_definition(b, 4, 3);
+}
+
+static void bytes_are_exact(void **state)
+{
+    static const struct {
+        moec_dtype dtype;
+        int fraction_bits;
+    } rows[] = {{MOEC_F8_E4M3, 3}, {MOEC_F8_E5M2, 2}, {MOEC_F8_E8M0, 0}};
+    unsigned char in[257];
+    float out[258];
+    (void)state;
+    for (size_t d = 0; d < MOEC_COUNT(rows); d++)
+        for (int n = 0; n <= 256; n++) { /* every length, from an odd address, nothing written behind the end */
+            for (int i = 0; i < n; i++)
+                in[1 + i] = (unsigned char)(255 - i);
+            out[n] = out[n + 1] = -99.0F;
+            moec_dtypes[rows[d].dtype].to_f32(out, in + 1, n);
+            assert_true(out[n] == -99.0F && out[n + 1] == -99.0F);
+            for (int i = 0; i < n; i++) {
+                double want = byte_by_definition((unsigned)(255 - i), rows[d].fraction_bits);
+                if (isnan(want))
+                    assert_true(isnan(out[i]));
+                else
+                    assert_true((double)out[i] == want && !signbit(out[i]) == !signbit(want));
+            }
+        }
+    unsigned char codes[] = {0x7e, 0x08, 0x01, 0x81, 0x38}; /* 448, 2^-6, 2^-9, -2^-9 and 1 */
+    moec_dtypes[MOEC_F8_E4M3].to_f32(out, codes, 5);
+    assert_true(out[0] == 448.0F && out[1] == 0x1p-6F && out[2] == 0x1p-9F && out[3] == -0x1p-9F && out[4] == 1.0F);
+}
+
 /* Every length, from an odd address, with nothing written behind the end. */
 static void any_length_and_alignment(void **state)
 {
@@ -92,7 +136,8 @@ static void table_and_names(void **state)
         assert_non_null(moec_dtypes[i].name);
         assert_in_range(moec_dtypes[i].bytes, 1, 8);
         assert_int_equal(moec_dtype_find(moec_dtypes[i].name), i);
-        bool computed = i == MOEC_F64 || i == MOEC_F32 || i == MOEC_F16 || i == MOEC_BF16;
+        bool computed = i == MOEC_F64 || i == MOEC_F32 || i == MOEC_F16 || i == MOEC_BF16 || i == MOEC_F8_E4M3 ||
+                        i == MOEC_F8_E5M2 || i == MOEC_F8_E8M0;
         assert_int_equal(moec_dtypes[i].to_f32 != NULL, computed);
     }
     assert_int_equal(moec_dtype_find("f32"), MOEC_DTYPE_COUNT);
@@ -110,6 +155,9 @@ static void finds_the_first_nonfinite(void **state)
         {MOEC_F32, 0xff7fffffU, {0x7f800000U, 0xff800000U, 0x7f800001U}},
         {MOEC_F16, 0x7bffU, {0x7c00U, 0xfc00U, 0x7c01U}},
         {MOEC_BF16, 0xff7fU, {0x7f80U, 0xff80U, 0xffffU}},
+        {MOEC_F8_E4M3, 0xfeU, {0x7fU, 0xffU, 0x7fU}},
+        {MOEC_F8_E5M2, 0xfbU, {0x7cU, 0xfdU, 0x7fU}},
+        {MOEC_F8_E8M0, 0xfeU, {0xffU, 0xffU, 0xffU}},
     };
     static const int lengths[] = {1, 2, 15, 128, 512, 513, 1100, 2100};
     (void)state;
@@ -163,6 +211,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f16_is_exact),
         cmocka_unit_test(bf16_is_exact),
+        cmocka_unit_test(bytes_are_exact),
         cmocka_unit_test(any_length_and_alignment),
         cmocka_unit_test(table_and_names),
         cmocka_unit_test(finds_the_first_nonfinite),

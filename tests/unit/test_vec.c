@@ -135,6 +135,42 @@ static void sigmoid_and_silu_follow_their_formulas(void **state)
         }
 }
 
+/* Three tokens one after the other, against the recurrence in float64. */
+static void delta_step_follows_its_formula(void **state)
+{
+    static const int64_t sizes[][2] = {{1, 1}, {3, 5}, {16, 16}, {7, 33}, {128, 128}, {20, 67}};
+    (void)state;
+    for (size_t c = 0; c < MOEC_COUNT(sizes); c++) {
+        const int64_t dk = sizes[c][0], dv = sizes[c][1];
+        float *s = values(dk * dv, 1.0f);
+        double *want = malloc((size_t)(dk * dv) * sizeof *want);
+        assert_non_null(want);
+        for (int64_t i = 0; i < dk * dv; i++)
+            want[i] = (double)s[i];
+        for (int t = 0; t < 3; t++) {
+            float *q = values(dk, 0.3f), *k = values(dk, 0.3f), *v = values(dv, 1.0f), *out = values(dv, 1.0f);
+            const float decay = 0.5f + 0.4f * uniform(), beta = 0.5f + 0.4f * uniform();
+            memcpy(out, v, (size_t)dv * sizeof *v);
+            moec_delta_step(s, out, q, k, dk, dv, decay, beta);
+            for (int64_t j = 0; j < dv; j++) {
+                double held = 0, o = 0;
+                for (int64_t i = 0; i < dk; i++)
+                    held += (double)decay * want[i * dv + j] * (double)k[i];
+                for (int64_t i = 0; i < dk; i++) {
+                    want[i * dv + j] = (double)decay * want[i * dv + j] + (double)k[i] * (double)beta * ((double)v[j] - held);
+                    o += want[i * dv + j] * (double)q[i];
+                }
+                close_to((double)out[j], o, 1e-5, 1e-5, "delta_step", dv);
+            }
+            free(q), free(k), free(v), free(out);
+        }
+        for (int64_t i = 0; i < dk * dv; i++)
+            close_to((double)s[i], want[i], 1e-5, 1e-5, "state of delta_step", dv);
+        free(want);
+        free(s);
+    }
+}
+
 static void sigmoid_at_the_ends(void **state)
 {
     float x[] = {0.0f, -0.0f, 200.0f, -200.0f, INFINITY, -INFINITY, NAN, FLT_MIN, 88.0f, -88.0f, FLT_MAX, -FLT_MAX};
@@ -336,6 +372,7 @@ static int run_all(void)
         cmocka_unit_test(softmax_follows_its_formula),
         cmocka_unit_test(softmax_of_unusual_rows),
         cmocka_unit_test(sigmoid_and_silu_follow_their_formulas),
+        cmocka_unit_test(delta_step_follows_its_formula),
         cmocka_unit_test(sigmoid_at_the_ends),
         cmocka_unit_test(adds_and_finds_the_largest),
         cmocka_unit_test(finds_what_is_not_finite),

@@ -1,0 +1,53 @@
+/* A weight matrix as it lies in a checkpoint: a tensor, a part of a stacked one, transposed, interleaved, or quantized in
+ * blocks. Nothing is copied: a view says where value (r, c) is and how it is read. */
+#ifndef MOEC_NUM_WEIGHT_H
+#define MOEC_NUM_WEIGHT_H
+
+#include "num/tensor.h"
+
+/* How the values of a view are stored. */
+typedef enum moec_storage {
+    MOEC_PLAIN,   /* dtype with to_f32 other than F8_E8M0 */
+    MOEC_FP8,     /* F8_E4M3 times the scale of its block: DeepSeek-V3's weight_scale_inv (F32, BF16, F16 or F8_E8M0) */
+    MOEC_MXFP4,   /* U8, two e2m1 values a byte, the first in the low half; one e8m0 scale (U8, 2^(s-127)) per 32 values that
+                     lie side by side (OCP Microscaling Formats 1.0, 5.2 and 5.3) */
+} moec_storage;
+
+/* Value (r, c) is number at + r*row_step + c*col_step of `of`, counted in values (not bytes) from the tensor's start.
+ * MXFP4 has col_step 1 and `at`, row_step and cols that are multiples of 32; value i has scale i / 32 of `scale`.
+ * FP8: scale (r0 + r) / block_rows, c / block_cols of the row-major [ceil(rows of the tensor / block_rows), scale_cols]
+ * matrix `scale`; r0 = at / row_step. FP8 has col_step 1, row_step >= cols and an `at` that is a multiple of row_step: rows
+ * of the tensor, whole from their start on. moec_weight_check says whether all of this holds. */
+typedef struct moec_weight {
+    const moec_tensor *of;    /* NULL: there is no such matrix */
+    const moec_tensor *scale; /* NULL: MOEC_PLAIN */
+    int64_t rows, cols;
+    int64_t at, row_step, col_step;
+    int32_t block_rows, block_cols, scale_cols; /* MOEC_FP8 */
+    moec_storage storage;
+} moec_weight;
+
+/** All of a [rows, cols] tensor, plain. With more dimensions the last is cols and the others are taken together as rows, a
+ *  vector is one row. NULL: no matrix. */
+MOEC_API moec_weight moec_weight_of(const moec_tensor *t);
+/** Whether a view keeps what is said above: MOEC_EINVAL for no matrix, another dtype, negative or impossible sizes and
+ *  steps, values or scales beyond the tensors' ends. The functions below take views that pass; one without rows or columns
+ *  passes whatever its tensor is. Cost: none to speak of. */
+MOEC_API moec_status moec_weight_check(const moec_weight *w, moec_err *err) MOEC_USE_RESULT;
+/** Values [r, r+rows) x [c, c+cols) as float32 to out[i*ld + j]. The caller keeps inside the matrix. Exact but for F64 and
+ *  FP8 (one rounding of the product with the scale); the same bits on every machine. Thread-safe. Cost: one read; views
+ *  with row_step up to 4 are read along their columns, fastest in blocks of 96 rows; other col_steps value by value. */
+MOEC_API void moec_weight_read(float *out, int64_t ld, const moec_weight *w, int64_t r, int64_t rows, int64_t c,
+                               int64_t cols);
+/** Is every value of the view one that computing can take? -1, or row*cols + column of the first NaN or infinity, in which
+ *  the float32 value counts: an FP8 or MXFP4 value that its scale takes out of range is found too. Formats without to_f32
+ *  count as finite. Cost: one read. */
+MOEC_API int64_t moec_weight_nonfinite(const moec_weight *w);
+/** Bytes of the tensor that belong to this view, scales included: its share, rows*cols values and their blocks. */
+MOEC_API uint64_t moec_weight_bytes(const moec_weight *w);
+/** moec_pages_drop gives the mapped pages that only this view uses back, moec_pages_prefetch asks for them early.
+ *  Interleaved and transposed views count as the whole part of the tensor they share. */
+MOEC_API void moec_weight_drop(const moec_weight *w);
+MOEC_API void moec_weight_prefetch(const moec_weight *w);
+
+#endif
