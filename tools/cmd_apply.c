@@ -3,11 +3,12 @@
 
 typedef struct apply_params {
     tool_common common;
-    const char *output;
+    const char *output, *compat;
 } apply_params;
 
 static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(apply_params, output), .value = "OUT", .help = "folder to write"},
+    TOOL_COMPAT_ROW(apply_params, compat),
     TOOL_DRY_RUN_ROW(apply_params),
     TOOL_OVERWRITE_ROW(apply_params),
     TOOL_RESUME_ROW(apply_params),
@@ -28,7 +29,7 @@ static moec_status apply(const apply_params *p, const char *dir, const char *fil
     MOEC_TRY(moec_ckpt_fingerprint(&print, m->ckpt, err));
     MOEC_TRY(moec_within(err, moec_plan_check(plan, m, print.hex, err), "%s", file)); /* before anything is printed from it */
     const tool_job job = {.common = &p->common, .model = m, .fingerprint = print.hex, .plan = plan,
-                          .output = p->output, .began = began};
+                          .output = p->output, .compat = p->compat, .began = began};
     MOEC_TRY(tool_carry_out(&job, err));
 done:
     moec_model_close(m);
@@ -51,10 +52,11 @@ const moec_verb moec_verb_apply = {
     .name = "apply",
     .args = "MODEL PLAN -o OUT",
     .brief = "carry out a plan that another verb wrote with --plan-only",
-    .about = "A plan is JSON: for each layer the experts that are kept. It can be read, compared and edited; what does not fit "
+    .about = "A plan is JSON: for each layer the experts that are kept (others: attention experts and "
+             "multi-token-prediction layers), and what else was asked: pad, groups, mtp, dtype. It can be read, compared and edited; what does not fit "
              "the model is refused. The result is the same, byte for byte, as that of the verb that made the plan.",
     .examples = "moecompress apply Qwen3-30B-A3B plan.json -o Qwen3-15B-A3B\n"
-                "moecompress apply Qwen3-30B-A3B plan.json --dry-run --json",
+                "moecompress apply Qwen3-30B-A3B plan.json --dry-run --compat all --json",
     .opts = rows,
     .min_args = 2,
     .max_args = 2,

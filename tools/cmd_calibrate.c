@@ -101,14 +101,14 @@ static moec_status dry_run(const calibrate_params *p, const moec_model *m, const
     moec_status st = moec_calibrate_plan(&plan, &statistics, m, corpus, &o, err);
     double seconds = 0;
     if (st == MOEC_OK)
-        st = guess_seconds(&seconds, m, tokens, plan.workers, p->input.compute, err);
+        st = guess_seconds(&seconds, m, tokens, plan.threads, p->input.compute, err);
     if (st != MOEC_OK)
         return st;
     if (p->common.json) {
         moec_json *j = moec_json_new_object();
         moec_json_set(j, "seconds", moec_json_new_real(seconds));
         moec_json_set(j, "tokens", moec_json_new_int(tokens));
-        moec_json_set(j, "threads", moec_json_new_int(plan.workers));
+        moec_json_set(j, "threads", moec_json_new_int(plan.threads));
         moec_json_set(j, "memory_bytes", moec_json_new_int((int64_t)plan.bytes));
         moec_json_set(j, "hidden_states_on_disk", moec_json_new_bool(plan.on_disk));
         moec_json_set(j, "statistics_bytes", moec_json_new_int((int64_t)statistics));
@@ -116,7 +116,7 @@ static moec_status dry_run(const calibrate_params *p, const moec_model *m, const
     } else {
         char memory[32], size[32];
         printf("tokens        %" PRId64 " in %d texts\nthreads       %d\nmemory        about %s, hidden states %s\n", tokens,
-               corpus->n_domains, plan.workers, moec_size_text(memory, sizeof memory, plan.bytes),
+               corpus->n_domains, plan.threads, moec_size_text(memory, sizeof memory, plan.bytes),
                plan.on_disk ? "on disk" : "in memory");
         printf("statistics    at most %s\ntime          about %.0f s on a server core's vector units\n",
                moec_size_text(size, sizeof size, statistics), seconds < 1 ? 1.0 : seconds);

@@ -41,27 +41,113 @@ static void note(facts *f, const char *fmt, ...)
 
 static const char *const rope_names[] = {
     [MOEC_ROPE_DEFAULT] = "default", [MOEC_ROPE_LINEAR] = "linear", [MOEC_ROPE_DYNAMIC] = "dynamic",
-    [MOEC_ROPE_YARN] = "yarn",       [MOEC_ROPE_LLAMA3] = "llama3",
+    [MOEC_ROPE_YARN] = "yarn",       [MOEC_ROPE_LLAMA3] = "llama3", [MOEC_ROPE_LONGROPE] = "longrope",
 };
+
+static void note_dense(facts *f)
+{
+    const moec_dims *d = &f->model->dims;
+    char list[120] = "";
+    size_t n = 0;
+    if (f->model->moe_layers == d->layers)
+        return;
+    for (int64_t i = 0; i < d->layers && n + 24 < sizeof list; i++)
+        if (!f->model->layer[i].expert)
+            n += (size_t)snprintf(list + n, sizeof list - n, "%s%lld", n ? ", " : "", (long long)i);
+    note(f, "%lld dense layers without a router: %s%s", (long long)(d->layers - f->model->moe_layers), list,
+         n + 24 < sizeof list ? "" : ", ...");
+}
+
+static void note_window(facts *f)
+{
+    int64_t window = 0, chunk = 0, windows = 0, chunks = 0;
+    for (int64_t i = 0; i < f->model->dims.layers; i++) {
+        const moec_layer *l = &f->model->layer[i];
+        window = l->window > window ? l->window : window;
+        chunk = l->chunk > chunk ? l->chunk : chunk;
+        windows += l->window > 0;
+        chunks += l->chunk > 0;
+    }
+    if (windows == f->model->dims.layers)
+        note(f, "attention sees the last %lld tokens only (sliding window)", (long long)window);
+    else if (windows > 0)
+        note(f, "attention of %lld layers sees the last %lld tokens only (sliding window)", (long long)windows,
+             (long long)window);
+    if (chunks > 0)
+        note(f, "attention of %lld layers sees its own chunk of %lld tokens only", (long long)chunks, (long long)chunk);
+}
 
 static void note_shape(facts *f)
 {
-    const moec_dims *d = &f->model->dims;
+    const moec_model *m = f->model;
+    const moec_dims *d = &m->dims;
     if (d->tied)
         note(f, "the output head is the embedding (tied)");
-    if (f->model->moe_layers < d->layers) {
-        char list[120] = "";
-        size_t n = 0;
-        for (int64_t i = 0; i < d->layers && n + 24 < sizeof list; i++)
-            if (!f->model->layer[i].router)
-                n += (size_t)snprintf(list + n, sizeof list - n, "%s%lld", n ? ", " : "", (long long)i);
-        note(f, "%lld dense layers without a router: %s%s", (long long)(d->layers - f->model->moe_layers), list,
-             n + 24 < sizeof list ? "" : ", ...");
-    }
-    if (d->window > 0)
-        note(f, "attention sees the last %lld tokens only (sliding window)", (long long)d->window);
+    note_dense(f);
+    note_window(f);
     if (d->rope.kind != MOEC_ROPE_DEFAULT)
         note(f, "rotary positions are scaled: %s, factor %g", rope_names[d->rope.kind], d->rope.factor);
+    if (m->mtp_layers > 0)
+        note(f, "%lld multi-token-prediction layers with experts, which calibration does not run; prune keeps (--mtp keep) or "
+             "leaves them out (--mtp drop)", (long long)m->mtp_layers);
+    if (d->null_experts > 0)
+        note(f, "%lld rows of the router are experts that do nothing", (long long)d->null_experts);
+    if (!moec_top_k_may_shrink(m))
+        note(f, "top-k cannot change: the form of the layers depends on it");
+    if (m->config_at && m->config_at[0])
+        note(f, "the model of the text is one part of the checkpoint (%.*s); the other parts are copied as they are",
+             (int)strlen(m->config_at) - 1, m->config_at);
+}
+
+/* --- in words --------------------------------------------------------------------------------------------------------- */
+
+/* How tokens are mixed: "latent attention", "attention in 12 layers, gated delta net in 36". */
+static const char *mixer_text(char *buf, size_t cap, const moec_model *m)
+{
+    static const char *const names[] = {
+        [MOEC_MIXER_ATTENTION] = "attention", [MOEC_MIXER_LATENT] = "latent attention (MLA)",
+        [MOEC_MIXER_CONV] = "short convolution", [MOEC_MIXER_DELTA] = "gated delta net",
+        [MOEC_MIXER_HEADS] = "attention experts"};
+    size_t n = 0;
+    buf[0] = '\0';
+    for (size_t k = 0; k < MOEC_COUNT(names); k++) {
+        int64_t layers = 0;
+        for (int64_t i = 0; i < m->dims.layers; i++)
+            layers += (size_t)m->layer[i].mixer == k;
+        if (layers == m->dims.layers)
+            snprintf(buf, cap, "%s", names[k]);
+        else if (layers > 0 && n < cap)
+            n += (size_t)snprintf(buf + n, cap - n, "%s%s in %lld layers", n ? ", " : "", names[k], (long long)layers);
+    }
+    return buf;
+}
+
+static const moec_layer *first_moe(const moec_model *m)
+{
+    return &m->layer[m->set[0].layer];
+}
+
+/* How the experts lie in the files. */
+static const char *storage_text(const moec_model *m)
+{
+    static const char *const layouts[] = {
+        [MOEC_LAYOUT_SPLIT] = "one tensor each",
+        [MOEC_LAYOUT_OUT_IN] = "stacked in one tensor a layer, rows are outputs",
+        [MOEC_LAYOUT_IN_OUT] = "stacked in one tensor a layer, rows are inputs",
+        [MOEC_LAYOUT_IN_OUT_PAIRS] = "stacked in one tensor a layer, rows are inputs, gate and up interleaved",
+        [MOEC_LAYOUT_MXFP4_PAIRS] = "stacked MXFP4 blocks of 32 values with a shared exponent",
+        [MOEC_LAYOUT_FLAT] = "stacked flat in one matrix a layer"};
+    const moec_layer *l = first_moe(m);
+    if (l->expert[0].gate.storage == MOEC_FP8)
+        return "FP8 (e4m3) with one scale a block, one tensor each";
+    return layouts[l->layout];
+}
+
+static const char *weights_name(const moec_model *m)
+{
+    static const char *const names[] = {[MOEC_PLAIN] = NULL, [MOEC_FP8] = "fp8-block", [MOEC_MXFP4] = "mxfp4"};
+    const moec_weight *w = &first_moe(m)->expert[0].gate;
+    return names[w->storage] ? names[w->storage] : moec_dtypes[w->of->dtype].name;
 }
 
 static void note_dtypes(facts *f)
@@ -87,11 +173,11 @@ static void note_dtypes(facts *f)
 /* One number that the config may spell in several ways: they should agree. */
 static void note_aliases(facts *f, const char *const *keys)
 {
-    const moec_json *config = moec_ckpt_config(f->model->ckpt);
+    const moec_json *config = f->model->config;
     const char *first = NULL;
     int64_t value = 0, other;
     for (int i = 0; i < MOEC_KEY_ALIASES && keys[i]; i++) {
-        if (!moec_json_int(moec_json_get(config, keys[i]), &other))
+        if (!moec_json_int(moec_json_path(config, keys[i]), &other))
             continue;
         if (!first) {
             first = keys[i];
@@ -113,41 +199,27 @@ static void note_index(facts *f)
              (unsigned long long)moec_ckpt_bytes(f->model->ckpt));
 }
 
-static bool is_bound(const moec_model *m, const moec_tensor *t)
-{
-    if (t == m->embed || t == m->final_norm || t == m->head)
-        return true;
-    for (int64_t i = 0; i < m->dims.layers; i++) {
-        const moec_layer *l = &m->layer[i];
-        const moec_tensor *const of_layer[] = {
-            l->norm_attn, l->norm_mlp, l->q, l->k, l->v, l->o, l->q_bias, l->k_bias, l->v_bias, l->o_bias,
-            l->q_norm, l->k_norm, l->router, l->dense.gate, l->dense.up, l->dense.down};
-        for (size_t j = 0; j < MOEC_COUNT(of_layer); j++)
-            if (of_layer[j] == t)
-                return true;
-    }
-    return false;
-}
-
 static moec_status note_unbound(facts *f, moec_err *err)
 {
-    moec_place *place;
-    moec_status st = moec_model_places(&place, f->model, err);
-    if (st != MOEC_OK)
-        return st;
+    moec_status st = MOEC_OK;
+    moec_place *place = NULL;
+    bool *used = NULL;
     size_t n = 0;
     const char *first = NULL;
+    MOEC_TRY(moec_model_places(&place, f->model, err));
+    MOEC_TRY(moec_model_used(&used, f->model, err));
     for (size_t i = 0; i < moec_ckpt_count(f->model->ckpt); i++) {
-        const moec_tensor *t = moec_ckpt_at(f->model->ckpt, i);
-        if (place[i].role != MOEC_ROLE_OTHER || is_bound(f->model, t))
+        if (used[i] || place[i].role != MOEC_ROLE_OTHER || place[i].mtp)
             continue;
         n++;
-        first = first ? first : t->name;
+        first = first ? first : moec_ckpt_at(f->model->ckpt, i)->name;
     }
-    moec_free(place);
     if (n > 0)
         note(f, "%zu tensors have no part in the forward pass and are copied as they are, the first is %.100s", n, first);
-    return MOEC_OK;
+done:
+    moec_free(used);
+    moec_free(place);
+    return st;
 }
 
 static moec_status collect(facts *f, moec_err *err)
@@ -187,20 +259,49 @@ static moec_json *sum_json(const char *const *keys, const uint64_t *values, int 
     return o;
 }
 
+static int64_t heads_layers(const moec_model *m)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < m->sets; i++)
+        n += m->set[i].kind == MOEC_SET_HEADS;
+    return n;
+}
+
+static moec_json *clients_json(const moec_model *m)
+{
+    moec_client client[MOEC_VERIFY_CLIENTS];
+    int n = moec_clients(client, m);
+    moec_json *clients = moec_json_new_object();
+    for (int i = 0; i < n; i++) {
+        moec_json *one = moec_json_new_object();
+        moec_json_set(one, "loads", moec_json_new_bool(client[i].loads));
+        moec_json_set(one, "reason", moec_json_new_string(client[i].reason));
+        if (client[i].advice[0])
+            moec_json_set(one, "advice", moec_json_new_string(client[i].advice));
+        moec_json_set(clients, client[i].name, one);
+    }
+    return clients;
+}
+
 static moec_json *to_json(const facts *f)
 {
     const moec_dims *d = &f->model->dims;
-    moec_client client[MOEC_VERIFY_CLIENTS];
-    int n_clients = moec_clients(client, f->model);
-    moec_json *o = moec_json_new_object(), *dtypes = moec_json_new_object(), *clients = moec_json_new_object();
+    moec_json *o = moec_json_new_object(), *dtypes = moec_json_new_object();
     moec_json *notes = moec_json_new_array();
     moec_json_set(o, "model_type", moec_json_new_string(f->model->family->model_type));
     moec_json_set(o, "architecture", moec_json_new_string(f->model->family->architecture));
     const struct { const char *key; int64_t value; } numbers[] = {
         {"layers", d->layers}, {"moe_layers", f->model->moe_layers}, {"experts", d->experts}, {"top_k", d->top_k},
-        {"hidden_size", d->hidden}, {"expert_intermediate_size", d->expert_width}, {"vocab_size", d->vocab}};
+        {"hidden_size", d->hidden}, {"expert_intermediate_size", d->expert_width}, {"vocab_size", d->vocab},
+        {"shared_intermediate_size", d->shared_width}, {"dense_intermediate_size", d->dense_width},
+        {"groups", d->groups}, {"chosen_groups", d->top_groups}, {"null_experts", d->null_experts},
+        {"mtp_layers", f->model->mtp_layers}, {"attention_expert_layers", heads_layers(f->model)}};
+    char mixer[200];
     for (size_t i = 0; i < MOEC_COUNT(numbers); i++)
         moec_json_set(o, numbers[i].key, moec_json_new_int(numbers[i].value));
+    moec_json_set(o, "mixer", moec_json_new_string(mixer_text(mixer, sizeof mixer, f->model)));
+    moec_json_set(o, "expert_weights", moec_json_new_string(weights_name(f->model)));
+    moec_json_set(o, "expert_storage", moec_json_new_string(storage_text(f->model)));
     const uint64_t parameters[] = {f->sizes.total, f->sizes.active, f->sizes.routed};
     const uint64_t bytes[] = {f->sizes.bytes, f->sizes.routed_bytes};
     static const char *const keys[] = {"total", "active", "routed_experts"}, *const byte_keys[] = {"total",
@@ -213,13 +314,7 @@ static moec_json *to_json(const facts *f)
     moec_json_set(o, "dtypes", dtypes);
     moec_json_set(o, "shards", moec_json_new_int((int64_t)moec_ckpt_shards(f->model->ckpt)));
     moec_json_set(o, "tokenizer", moec_json_new_bool(f->tokenizer));
-    for (int i = 0; i < n_clients; i++) {
-        moec_json *one = moec_json_new_object();
-        moec_json_set(one, "loads", moec_json_new_bool(client[i].loads));
-        moec_json_set(one, "reason", moec_json_new_string(client[i].reason));
-        moec_json_set(clients, client[i].name, one);
-    }
-    moec_json_set(o, "clients", clients);
+    moec_json_set(o, "clients", clients_json(f->model));
     for (int i = 0; i < f->n_notes; i++)
         moec_json_push(notes, moec_json_new_string(f->note[i]));
     moec_json_set(o, "notes", notes);
@@ -264,15 +359,31 @@ static void print_sizes(const facts *f)
     printf("\n");
 }
 
+/* Experts: how many, of what kind, and how they lie in the files. */
+static void print_experts(const moec_model *m)
+{
+    const moec_dims *d = &m->dims;
+    printf("%-14s %lld a layer, %s%lld chosen for a token\n", "experts", (long long)d->experts,
+           d->slots > d->top_k ? "usually " : "", (long long)d->top_k);
+    if (d->groups > 1)
+        printf("%-14s %lld of %lld experts each, %lld of them chosen first\n", "groups", (long long)d->groups,
+               (long long)(d->experts / d->groups), (long long)d->top_groups);
+    if (d->shared_width > 0)
+        printf("%-14s %lld wide, for every token\n", "shared expert", (long long)d->shared_width);
+    printf("%-14s %s\n", "expert storage", storage_text(m));
+}
+
 static void print_table(const facts *f)
 {
     const moec_model *m = f->model;
     const moec_dims *d = &m->dims;
     moec_client client[MOEC_VERIFY_CLIENTS];
     int n_clients = moec_clients(client, m);
+    char mixer[200];
     printf("%-14s %s (%s)\n", "family", m->family->model_type, m->family->architecture);
     printf("%-14s %lld, %lld of them with experts\n", "layers", (long long)d->layers, (long long)m->moe_layers);
-    printf("%-14s %lld a layer, %lld chosen for a token\n", "experts", (long long)d->experts, (long long)d->top_k);
+    printf("%-14s %s\n", "mixing", mixer_text(mixer, sizeof mixer, m));
+    print_experts(m);
     printf("%-14s hidden %lld, expert %lld, %lld heads of %lld over %lld keys, vocabulary %lld\n", "widths",
            (long long)d->hidden, (long long)d->expert_width, (long long)d->heads, (long long)d->head_dim,
            (long long)d->kv_heads, (long long)d->vocab);
@@ -283,8 +394,8 @@ static void print_table(const facts *f)
         printf("%-14s experts: up to %lld of %lld a layer can go (%lld are needed for a token)\n", "prune",
                (long long)(d->experts - d->top_k), (long long)d->experts, (long long)d->top_k);
     for (int i = 0; i < n_clients; i++)
-        printf("%-14s %-13s %s: %s\n", i ? "" : "clients", client[i].name, client[i].loads ? "yes" : "no",
-               client[i].reason);
+        printf("%-14s %-13s %s: %s%s%s\n", i ? "" : "clients", client[i].name, client[i].loads ? "yes" : "no",
+               client[i].reason, client[i].advice[0] ? "; but " : "", client[i].advice);
     for (int i = 0; i < f->n_notes; i++)
         printf("%-14s %s\n", i ? "" : "unusual", f->note[i]);
 }

@@ -8,8 +8,14 @@ typedef struct prune_params {
     const char *output, *stats, *method, *protect;
     double share;
     int64_t keep;
+    const char *compat;
+    int64_t pad;
+    int mtp, groups, dtype;
     bool plan_only, methods;
 } prune_params;
+
+static const char *const policies[] = {"keep", "drop", NULL};
+static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
 
 static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(prune_params, output), .value = "OUT",
@@ -25,6 +31,17 @@ static const moec_opt rows[] = {
     {"protect", 0, MOEC_TEXT(prune_params, protect), .value = "FILE|super",
      .help = "experts that stay whatever their score: a file of lines 'LAYER EXPERT' or JSON {\"LAYER\": [experts]}, or super: "
              "the few whose outputs are far larger than all others'"},
+    {"groups", 0, MOEC_CHOICE(prune_params, groups), .choices = policies, .fallback = "keep", .value = "keep|drop",
+     .help = "where the router chooses among groups of experts (DeepSeek): keep the same number of each group, or drop the "
+             "groups and choose among all experts at once, which changes the routing"},
+    {"mtp", 0, MOEC_CHOICE(prune_params, mtp), .choices = policies, .fallback = "keep", .value = "keep|drop",
+     .help = "multi-token-prediction layers: prune them to the same count, or leave them out"},
+    {"pad-to", 0, MOEC_INT(prune_params, pad), .lo = 0, .hi = 65535, .fallback = "0", .value = "N",
+     .help = "write N experts a layer, dead ones behind those that are kept: for a client that needs a certain count; only where "
+             "the router's bias can rule them out exactly. They cost disk and memory, no time"},
+    {"dtype", 0, MOEC_CHOICE(prune_params, dtype), .choices = dtypes, .fallback = "source", .value = "source|bf16|f16|f32",
+     .help = "number format of the weights written; source copies them byte for byte, FP8 and MXFP4 included"},
+    TOOL_COMPAT_ROW(prune_params, compat),
     {"plan-only", 0, MOEC_FLAG(prune_params, plan_only), .help = "write the plan as JSON, for apply, and no model"},
     {"methods", 0, MOEC_FLAG(prune_params, methods), .help = "list the methods and leave"},
     TOOL_SEED_ROW(prune_params),
@@ -88,12 +105,17 @@ static moec_status prune(const prune_params *p, const char *dir, moec_err *err)
         MOEC_TRY(moec_guard_read(&guard, &guard_name, p->protect, m, stats, err));
     const moec_request q = {.model = m, .fingerprint = print.hex, .stats = stats, .stats_digest = stats_digest.hex,
                             .guard = p->protect ? &guard : NULL, .guard_name = guard_name,
-                            .share = p->share < 0.0 ? 0.0 : p->share, .keep = p->keep, .seed = p->common.seed};
+                            .share = p->share < 0.0 ? 0.0 : p->share, .keep = p->keep, .seed = p->common.seed,
+                            .drop_mtp = p->mtp == 1, .drop_groups = p->groups == 1, .pad = p->pad};
+    if (q.drop_mtp && m->mtp_layers == 0)
+        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "--mtp drop: the model has no multi-token-prediction layers with experts"));
     MOEC_TRY(moec_method_plan(&plan, MOEC_PRUNE, p->method, &q, err));
+    if (p->dtype > 0)
+        plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
     if (p->protect)
         moec_say("protected: %lld experts", (long long)guard.count);
     const tool_job job = {.common = &p->common, .model = m, .fingerprint = print.hex, .plan = plan,
-                          .output = p->output, .plan_only = p->plan_only, .began = began};
+                          .output = p->output, .compat = p->compat, .plan_only = p->plan_only, .began = began};
     MOEC_TRY(tool_carry_out(&job, err));
 done:
     moec_plan_free(plan);
@@ -126,11 +148,15 @@ const moec_verb moec_verb_prune = {
     .brief = "remove experts, by any saliency",
     .about = "Scores every expert from calibration statistics, keeps the best of each layer and writes the smaller model: "
              "expert tensors that stay are copied byte for byte and renumbered, routers lose the rows of the removed experts, "
-             "config.json gets the new numbers, every other file is copied. The output is verified before it gets its name; a "
+             "config.json gets the new numbers, every other file is copied. Attention experts and multi-token-prediction "
+             "layers are not seen by calibration: of them the same number is kept, by the norm of the router's rows. "
+             "The output is verified before it gets its name; a "
              "run that was stopped continues when it is started again.",
     .examples = "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 25% -o Qwen3-22B-A3B\n"
                 "moecompress prune Qwen3-30B-A3B --stats stats.h5 --method easy-ep --keep 64 --dry-run\n"
-                "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 50% --protect super --plan-only -o plan.json",
+                "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 50% --protect super --plan-only -o plan.json\n"
+                "moecompress prune DeepSeek-V3 --stats stats.h5 --keep 192 --mtp drop --compat vllm,llama.cpp -o DeepSeek-V3-192\n"
+                "moecompress prune gpt-oss-120b --stats stats.h5 --keep 90 --pad-to 96 -o gpt-oss-96",
     .opts = rows,
     .min_args = 0,
     .max_args = 1,

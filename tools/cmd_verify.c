@@ -32,7 +32,8 @@ static void print_report(const moec_verify_report *r, const char *dir)
            r->problems == 0 ? "good" : "not good", r->tensors, moec_size_text(size, sizeof size, r->bytes), r->files,
            r->against_source ? "byte by byte against the source" : "against its manifest");
     for (int i = 0; i < r->n_clients && r->problems == 0; i++)
-        printf("%-14s %s: %s\n", r->client[i].name, r->client[i].loads ? "loads" : "does not load", r->client[i].reason);
+        printf("%-14s %s: %s%s%s\n", r->client[i].name, r->client[i].loads ? "loads" : "does not load", r->client[i].reason,
+               r->client[i].advice[0] ? "; but " : "", r->client[i].advice);
 }
 
 static moec_status verify(const verify_params *p, const moec_opt_list *words, uint64_t *problems, moec_err *err)
@@ -81,8 +82,8 @@ const moec_verb moec_verb_verify = {
     .name = "verify",
     .args = "OUTPUT [SOURCE]",
     .brief = "check an output against its source and what each client demands",
-    .about = "Re-opens the folder: every tensor's name, shape and dtype, every byte against the source (routers row by row), "
-             "the index, config.json, the copied files and the hashes in moecompress.json; says which clients load it. Without "
+    .about = "Re-opens the folder: every tensor's name, shape and dtype, every byte against the source (routers and stacked "
+             "experts part by part), the index, config.json, the copied files and the hashes in moecompress.json; says which clients load it. Without "
              "SOURCE the manifest is what it is checked against. When anything is wrong the report is printed all the same and "
              "the exit code is 3.",
     .examples = "moecompress verify Qwen3-15B-A3B Qwen3-30B-A3B\n"

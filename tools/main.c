@@ -14,6 +14,7 @@ static const moec_verb *const verbs[] = {
     &moec_verb_apply,
     &moec_verb_stats,
     &moec_verb_verify,
+    &moec_verb_families,
     NULL,
 };
 

@@ -32,7 +32,26 @@ static void say_policy(const moec_plan *p)
                   ", kept %" PRId64, t.unseen, t.unseen - t.unseen_kept, t.unseen_kept);
     if (p->new_top_k < p->top_k)
         moec_warn("only %" PRId64 " experts are kept in a layer: a token will use %" PRId64 " instead of %" PRId64,
-                  p->layer[0].n_keep, p->new_top_k, p->top_k);
+                  moec_plan_least(p), p->new_top_k, p->top_k);
+    if (p->drop_groups)
+        moec_warn("the router will choose among all experts at once instead of among groups: routing changes, evaluate it");
+    if (p->n_sets > p->n_layers)
+        moec_say("attention experts and multi-token-prediction layers are not seen by calibration: kept by router-row norm");
+    if (moec_plan_dead(p) > 0)
+        moec_say("dead experts that only pad the layers to %" PRId64 ": %" PRId64 " in all; they cost disk and memory, no time",
+                 p->pad, moec_plan_dead(p));
+}
+
+/* Clients that were named: the plan is refused, or what is worth knowing is said. */
+static moec_status check_clients(const tool_job *j, moec_err *err)
+{
+    moec_client c[MOEC_VERIFY_CLIENTS];
+    int n = 0;
+    moec_status st = j->compat ? moec_compat_check(c, &n, j->compat, j->model, j->plan, err) : MOEC_OK;
+    for (int i = 0; st == MOEC_OK && i < n; i++)
+        if (c[i].advice[0])
+            moec_warn("%s loads it, but: %s", c[i].name, c[i].advice);
+    return st;
 }
 
 /* --- for people ------------------------------------------------------------------------------------------------------ */
@@ -72,6 +91,13 @@ static void print_plan(const moec_plan *p)
         print_score(removed);
         printf("\n");
     }
+    for (int64_t i = p->n_layers; i < p->n_sets; i++) {
+        const moec_plan_layer *l = &p->layer[i];
+        printf("%5" PRId64 " %8" PRId64 " %6" PRId64 " %8" PRId64 "   %s, by router-row norm\n", l->layer, l->n_experts, l->n_keep,
+               l->n_experts - l->n_keep, l->kind == MOEC_SET_MTP ? "multi-token prediction" : "attention experts");
+    }
+    if (p->mtp == MOEC_PLAN_MTP_DROP)
+        printf("\nmulti-token-prediction layers are left out");
     printf("\nmethod %s; scores are those of the method; unseen: no calibration token selected the expert\n",
            p->method[0] ? p->method : "none");
 }
@@ -82,6 +108,9 @@ static void print_sizes(const tool_job *j, const moec_apply_result *r)
     printf("tensors    %s -> %s (%.1f %%)\n", moec_size_text(a, sizeof a, r->source_bytes),
            moec_size_text(b, sizeof b, r->output_bytes),
            100.0 * (double)r->output_bytes / (double)r->source_bytes);
+    if (r->dead_bytes > 0)
+        printf("dead       %s of %" PRId64 " experts that only pad a layer to %" PRId64 "\n",
+               moec_size_text(a, sizeof a, r->dead_bytes), moec_plan_dead(j->plan), j->plan->pad);
     printf("top-k      %" PRId64 " -> %" PRId64 "\n", j->plan->top_k, j->plan->new_top_k);
     if (j->common->dry_run) {
         printf("disk       %s needed%s%s%s\n", moec_size_text(a, sizeof a, r->disk_bytes), j->output ? ", " : "",
@@ -114,9 +143,17 @@ static moec_json *result_json(const tool_job *j, const moec_apply_result *r)
     moec_json_set(o, "bytes", pair("source", (int64_t)r->source_bytes, "output", (int64_t)r->output_bytes));
     moec_json_set(o, "file_bytes", moec_json_new_int((int64_t)r->disk_bytes));
     moec_json_set(o, "method", moec_json_new_string(p->method));
-    moec_json_set(o, "experts", pair("source", p->layer[0].n_experts, "output", p->layer[0].n_keep));
-    moec_json_set(o, "removed", moec_json_new_int(p->layer[0].n_experts - p->layer[0].n_keep));
+    moec_json_set(o, "experts", pair("source", p->layer[0].n_experts, "output", moec_plan_experts(p)));
+    moec_json_set(o, "removed", moec_json_new_int(p->layer[0].n_experts - moec_plan_least(p)));
     moec_json_set(o, "top_k", moec_json_new_int(p->new_top_k));
+    if (p->pad > 0) {
+        moec_json_set(o, "dead_experts", moec_json_new_int(moec_plan_dead(p)));
+        moec_json_set(o, "dead_bytes", moec_json_new_int((int64_t)r->dead_bytes));
+    }
+    if (p->n_sets > p->n_layers)
+        moec_json_set(o, "kept_by_router_norm", moec_json_new_int(p->n_sets - p->n_layers));
+    if (p->mtp != MOEC_PLAN_MTP_UNSAID)
+        moec_json_set(o, "mtp", moec_json_new_string(p->mtp == MOEC_PLAN_MTP_DROP ? "drop" : "keep"));
     moec_json_set(o, "unseen", pair("kept", t.unseen_kept, "removed", t.unseen - t.unseen_kept));
     moec_json_set(o, "protected", moec_json_new_int(t.guarded));
     moec_json_set(o, "left_out_files", moec_json_new_int((int64_t)r->left_out));
@@ -167,7 +204,7 @@ static moec_status write_plan(const tool_job *j, moec_err *err)
         moec_json_set(o, "output", moec_json_new_string(j->output));
         moec_json_set(o, "bytes", tool_bytes_json(moec_ckpt_bytes(j->model->ckpt), j->output));
         moec_json_set(o, "method", moec_json_new_string(j->plan->method));
-        moec_json_set(o, "removed", moec_json_new_int(j->plan->layer[0].n_experts - j->plan->layer[0].n_keep));
+        moec_json_set(o, "removed", moec_json_new_int(j->plan->layer[0].n_experts - moec_plan_least(j->plan)));
         moec_json_set(o, "top_k", moec_json_new_int(j->plan->new_top_k));
         moec_json_set(o, "seconds", moec_json_new_real(moec_now() - j->began));
         moec_json_set(o, "peak_memory_bytes", moec_json_new_int((int64_t)moec_peak_memory()));
@@ -186,6 +223,7 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     moec_apply_result r;
     const moec_apply_options opt = {.out = j->output, .fingerprint = j->fingerprint, .overwrite = j->common->overwrite, .resume = j->common->resume,
                                     .max_memory = j->common->max_memory};
+    MOEC_TRY(check_clients(j, err));
     say_policy(j->plan);
     if (j->plan_only && !j->common->dry_run)
         return write_plan(j, err);

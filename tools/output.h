@@ -10,9 +10,15 @@ typedef struct tool_job {
     const char *fingerprint; /* of the model */
     const moec_plan *plan;
     const char *output; /* folder, or file with plan_only; NULL: none was given */
+    const char *compat; /* clients that must load the output, or NULL */
     bool plan_only;
     double began;       /* moec_now() when the verb began */
 } tool_job;
+
+/* T: the verb's parameter struct with a `const char *field;`. */
+#define TOOL_COMPAT_ROW(T, field)                                                                                      \
+    {.name = "compat", MOEC_TEXT(T, field), .value = "CLIENT[,CLIENT]|all",                                            \
+     .help = "refuse at the start what transformers, vllm, sglang or llama.cpp would not load, naming the rule"}
 
 /** Carries the job out (or, by its options, only writes the plan or shows what would be done) and prints the result.
  *  MOEC_EINVAL without an output where one is needed; else what moec_apply returns. */

@@ -38,7 +38,7 @@ moec_status moec_calibrate_meta(moec_stats_meta *out, const moec_model *m, const
     out->layers = d->layers;
     out->moe_layers = m->moe_layers;
     out->experts = d->experts;
-    out->top_k = d->top_k;
+    out->top_k = d->top_k < d->experts ? d->top_k : d->experts; /* null experts may be among the k */
     out->hidden = d->hidden;
     out->expert_width = d->expert_width;
     out->tier = o->tier;
@@ -59,14 +59,14 @@ static int64_t samples_each(int n_domains)
 }
 
 /* What is kept besides the pass: statistics, selections of the layer before, samples. */
-static size_t calibrate_bytes(const moec_stats_meta *meta, int n_domains, int64_t n_tokens)
+static size_t calibrate_bytes(const moec_stats_meta *meta, int64_t slots, int n_domains, int64_t n_tokens)
 {
     size_t sum = 0, d = (size_t)n_domains;
     for (int k = 0; k < MOEC_STAT_COUNT; k++)
         if (moec_stat_kinds[k].tier <= meta->tier)
             sum += d * (size_t)moec_stat_cells(meta, (moec_stat)k) * (size_t)moec_stat_blocks(meta, (moec_stat)k) *
                    moec_cell_bytes(moec_stat_kinds[k].cell);
-    sum += 2 * (size_t)n_tokens * (size_t)meta->top_k * sizeof(int32_t);
+    sum += 2 * (size_t)n_tokens * (size_t)slots * sizeof(int32_t);
     return sum + (size_t)(meta->layers + 1) * d * (size_t)samples_each(n_domains) * (size_t)meta->hidden * sizeof(float);
 }
 
@@ -78,10 +78,10 @@ static moec_status carry_new(moec_carry *c, const moec_model *m, const moec_corp
     int64_t each = samples_each(corpus->n_domains), base = 0;
     memset(c, 0, sizeof *c);
     c->n_tokens = moec_corpus_tokens(corpus);
-    c->top_k = d->top_k;
+    c->slots = d->slots;
     c->hidden = d->hidden;
     c->layers = d->layers;
-    size_t ids = (size_t)c->n_tokens * (size_t)d->top_k, most = (size_t)each * (size_t)corpus->n_domains;
+    size_t ids = (size_t)c->n_tokens * (size_t)d->slots, most = (size_t)each * (size_t)corpus->n_domains;
     MOEC_TRY(MOEC_NEW(c->prev, ids, err));
     MOEC_TRY(MOEC_NEW(c->guess, ids, err));
     MOEC_TRY(MOEC_NEW(c->sample, most, err));
@@ -160,13 +160,16 @@ static moec_status see(void *ctx, int worker, const moec_chunk *c, const moec_mo
 {
     job *j = ctx;
     moec_carry *carry = &j->carry;
-    int32_t *prev = carry->prev + c->token * carry->top_k, *guess = carry->guess + c->token * carry->top_k;
+    int32_t *prev = carry->prev + c->token * carry->slots, *guess = carry->guess + c->token * carry->slots;
     bool first = j->m->layer[v->layer].moe_index == 0;
     (void)err;
     moec_event ev = {.model = j->m, .moe_layer = j->m->layer[v->layer].moe_index, .n = v->n, .seq = v->seq, .n_seq = v->n_seq};
     ev.h = v->h;
     ev.x = v->x;
     ev.r = v->r;
+    ev.shared = v->shared;
+    ev.slots = carry->slots;
+    ev.ld = v->ld;
     ev.logits = v->logits;
     ev.scores = v->scores;
     ev.ids = v->ids;
@@ -177,6 +180,7 @@ static moec_status see(void *ctx, int worker, const moec_chunk *c, const moec_mo
     ev.in_absmax = v->in_absmax;
     ev.router = v->router;
     ev.router_norm = v->router_norm;
+    ev.router_bias = v->router_bias;
     ev.prev_ids = first ? NULL : prev;
     ev.guess_ids = first ? NULL : guess;
     if (v->sums) {
@@ -191,9 +195,9 @@ static moec_status see(void *ctx, int worker, const moec_chunk *c, const moec_mo
     moec_observe(j->partial[worker], &ev);
     if (j->trace)
         moec_trace_see(j->trace, c, v);
-    memcpy(prev, v->ids, (size_t)(v->n * carry->top_k) * sizeof *prev);
+    memcpy(prev, v->ids, (size_t)(v->n * carry->slots) * sizeof *prev);
     if (v->next_ids)
-        memcpy(guess, v->next_ids, (size_t)(v->n * carry->top_k) * sizeof *guess);
+        memcpy(guess, v->next_ids, (size_t)(v->n * carry->slots) * sizeof *guess);
     return MOEC_OK;
 }
 
@@ -248,7 +252,7 @@ static moec_status run_id(moec_digest *out, const moec_model *m, const moec_stat
     moec_digest text;
     MOEC_TRY(moec_corpus_digest(&text, corpus, err));
     MOEC_TRY(moec_hash_new(&h, err));
-    moec_hash_text(h, "calibrate 2");
+    moec_hash_text(h, "calibrate 3");
     moec_hash_text(h, moec_version());
     moec_hash_text(h, meta->model);
     moec_hash_text(h, moec_ckpt_config_text(m->ckpt)); /* the fingerprint is of the tensors alone */
@@ -322,7 +326,7 @@ static moec_pass_opts pass_opts(const moec_model *m, const moec_stats_meta *meta
     int64_t tokens = moec_corpus_tokens(corpus);
     moec_pass_opts po = {.compute = o->compute, .watch = true, .sums = o->tier > 0, .max_memory = o->max_memory,
                          .worker_bytes = moec_partial_bytes(meta), .dir = dir, .keep = true, .what = "calibrate"};
-    po.fixed_bytes = calibrate_bytes(meta, corpus->n_domains, tokens) + (o->trace ? moec_trace_bytes(m, tokens) : 0);
+    po.fixed_bytes = calibrate_bytes(meta, m->dims.slots, corpus->n_domains, tokens) + (o->trace ? moec_trace_bytes(m, tokens) : 0);
     return po;
 }
 
@@ -334,7 +338,7 @@ moec_status moec_calibrate_plan(moec_pass_plan *out, size_t *statistics, const m
     if (st != MOEC_OK)
         return st;
     moec_pass_opts po = pass_opts(m, &meta, corpus, o, NULL);
-    *statistics = calibrate_bytes(&meta, corpus->n_domains, moec_corpus_tokens(corpus));
+    *statistics = calibrate_bytes(&meta, m->dims.slots, corpus->n_domains, moec_corpus_tokens(corpus));
     st = moec_pass_estimate(out, m, moec_corpus_tokens(corpus), moec_pass_max_seq(corpus), &po, err);
     moec_stats_meta_release(&meta);
     return st;

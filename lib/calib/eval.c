@@ -78,15 +78,22 @@ static moec_status load_rows(side *s, const moec_final *f, int64_t at, int64_t n
 
 static uint64_t head_bytes(const moec_final *f)
 {
-    return f ? (uint64_t)f->vocab * (uint64_t)f->hidden * (uint64_t)moec_dtypes[f->dtype].bytes : 0;
+    return f ? moec_weight_bytes(&f->head) : 0;
 }
 
+/* Logits of ids first .. first + rows - 1, for the block of tokens whose panels are loaded. */
 static moec_status logits(side *s, const moec_final *f, int64_t n, int64_t first, int64_t rows, const run *r, moec_err *err)
 {
-    const char *w = (const char *)f->head + (size_t)first * (size_t)f->hidden * (size_t)moec_dtypes[f->dtype].bytes;
-    moec_status st = moec_gemm(s->logits, s->panels, n, f->hidden, w, f->dtype, rows, r->compute, s->gemm, err);
+    moec_weight w = f->head;
+    w.at += first * w.row_step;
+    w.rows = rows;
+    moec_status st = moec_gemm_weight(s->logits, s->panels, n, &w, r->compute, s->gemm, err);
+    for (int64_t p = 0; f->bias && p < moec_panels(n); p++)
+        for (int64_t v = 0; v < rows; v++)
+            for (int64_t lane = 0; lane < MOEC_PANEL; lane++)
+                s->logits[(p * rows + v) * MOEC_PANEL + lane] += f->bias[first + v];
     if (r->lean)
-        moec_pages_drop(w, (size_t)(head_bytes(f) / (uint64_t)f->vocab) * (size_t)rows);
+        moec_weight_drop(&w);
     return st;
 }
 

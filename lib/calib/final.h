@@ -11,9 +11,12 @@ struct moec_final {
     const char *rows;     /* normed states in a mapped reference file */
     int workers;
     int64_t max_tokens;
-    float *norm, eps;     /* final norm for `store` */
-    const void *head;     /* [vocab, hidden] in a mapped file */
-    moec_dtype dtype;
+    float *norm, *norm_bias, eps; /* final norm for `store`; norm_bias NULL: none */
+    bool layer_norm;      /* LayerNorm, not RMS */
+    float divisor;        /* of logits: normed states of `store` and `bias` are divided by it; those of a file already are */
+    moec_weight head;     /* [vocab, hidden] in a mapped file */
+    moec_tensor tensor;   /* what `head` is a view of when it lies in a reference file */
+    float *bias;          /* [vocab] added to logits, NULL: none */
     void *map;
     size_t map_size;
 };

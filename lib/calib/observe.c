@@ -63,23 +63,36 @@ size_t moec_partial_bytes(const moec_stats_meta *meta)
 
 /* ---- who was selected, with what weight --------------------------------------------------------------------------- */
 
+/* Experts of a token: empty slots are the last. */
+static inline int64_t n_used(const int32_t *ids, int64_t slots)
+{
+    int64_t n = slots;
+    while (n > 0 && ids[n - 1] < 0)
+        n--;
+    return n;
+}
+
 static void count_selected(moec_partial *p, const moec_event *ev)
 {
-    const int64_t k = p->meta.top_k;
+    const int64_t k = p->meta.top_k, slots = ev->slots;
     uint64_t *selected = p->block[MOEC_STAT_SELECTED], *rank = p->block[MOEC_STAT_RANK];
+    uint64_t *active = p->block[MOEC_STAT_ACTIVE];
     double *sum = p->block[MOEC_STAT_GATE_SUM], *sq = p->block[MOEC_STAT_GATE_SQ];
     double *top1 = p->block[MOEC_STAT_GATE_TOP1_SUM];
-    for (int64_t t = 0; t < ev->n; t++)
-        for (int64_t j = 0; j < k; j++) {
-            int64_t e = ev->ids[t * k + j];
-            double g = (double)ev->gates[t * k + j];
+    for (int64_t t = 0; t < ev->n; t++) {
+        const int64_t used = n_used(ev->ids + t * slots, slots);
+        for (int64_t j = 0; j < used; j++) {
+            int64_t e = ev->ids[t * slots + j];
+            double g = (double)ev->gates[t * slots + j];
             selected[e]++;
-            rank[e * k + j]++;
+            rank[e * k + (j < k ? j : k - 1)]++;
             sum[e] += g;
             sq[e] += g * g;
             if (j == 0)
                 top1[e] += g;
         }
+        active[used]++;
+    }
 }
 
 static int64_t bin_of(double part, double whole, int64_t bins)
@@ -90,18 +103,19 @@ static int64_t bin_of(double part, double whole, int64_t bins)
 
 static void count_weights(moec_partial *p, const moec_event *ev)
 {
-    const int64_t k = p->meta.top_k;
+    const int64_t k = p->meta.top_k, slots = ev->slots;
     uint32_t *ratio = p->block[MOEC_STAT_RATIO_HIST], *before = p->block[MOEC_STAT_CUMGATE_HIST];
     for (int64_t t = 0; t < ev->n; t++) {
-        const float *g = ev->gates + t * k;
+        const float *g = ev->gates + t * slots;
+        const int64_t used = n_used(ev->ids + t * slots, slots), first = used < k ? used : k;
         double sum = 0, so_far = 0;
-        for (int64_t j = 0; j < k; j++)
+        for (int64_t j = 0; j < used; j++)
             sum += (double)g[j];
-        for (int64_t j = 0; j < k; j++) {
+        for (int64_t j = 0; j < first; j++) {
             before[j * CUM_BINS + bin_of(so_far, sum, CUM_BINS)]++;
             so_far += (double)g[j];
         }
-        for (int64_t j = 1; j < k; j++) /* there is no block when k = 1 */
+        for (int64_t j = 1; j < first; j++) /* there is no block when k = 1 */
             ratio[(j - 1) * RATIO_BINS + bin_of((double)g[j], (double)g[0], RATIO_BINS)]++;
     }
 }
@@ -109,23 +123,24 @@ static void count_weights(moec_partial *p, const moec_event *ev)
 /* Pairs within the token, with the layer before, and with what was guessed from the layer before. */
 static void count_pairs(moec_partial *p, const moec_event *ev)
 {
-    const int64_t k = p->meta.top_k, n_experts = p->meta.experts;
+    const int64_t k = p->meta.top_k, slots = ev->slots, n_experts = p->meta.experts;
     uint64_t *coact = p->block[MOEC_STAT_COACT], *trans = p->block[MOEC_STAT_TRANS];
     uint64_t *hit = p->block[MOEC_STAT_PREFETCH_HIT];
     p->has_prev = ev->prev_ids && trans;
     p->has_guess = ev->guess_ids && hit;
     for (int64_t t = 0; t < ev->n; t++) {
-        const int32_t *ids = ev->ids + t * k;
-        for (int64_t i = 0; i < k; i++)
-            for (int64_t j = 0; j < k; j++)
+        const int32_t *ids = ev->ids + t * slots;
+        const int64_t used = n_used(ids, slots);
+        for (int64_t i = 0; i < used; i++)
+            for (int64_t j = 0; j < used; j++)
                 coact[ids[i] * n_experts + ids[j]]++;
-        for (int64_t i = 0; p->has_prev && i < k; i++)
-            for (int64_t j = 0; j < k; j++)
-                trans[ev->prev_ids[t * k + i] * n_experts + ids[j]]++;
-        for (int64_t j = 0; p->has_guess && j < k; j++)
-            for (int64_t i = 0; i < k; i++)
-                if (ev->guess_ids[t * k + i] == ids[j]) {
-                    hit[j]++;
+        for (int64_t i = 0; p->has_prev && i < slots; i++)
+            for (int64_t j = 0; ev->prev_ids[t * slots + i] >= 0 && j < used; j++)
+                trans[ev->prev_ids[t * slots + i] * n_experts + ids[j]]++;
+        for (int64_t j = 0; p->has_guess && j < used; j++)
+            for (int64_t i = 0; i < slots; i++)
+                if (ev->guess_ids[t * slots + i] == ids[j]) {
+                    hit[j < k ? j : k - 1]++;
                     break;
                 }
     }
@@ -142,7 +157,7 @@ static void sum_scores(moec_partial *p, const moec_event *ev)
         const int64_t lo = ev->seq[s], hi = ev->seq[s + 1];
         memset(seq, 0, (size_t)n_experts * sizeof *seq);
         for (int64_t t = lo; t < hi; t++) {
-            const float *score = ev->scores + t * n_experts, *z = ev->logits + t * n_experts;
+            const float *score = ev->scores + t * ev->ld, *z = ev->logits + t * ev->ld;
             for (int64_t e = 0; e < n_experts; e++) {
                 double v = (double)z[e];
                 seq[e] += (double)score[e];
@@ -206,7 +221,7 @@ static void rank_scores(moec_partial *p, const moec_event *ev)
     double *top1 = p->block[MOEC_STAT_MARKER_TOP1], *topk = p->block[MOEC_STAT_MARKER_TOPK];
     uint32_t *need = p->block[MOEC_STAT_TOPP_COUNT];
     for (int64_t t = 0; t < ev->n; t++) {
-        const float *z = ev->logits + t * n_experts, *score = ev->scores + t * n_experts;
+        const float *z = ev->logits + t * ev->ld, *score = ev->scores + t * ev->ld;
         double total = 0, so_far = 0;
         sort_logits(p->order, p->spare, z, n_experts);
         for (int64_t i = 0; i < n_experts; i++)
@@ -233,7 +248,7 @@ static void sum_gram(moec_partial *p, const moec_event *ev)
     for (int64_t t0 = 0; t0 < ev->n; t0 += GRAM_ROWS) {
         for (int64_t i = 0; i < GRAM_ROWS; i++)
             for (int64_t e = 0; e < n; e++)
-                row[i * n + e] = t0 + i < ev->n ? (double)ev->logits[(t0 + i) * n + e] : 0;
+                row[i * n + e] = t0 + i < ev->n ? (double)ev->logits[(t0 + i) * ev->ld + e] : 0;
         for (int64_t e = 0; e < n; e++) {
             const double a = row[e], b = row[n + e], c = row[2 * n + e], d = row[3 * n + e];
             for (int64_t f = e; f < n; f++)
@@ -249,7 +264,8 @@ static void sum_gram(moec_partial *p, const moec_event *ev)
 
 static void sum_norms(moec_partial *p, const moec_event *ev)
 {
-    const int64_t k = p->meta.top_k, width = p->meta.hidden, n_experts = p->meta.experts;
+    const int64_t slots = ev->slots, width = p->meta.hidden;
+    const double part = ev->model ? ev->model->dims.residual_scale : 1.0;
     double *norm = p->block[MOEC_STAT_NORM_SUM], *norm_sq = p->block[MOEC_STAT_NORM_SQ];
     double *gnorm = p->block[MOEC_STAT_GNORM_SUM], *gnorm_sq = p->block[MOEC_STAT_GNORM_SQ];
     double *ugnorm = p->block[MOEC_STAT_UGNORM_SUM], *cos_moe = p->block[MOEC_STAT_COS_MOE];
@@ -258,18 +274,22 @@ static void sum_norms(moec_partial *p, const moec_event *ev)
     for (int64_t t = 0; t < ev->n; t++) {
         double v[4]; /* h.h, h.r, r.r, x.x in float64: 1 - cos(h, h+r) of a small r would drown in float32 sums */
         moec_products(v, ev->h + t * width, ev->r + t * width, ev->x + t * width, width);
+        const double r_norm = sqrt(v[2]);
+        v[1] *= part;
+        v[2] *= part * part;
         /* h.(h+r) and |h+r|^2 follow from the products; the latter may round to just below 0 when r = -h. */
         const double after = v[0] + 2 * v[1] + v[2], both = v[0] * after;
         const double cosine = both > 0 ? (v[0] + v[1]) / sqrt(both) : 0, u = fmax(1 - cosine, 0);
         const double x_norm = sqrt(v[3]);
         cos_moe[0] += cosine;
         res[0] += sqrt(v[0]);
-        res[1] += sqrt(v[2]);
-        for (int64_t j = 0; j < k; j++) {
-            const int64_t e = ev->ids[t * k + j];
-            const double g = (double)ev->gates[t * k + j], y = (double)ev->y_norm[t * k + j], gy = g * y;
+        res[1] += r_norm;
+        for (int64_t j = 0, used = n_used(ev->ids + t * slots, slots); j < used; j++) {
+            const int64_t e = ev->ids[t * slots + j];
+            const double g = (double)ev->gates[t * slots + j], y = (double)ev->y_norm[t * slots + j], gy = g * y;
             const double scale = x_norm * (double)ev->router_norm[e];
-            const double angle = scale > 0 ? (double)ev->logits[t * n_experts + e] / scale : 0;
+            const double z = (double)ev->logits[t * ev->ld + e] - (ev->router_bias ? (double)ev->router_bias[e] : 0);
+            const double angle = scale > 0 ? z / scale : 0;
             norm[e] += y;
             norm_sq[e] += y * y;
             gnorm[e] += gy;
@@ -278,6 +298,17 @@ static void sum_norms(moec_partial *p, const moec_event *ev)
             cos_sum[e] += angle;
             cos_max[e] = angle <= cos_max[e] ? cos_max[e] : angle; /* a NaN comes through and is found at saving */
         }
+    }
+}
+
+static void sum_shared(moec_partial *p, const moec_event *ev)
+{
+    const int64_t width = p->meta.hidden;
+    double *res = p->block[MOEC_STAT_NORMS_RES], v[4];
+    for (int64_t t = 0; ev->shared && t < ev->n; t++) {
+        const float *y = ev->shared + t * width;
+        moec_products(v, y, y, y, width);
+        res[2] += sqrt(v[0]);
     }
 }
 
@@ -320,6 +351,7 @@ void moec_observe(moec_partial *p, const moec_event *ev)
     rank_scores(p, ev);
     sum_gram(p, ev);
     sum_norms(p, ev);
+    sum_shared(p, ev);
 }
 
 void moec_stats_absorb(moec_stats *s, int domain, int64_t moe_layer, const moec_partial *p)

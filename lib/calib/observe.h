@@ -14,18 +14,22 @@ typedef struct moec_event {
     const float *h;           /* [n,H] residual stream before the MoE */
     const float *x;           /* [n,H] router and expert input, norm(h) */
     const float *r;           /* [n,H] routed output, sum of g y; h + r enters the next layer (no shared expert yet) */
-    const float *logits;      /* [n,E] router logits z */
-    const float *scores;      /* [n,E] softmax or sigmoid of z */
-    const int32_t *ids;       /* [n,k] selected experts, by descending weight (lowest id first on ties) */
-    const float *gates;       /* [n,k] weights really applied, same order */
-    const float *y_norm;      /* [n,k] |y|_2 of each selected expert's output, same order */
+    const float *shared;      /* [n,H] output of the shared experts, or NULL */
+    int64_t slots;            /* experts a token may have, in ids, gates, y_norm, prev_ids, guess_ids; k in most families */
+    int64_t ld;               /* columns of logits and scores, the first E of them experts */
+    const float *logits;      /* [n,ld] router logits z */
+    const float *scores;      /* [n,ld] softmax, sigmoid or ReLU of z */
+    const int32_t *ids;       /* [n,slots] selected experts, by descending weight (lowest id first on ties), then -1 */
+    const float *gates;       /* [n,slots] weights really applied, same order */
+    const float *y_norm;      /* [n,slots] |y|_2 of each selected expert's output, same order */
     const float *out_absmax;  /* [E] over the chunk's tokens; 0 where no token */
     const int32_t *out_channel; /* [E] */
     const float *in_absmax;   /* [E] */
     const float *router;      /* [E,H] router weights as float32 */
     const float *router_norm; /* [E] |w_e|_2 */
-    const int32_t *prev_ids;  /* [n,k] selections at the MoE layer before, or NULL at the first */
-    const int32_t *guess_ids; /* [n,k] selections this layer's router made from the layer before's input, or NULL */
+    const float *router_bias; /* [E] of the logits, or NULL */
+    const int32_t *prev_ids;  /* [n,slots] selections at the MoE layer before, -1: none; NULL at the first */
+    const int32_t *guess_ids; /* [n,slots] selections this layer's router made from the layer before's input, or NULL */
     /* tier 1, NULL when not collected: sums over the chunk's tokens, made inside the expert loop. They may be the
      * partial's own blocks, which are then left as they are. */
     const double *y_sum, *gy_sum, *xin_abs, *xin_sq; /* [E,H] */
@@ -51,12 +55,16 @@ MOEC_API size_t moec_partial_bytes(const moec_stats_meta *meta);
  * Overwrites the partial with what the chunk did. Sums are in float64 and in one fixed order, so the same event gives the
  * same bits anywhere. Per token:
  *
- *   u = max(1 - cos(h, h+r), 0); cos is 0 where one of the vectors is 0
- *   cos(x, w_e) = z_e / (|x| |w_e|), which holds for routers without bias; 0 where one of them is 0
+ *   u = max(1 - cos(h, h+r), 0), r times the model's residual multiplier; cos is 0 where one of the vectors is 0
+ *   cos(x, w_e) = (z_e - b_e) / (|x| |w_e|); 0 where one of them is 0
  *   TOPP_COUNT: order by descending logit, lowest id first on ties;
  *               n(p) = least n with s_1 + .. + s_n >= p (s_1 + .. + s_E)
- *   histograms: a weight ratio over 0 counts as 0
- *   NORMS_RES: |h|, |r|, 0 (no family here has a shared expert)
+ *   histograms: a weight ratio over 0 counts as 0; choices behind the k-th are in none
+ *   RANK, PREFETCH_HIT: choices behind the k-th count as the k-th
+ *   MARKER_TOPK: k largest logits of experts, however many the token uses
+ *   NORMS_RES: |h|, |r|, |shared|, the last 0 without shared experts
+ *   with the weight on the expert's input (Llama 4): y is what leaves the expert over the weight; x and a carry the weight,
+ *   and GACT_SQ is ACT_SQ
  *
  * COS_BLOCK and BLOCK_TOKENS span layers and are the layer pass's business. Empty sequences are passed over.
  * Cost: O(n(E + k^2 + H)), tier 1 also n E^2/2. No allocation. Threads: safe on distinct partials.

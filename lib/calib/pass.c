@@ -11,10 +11,23 @@
 #include <string.h>
 #include <unistd.h>
 
-int64_t moec_pass_chunk_tokens(int64_t n_tokens, int64_t max_seq)
+enum {
+    EACH = 512,              /* tokens an expert of a heavy layer should get from a chunk, on average */
+    TILES = 1 << 20,         /* values of an expert's matrix above which its products keep many threads busy */
+};
+static const double HEAVY = 0x1p30;      /* values of a layer's experts from which reading them again and again costs */
+static const int64_t WIDEST = 1LL << 29; /* bytes of one [tokens, H] array */
+
+int64_t moec_pass_chunk_tokens(const moec_dims *d, int64_t n_tokens, int64_t max_seq)
 {
     int64_t c = n_tokens / 8;
     c = c < 512 ? 512 : c > 4096 ? 4096 : c;
+    if (d->experts > 0 && 3.0 * (double)d->experts * (double)d->hidden * (double)d->expert_width >= HEAVY) {
+        int64_t much = EACH * d->experts / (d->top_k > 0 ? d->top_k : 1), most = WIDEST / (d->hidden * (int64_t)sizeof(float));
+        much = much > most ? most : much;
+        much = much > n_tokens ? n_tokens : much;
+        c = c < much ? much : c;
+    }
     return c < max_seq ? max_seq : c;
 }
 
@@ -39,7 +52,7 @@ static moec_status cut_chunks(moec_pass *p, const moec_corpus *corpus, moec_err 
         p->n_tokens += dom->start[dom->n_windows] - dom->start[0];
     }
     p->max_seq = moec_pass_max_seq(corpus);
-    int64_t target = moec_pass_chunk_tokens(p->n_tokens, p->max_seq), token = 0;
+    int64_t target = moec_pass_chunk_tokens(&p->m->dims, p->n_tokens, p->max_seq), token = 0;
     MOEC_TRY(MOEC_NEW(p->chunk, (size_t)windows, err));
     MOEC_TRY(MOEC_NEW(p->seq, (size_t)windows * 2, err)); /* at worst one window a chunk, with two offsets */
     int64_t *seq = p->seq;
@@ -71,57 +84,104 @@ static uint64_t layer_memory(const moec_model *m, bool lean, int workers)
         uint64_t bytes = moec_layer_bytes(m, i);
         const moec_layer *l = &m->layer[i];
         if (lean && l->expert) {
-            uint64_t one = l->expert[0].gate->bytes + l->expert[0].up->bytes + l->expert[0].down->bytes;
-            bytes = bytes - one * (uint64_t)m->dims.experts + one * (uint64_t)workers;
+            uint64_t all = 0, one = 0;
+            for (int64_t e = 0; e < m->dims.experts; e++) {
+                uint64_t b = moec_expert_bytes(l, e);
+                all += b;
+                one = b > one ? b : one;
+            }
+            /* biases and shared scales may make the shares uneven, never more than the layer has */
+            bytes = (bytes > all ? bytes - all : 0) + one * (uint64_t)workers;
         }
         most = bytes > most ? bytes : most;
     }
     return most;
 }
 
-static uint64_t arrangement(const moec_model *m, int64_t n_tokens, int64_t max_seq, int64_t max_tokens,
-                            const moec_pass_opts *o, const moec_pass_plan *a, uint64_t resident)
+typedef struct work {
+    const moec_model *m;
+    const moec_pass_opts *o;
+    int64_t n_tokens, max_seq, max_tokens;
+    uint64_t resident;
+} work;
+
+static moec_forward_opts forward_opts(const work *w, const moec_pass_plan *a)
 {
-    moec_forward_opts fo = {o->compute, a->workers, max_tokens, max_seq, o->watch, o->sums, a->lean};
-    uint64_t own = moec_forward_bytes(m, &fo) + o->fixed_bytes + o->worker_bytes * (uint64_t)a->workers;
-    uint64_t states = moec_hidden_bytes(n_tokens, m->dims.hidden, a->on_disk, a->workers, max_tokens);
+    return (moec_forward_opts){w->o->compute, a->workers, w->max_tokens, w->max_seq, w->o->watch, w->o->sums, a->lean,
+                               a->threads / a->workers};
+}
+
+static uint64_t arrangement(const work *w, const moec_pass_plan *a)
+{
+    const moec_pass_opts *o = w->o;
+    moec_forward_opts fo = forward_opts(w, a);
+    uint64_t own = moec_forward_bytes(w->m, &fo) + o->fixed_bytes + o->worker_bytes * (uint64_t)a->workers;
+    uint64_t states = moec_hidden_bytes(w->n_tokens, w->m->dims.hidden, a->on_disk, a->workers, w->max_tokens);
     own += states;
-    /* 12 MiB a worker: OpenBLAS's and the C library's own buffers and stacks */
-    own += layer_memory(m, a->lean, a->workers) + (uint64_t)a->workers * (12u << 20) + (4u << 20);
+    /* 12 MiB a thread: OpenBLAS's and the C library's own buffers and stacks */
+    own += layer_memory(w->m, a->lean, a->workers) + (uint64_t)a->threads * (12u << 20) + (4u << 20);
     uint64_t later = o->after_bytes ? o->after_bytes + states : 0;
-    return resident + (own > later ? own : later);
+    return w->resident + (own > later ? own : later);
+}
+
+/* Tries one number of workers and threads: in memory, with hidden states on disk, lean, both. */
+static bool try_ways(moec_pass_plan *a, moec_pass_plan *least, const work *w, int workers, int threads, int from, int to)
+{
+    a->workers = workers;
+    a->threads = threads;
+    for (int way = from; way < to; way++) {
+        a->on_disk = way == 1 || way == 3;
+        a->lean = way >= 2;
+        a->bytes = arrangement(w, a);
+        if (a->bytes <= a->limit)
+            return true;
+        if (a->bytes < least->bytes)
+            *least = *a;
+    }
+    return false;
+}
+
+/* From fast to frugal: disk for the hidden states costs little, giving pages back costs re-reading, threads cost most. Large
+ * products share well among all threads, which spares the memory of all but one chunk and reads each expert once for all;
+ * small ones do not, and there every thread has a chunk of its own while there is memory. */
+static bool arrange(moec_pass_plan *a, moec_pass_plan *least, const work *w)
+{
+    const moec_dims *d = &w->m->dims;
+    int64_t chunks = (w->n_tokens + w->max_tokens - 1) / w->max_tokens;
+    int threads = moec_par_threads() < 1 ? 1 : moec_par_threads();
+    int workers = threads < chunks ? threads : chunks < 1 ? 1 : (int)chunks;
+    if (d->experts > 0 && (double)d->hidden * (double)d->expert_width >= TILES) {
+        if (chunks >= 2 * (int64_t)threads && try_ways(a, least, w, workers, workers, 0, 2))
+            return true;
+    } else {
+        for (; workers > 1; workers = (workers + 1) / 2)
+            if (try_ways(a, least, w, workers, workers, 0, 4))
+                return true;
+    }
+    for (; threads >= 1; threads = threads > 1 ? (threads + 1) / 2 : 0)
+        if (try_ways(a, least, w, 1, threads, 0, 4))
+            return true;
+    return false;
 }
 
 moec_status moec_pass_estimate(moec_pass_plan *out, const moec_model *m, int64_t n_tokens, int64_t max_seq,
                                const moec_pass_opts *o, moec_err *err)
 {
-    uint64_t resident = moec_resident_memory(), spare = moec_available_memory();
-    int64_t max_tokens = moec_pass_chunk_tokens(n_tokens, max_seq);
-    int64_t chunks = (n_tokens + max_tokens - 1) / max_tokens;
-    int threads = moec_par_threads() < chunks ? moec_par_threads() : (int)chunks;
-    threads = threads < 1 ? 1 : threads;
-    uint64_t limit = o->max_memory ? o->max_memory : spare ? resident + spare / 10 * 9 : UINT64_MAX;
-    moec_pass_plan a = {.limit = limit}, best = {.bytes = UINT64_MAX};
-    /* From fast to frugal: disk for the hidden states costs little, giving pages back costs re-reading, threads cost most. */
-    for (a.workers = threads; a.workers >= 1; a.workers = a.workers > 1 ? (a.workers + 1) / 2 : 0)
-        for (int way = 0; way < 4; way++) {
-            a.on_disk = way == 1 || way == 3;
-            a.lean = way >= 2;
-            a.bytes = arrangement(m, n_tokens, max_seq, max_tokens, o, &a, resident);
-            if (a.bytes <= limit) {
-                *out = a;
-                return MOEC_OK;
-            }
-            if (a.bytes < best.bytes)
-                best = a;
-        }
-    *out = best;
+    uint64_t spare = moec_available_memory();
+    work w = {m, o, n_tokens, max_seq, moec_pass_chunk_tokens(&m->dims, n_tokens, max_seq), moec_resident_memory()};
+    uint64_t limit = o->max_memory ? o->max_memory : spare ? w.resident + spare / 10 * 9 : UINT64_MAX;
+    moec_pass_plan a = {.limit = limit}, least = {.bytes = UINT64_MAX};
+    if (arrange(&a, &least, &w)) {
+        *out = a;
+        return MOEC_OK;
+    }
+    *out = least;
     out->limit = limit;
     if (!o->max_memory) /* an estimate against what happens to be free refuses nothing */
         return MOEC_OK;
     char have[32], need[32];
     return moec_fail(err, MOEC_ENOFIT, "--max-memory %s is too little: %s is the least this run can do with",
-                     moec_size_text(have, sizeof have, limit), moec_size_text(need, sizeof need, best.bytes));
+                     moec_size_text(have, sizeof have, limit), moec_size_text(need, sizeof need, least.bytes));
 }
 
 moec_status moec_pass_new(moec_pass **out, const moec_model *m, const moec_corpus *corpus, const moec_pass_opts *o,
@@ -136,12 +196,14 @@ moec_status moec_pass_new(moec_pass **out, const moec_model *m, const moec_corpu
     MOEC_TRY(cut_chunks(p, corpus, err));
     MOEC_TRY(moec_pass_estimate(&p->plan, m, p->n_tokens, p->max_seq, o, err));
     const char *tmp = getenv("TMPDIR"), *dir = o->dir ? o->dir : tmp && *tmp ? tmp : "/tmp";
-    moec_note("%d threads, hidden states %s%s, about %.2f GiB of memory", p->plan.workers,
+    moec_note("%d threads, %d chunks at a time of %lld in all, hidden states %s%s, about %.2f GiB of memory", p->plan.threads,
+              p->plan.workers, (long long)p->n_chunks,
               p->plan.on_disk ? "on disk" : "in memory", p->plan.lean ? ", experts given back after use" : "",
               (double)p->plan.bytes / 0x1p30);
     MOEC_TRY(moec_hidden_new(&p->hidden, p->n_tokens, m->dims.hidden, p->plan.on_disk ? dir : NULL, o->keep && o->dir,
                              p->plan.workers, p->max_tokens, err));
-    moec_forward_opts fo = {o->compute, p->plan.workers, p->max_tokens, p->max_seq, o->watch, o->sums, p->plan.lean};
+    work w = {m, o, p->n_tokens, p->max_seq, p->max_tokens, 0};
+    moec_forward_opts fo = forward_opts(&w, &p->plan);
     MOEC_TRY(moec_forward_new(&p->forward, m, &fo, err));
     *out = p;
     p = NULL;
@@ -199,12 +261,26 @@ done:
     return st;
 }
 
+/* One chunk after the other, all threads inside it. */
+static moec_status in_turn(int64_t n, moec_range_fn *fn, moec_range_fn *sum, job *j, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    for (int64_t i = 0; i < n && st == MOEC_OK; i++) {
+        st = fn(j, 0, i, i + 1, err);
+        if (st == MOEC_OK && sum)
+            st = sum(j, 0, i, i + 1, err);
+    }
+    return st;
+}
+
 static moec_status limit_workers(moec_pass *p, moec_range_fn *fn, moec_range_fn *sum, job *j, moec_err *err)
 {
     /* The planner may have decided for fewer threads than there are; scratch exists for that many only. */
     int threads = moec_par_threads();
-    moec_par_set_threads(p->plan.workers);
-    moec_status st = sum ? moec_par_ordered(p->n_chunks, 1, fn, sum, j, err) : moec_par_for(p->n_chunks, 1, fn, j, err);
+    moec_par_set_threads(p->plan.threads);
+    moec_status st = p->plan.workers == 1 ? in_turn(p->n_chunks, fn, sum, j, err)
+                     : sum                ? moec_par_ordered(p->n_chunks, 1, fn, sum, j, err)
+                                          : moec_par_for(p->n_chunks, 1, fn, j, err);
     moec_par_set_threads(threads);
     return st;
 }
@@ -254,6 +330,7 @@ static moec_status sum_chunk(void *ctx, int worker, int64_t lo, int64_t hi, moec
 typedef struct ahead {
     const moec_model *m;
     int64_t layer;
+    bool lean;
 } ahead;
 
 static void prefetch_one(void *ctx, const moec_model *m, const moec_tensor *t)
@@ -263,11 +340,12 @@ static void prefetch_one(void *ctx, const moec_model *m, const moec_tensor *t)
     moec_pages_prefetch(t->data, t->bytes);
 }
 
-/* On a thread of its own: asking for more than the disk's queue holds blocks the asker. */
+/* On a thread of its own: asking for more than the disk's queue holds blocks the asker. Where memory is short, so is the page
+ * cache: experts that come a layer early would only push out what is wanted now. */
 static void *prefetch_layer(void *ctx)
 {
     const ahead *a = ctx;
-    moec_layer_each(a->m, a->layer, prefetch_one, NULL);
+    (a->lean ? moec_layer_each_common : moec_layer_each)(a->m, a->layer, prefetch_one, NULL);
     return NULL;
 }
 
@@ -281,8 +359,8 @@ static void drop_one(void *ctx, const moec_model *m, const moec_tensor *t)
 moec_status moec_pass_layer(moec_pass *p, int64_t layer, moec_see_fn *see, moec_sum_fn *sum, void *ctx, moec_err *err)
 {
     job j = {.p = p, .layer = layer, .see = see, .sum = sum, .ctx = ctx};
-    bool moe = p->m->layer[layer].router != NULL;
-    ahead next = {p->m, layer + 1};
+    bool moe = p->m->layer[layer].expert != NULL;
+    ahead next = {p->m, layer + 1, p->plan.lean};
     pthread_t thread;
     bool started = layer + 1 < p->m->dims.layers && pthread_create(&thread, NULL, prefetch_layer, &next) == 0;
     moec_status st = moec_forward_layer(p->forward, layer, err);

@@ -31,7 +31,8 @@ typedef struct moec_pass_opts {
 
 /* What the planner decided. Nothing of it changes a result. */
 typedef struct moec_pass_plan {
-    int workers;
+    int workers;  /* chunks under way */
+    int threads;  /* in all: one for each worker, or all within the chunk of the only one */
     bool on_disk; /* hidden states */
     bool lean;    /* experts' pages are given back after each use */
     uint64_t bytes, limit;
@@ -72,8 +73,10 @@ MOEC_API moec_status moec_pass_layer(moec_pass *p, int64_t layer, moec_see_fn *s
 MOEC_API void moec_pass_end(moec_pass *p);
 
 /** How the tokens of a corpus are chunked: at most this many tokens, whole windows, one domain.
- *  max(512, min(4096, tokens/8)), or one window when that is longer. */
-MOEC_API int64_t moec_pass_chunk_tokens(int64_t n_tokens, int64_t max_seq);
+ *  max(512, min(4096, tokens/8)), or one window when that is longer. Where a layer's experts have 2^30 values or more, each
+ *  chunk reads (and converts) so much that it should be worth it: then as many tokens as give every expert 512 on average,
+ *  if there are that many and one [tokens, H] array of them stays within 512 MiB. 16384 for DeepSeek-V3. */
+MOEC_API int64_t moec_pass_chunk_tokens(const moec_dims *d, int64_t n_tokens, int64_t max_seq);
 /** Tokens of the longest window. */
 MOEC_API int64_t moec_pass_max_seq(const moec_corpus *corpus);
 /** Memory estimate of the arrangement that moec_pass_new would choose; nothing is allocated or read. MOEC_ENOFIT: no

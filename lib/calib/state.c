@@ -133,7 +133,7 @@ typedef struct part {
 
 static int list_parts(part p[3], const moec_carry *c)
 {
-    size_t ids = (size_t)c->n_tokens * (size_t)c->top_k * sizeof(int32_t);
+    size_t ids = (size_t)c->n_tokens * (size_t)c->slots * sizeof(int32_t);
     p[0] = (part){c->prev, ids};
     p[1] = (part){c->guess, ids};
     p[2] = (part){c->state, (size_t)(c->layers + 1) * (size_t)c->n_samples * (size_t)c->hidden * sizeof(float)};

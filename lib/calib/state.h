@@ -6,8 +6,8 @@
 
 /* Carried from layer to layer. N: all layers, S: sampled tokens. */
 typedef struct moec_carry {
-    int64_t n_tokens, top_k, hidden, layers;
-    int32_t *prev, *guess; /* [n_tokens, k] selections there; what the next router would have chosen from its input */
+    int64_t n_tokens, slots, hidden, layers;
+    int32_t *prev, *guess; /* [n_tokens, slots] selections there; what the next router would have chosen from its input */
     int64_t n_samples;    /* over all domains */
     int64_t *sample;      /* [S] tokens whose residual streams are compared between layers */
     int *sample_domain;   /* [S] */

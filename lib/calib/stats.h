@@ -12,11 +12,12 @@
 typedef enum moec_stat {
     /* tier 0 */
     MOEC_STAT_SELECTED,      /* [L,E] u64   tokens that select e */
-    MOEC_STAT_RANK,          /* [L,E,k] u64 tokens for which e is the j-th choice by weight */
+    MOEC_STAT_RANK,          /* [L,E,k] u64 tokens for which e is the j-th choice by weight; where a token may have more
+                                            than k experts, the last also counts those behind */
     MOEC_STAT_GATE_SUM,      /* [L,E] f64   sum of the applied weight g over the tokens that select e */
     MOEC_STAT_GATE_SQ,       /* [L,E] f64   sum of g^2 */
     MOEC_STAT_GATE_TOP1_SUM, /* [L,E] f64   sum of g where e is the first choice */
-    MOEC_STAT_PROB_SUM,      /* [L,E] f64   sum of the full score (softmax or sigmoid) over all tokens */
+    MOEC_STAT_PROB_SUM,      /* [L,E] f64   sum of the full score (softmax, sigmoid, ReLU) over all tokens */
     MOEC_STAT_PROB_SEQ_SUM,  /* [L,E] f64   sum over sequences of the mean score */
     MOEC_STAT_LOGIT_SUM,     /* [L,E] f64   sum of router logits z */
     MOEC_STAT_LOGIT_SQ,      /* [L,E] f64   sum of z^2 */
@@ -45,13 +46,14 @@ typedef enum moec_stat {
                                             would choose from this layer's router input */
     MOEC_STAT_COS_ROUTER,    /* [L,E] f64   sum of cos(x, w_e) over the tokens that select e */
     MOEC_STAT_COS_ROUTER_MAX, /* [L,E] f64  maximum of cos(x, w_e) over the tokens that select e; -1 where there is none */
+    MOEC_STAT_ACTIVE,        /* [L,E+1] u64 tokens that use n experts; all at n = k unless their number varies */
     /* tier 1 */
     MOEC_STAT_LOGIT_GRAM,    /* [L,E,E] f64 sum of z z^T */
     MOEC_STAT_Y_SUM,         /* [L,E,H] f64 sum of y over the tokens that select e */
     MOEC_STAT_GY_SUM,        /* [L,E,H] f64 sum of g y */
     MOEC_STAT_ACT_ABS,       /* [L,E,I] f64 sum of |a| */
     MOEC_STAT_ACT_SQ,        /* [L,E,I] f64 sum of a^2 */
-    MOEC_STAT_GACT_SQ,       /* [L,E,I] f64 sum of g^2 a^2 */
+    MOEC_STAT_GACT_SQ,       /* [L,E,I] f64 sum of g^2 a^2; of a^2 where g multiplies the expert's input and is in a */
     MOEC_STAT_XIN_ABS,       /* [L,E,H] f64 sum of |x| over the tokens that select e */
     MOEC_STAT_XIN_SQ,        /* [L,E,H] f64 sum of x^2 */
     MOEC_STAT_COUNT

@@ -12,10 +12,33 @@ static moec_status other_model(const char *what, moec_err *err)
 
 moec_status moec_router_rule(char **out, const moec_model *m, moec_err *err)
 {
+    static const char *const scores[] = {
+        [MOEC_SCORE_SOFTMAX] = "softmax", [MOEC_SCORE_SIGMOID] = "sigmoid", [MOEC_SCORE_RELU] = "relu"};
+    static const char *const choices[] = {
+        [MOEC_CHOOSE_TOP_K] = "top_k", [MOEC_CHOOSE_TOP_K_SOFTMAX] = "top_k_softmax", [MOEC_CHOOSE_TOP_P] = "top_p",
+        [MOEC_CHOOSE_POSITIVE] = "positive", [MOEC_CHOOSE_SPARSEMIXER] = "sparsemixer"};
+    const moec_family *f = m->family;
+    const moec_dims *d = &m->dims;
     moec_json *o = moec_json_new_object();
-    moec_json_set(o, "score", moec_json_new_string(m->family->score == MOEC_SCORE_SIGMOID ? "sigmoid" : "softmax"));
-    moec_json_set(o, "top_k", moec_json_new_int(m->dims.top_k));
-    moec_json_set(o, "renormalised", moec_json_new_bool(m->dims.renorm));
+    moec_json_set(o, "score", moec_json_new_string(scores[f->score]));
+    moec_json_set(o, "top_k", moec_json_new_int(d->top_k));
+    moec_json_set(o, "renormalised", moec_json_new_bool(d->renorm));
+    if (f->choice != MOEC_CHOOSE_TOP_K) /* the plain rule's text is that of files which knew no other */
+        moec_json_set(o, "choice", moec_json_new_string(choices[f->choice]));
+    if (f->choice == MOEC_CHOOSE_TOP_P)
+        moec_json_set(o, "top_p", moec_json_new_real(d->top_p));
+    if (f->choice == MOEC_CHOOSE_SPARSEMIXER)
+        moec_json_set(o, "jitter", moec_json_new_real(d->jitter));
+    if (d->groups > 1) {
+        moec_json_set(o, "groups", moec_json_new_int(d->groups));
+        moec_json_set(o, "top_groups", moec_json_new_int(d->top_groups));
+    }
+    if (d->null_experts > 0)
+        moec_json_set(o, "null_experts", moec_json_new_int(d->null_experts));
+    if (d->route_scale != 1.0)
+        moec_json_set(o, "scale", moec_json_new_real(d->route_scale));
+    if (f->weight_on_input)
+        moec_json_set(o, "weight_on", moec_json_new_string("input"));
     moec_status st = moec_json_dump(out, o, 0, err);
     moec_json_free(o);
     return st;
@@ -45,7 +68,7 @@ moec_status moec_stats_check(const moec_stats *s, const moec_model *m, moec_err 
         int64_t have, want;
     } size[] = {
         {"layers", a->layers, b->layers},    {"MoE layers", a->moe_layers, m->moe_layers},
-        {"experts", a->experts, b->experts}, {"top-k", a->top_k, b->top_k},
+        {"experts", a->experts, b->experts}, {"top-k", a->top_k, b->top_k < b->experts ? b->top_k : b->experts},
         {"hidden", a->hidden, b->hidden},    {"expert width", a->expert_width, b->expert_width},
     };
     for (size_t i = 0; i < MOEC_COUNT(size); i++)

@@ -16,8 +16,8 @@ struct moec_trace {
     const moec_model *m;
     char *dir;
     int64_t n; /* tokens */
-    int32_t *ids;                /* [n,k] of the layer under way */
-    float *gates, *y_norm, *cos; /* [n,k] [n,k] [n] */
+    int32_t *ids;                /* [n,slots] of the layer under way */
+    float *gates, *y_norm, *cos; /* [n,slots] [n,slots] [n] */
 };
 
 /* The arrays of one layer in file order. */
@@ -33,8 +33,8 @@ enum { PARTS = 4 };
 
 static void list_parts(part p[PARTS], const moec_trace *t)
 {
-    size_t nk = (size_t)t->n * (size_t)t->m->dims.top_k;
-    p[0] = (part){"ids", t->ids, nk * sizeof *t->ids, MOEC_I32, 2, "expert, by descending gate"};
+    size_t nk = (size_t)t->n * (size_t)t->m->dims.slots;
+    p[0] = (part){"ids", t->ids, nk * sizeof *t->ids, MOEC_I32, 2, "expert, by descending gate; -1: none"};
     p[1] = (part){"gates", t->gates, nk * sizeof *t->gates, MOEC_F32, 2, "weight as applied"};
     p[2] = (part){"y_norm", t->y_norm, nk * sizeof *t->y_norm, MOEC_F32, 2, "Euclidean norm of the un-gated expert output"};
     p[3] = (part){"one_minus_cos", t->cos, (size_t)t->n * sizeof *t->cos, MOEC_F32, 1, "1 - cos(h, h + r)"};
@@ -42,14 +42,14 @@ static void list_parts(part p[PARTS], const moec_trace *t)
 
 size_t moec_trace_bytes(const moec_model *m, int64_t n_tokens)
 {
-    return (size_t)n_tokens * ((size_t)m->dims.top_k * 12 + 4);
+    return (size_t)n_tokens * ((size_t)m->dims.slots * 12 + 4);
 }
 
 moec_status moec_trace_new(moec_trace **out, const moec_model *m, int64_t n_tokens, const char *dir, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_trace *t = NULL;
-    size_t n = (size_t)n_tokens, k = (size_t)m->dims.top_k;
+    size_t n = (size_t)n_tokens, k = (size_t)m->dims.slots;
     *out = NULL;
     MOEC_TRY(MOEC_NEW(t, 1, err));
     t->m = m;
@@ -80,7 +80,8 @@ void moec_trace_free(moec_trace *t)
 
 void moec_trace_see(moec_trace *t, const moec_chunk *c, const moec_moe_view *v)
 {
-    int64_t k = t->m->dims.top_k, width = t->m->dims.hidden;
+    int64_t k = t->m->dims.slots, width = t->m->dims.hidden;
+    const double scale = t->m->dims.residual_scale;
     size_t nk = (size_t)(v->n * k);
     memcpy(t->ids + c->token * k, v->ids, nk * sizeof *t->ids);
     memcpy(t->gates + c->token * k, v->gates, nk * sizeof *t->gates);
@@ -89,7 +90,7 @@ void moec_trace_see(moec_trace *t, const moec_chunk *c, const moec_moe_view *v)
         const float *h = v->h + i * width, *r = v->r + i * width;
         double hh = 0, hs = 0, ss = 0;
         for (int64_t j = 0; j < width; j++) {
-            double a = (double)h[j], b = a + (double)r[j];
+            double a = (double)h[j], b = a + scale * (double)r[j];
             hh += a * a;
             hs += a * b;
             ss += b * b;
@@ -130,7 +131,7 @@ static moec_status put_layer(moec_trace *t, moec_h5 *h, int64_t layer, moec_err 
     char path[4096], name[96];
     part p[PARTS];
     int fd;
-    const int64_t dim[2] = {t->n, t->m->dims.top_k};
+    const int64_t dim[2] = {t->n, t->m->dims.slots};
     MOEC_TRY(open_layer(&fd, t, layer, O_RDONLY, path, err));
     list_parts(p, t);
     for (int i = 0; i < PARTS && st == MOEC_OK; i++)
@@ -192,7 +193,7 @@ moec_status moec_trace_finish(moec_trace *t, const moec_corpus *corpus, const ch
     MOEC_TRY(moec_h5_create(&h, tmp, err));
     MOEC_TRY(put_tokens(t, h, corpus, err));
     for (int64_t i = 0; i < t->m->dims.layers; i++)
-        if (t->m->layer[i].router)
+        if (t->m->layer[i].expert)
             MOEC_TRY(put_layer(t, h, i, err));
     st = moec_h5_close(h, err);
     h = NULL;

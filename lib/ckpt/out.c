@@ -96,24 +96,45 @@ done:
     return st;
 }
 
-moec_status moec_out_bytes(moec_out *o, int fd, uint64_t from, uint64_t length, moec_err *err)
+/* A new segment of the last tensor, behind the others; g has all but its place. */
+static moec_status add_segment(moec_out *o, moec_segment g, moec_err *err)
 {
     moec_shard_plan *s = last_shard(o);
-    if (!s || s->n == 0 || o->closed || length > s->entry[s->n - 1].end - s->bytes)
+    if (!s || s->n == 0 || o->closed || g.length > s->entry[s->n - 1].end - s->bytes)
         return moec_fail(err, MOEC_EINVAL, "%s: more bytes than its tensors hold", s ? s->name : "no shard");
-    if (length == 0)
+    if (g.length == 0)
         return MOEC_OK;
     moec_segment *last = s->n_segments > 0 ? &s->segment[s->n_segments - 1] : NULL;
-    if (last && last->fd == fd && last->from + last->length == from) {
-        last->length += length;
+    if (last && g.fd >= 0 && last->fd == g.fd && last->from + last->length == g.from) {
+        last->length += g.length;
     } else {
         moec_status st = MOEC_GROW(s->segment, s->segments_cap, s->n_segments + 1, err);
         if (st != MOEC_OK)
             return st;
-        s->segment[s->n_segments++] = (moec_segment){.at = s->bytes, .fd = fd, .from = from, .length = length};
+        g.at = s->bytes;
+        s->segment[s->n_segments++] = g;
     }
-    s->bytes += length;
+    s->bytes += g.length;
     return MOEC_OK;
+}
+
+moec_status moec_out_bytes(moec_out *o, int fd, uint64_t from, uint64_t length, moec_err *err)
+{
+    return add_segment(o, (moec_segment){.fd = fd, .from = from, .length = length}, err);
+}
+
+moec_status moec_out_fill(moec_out *o, const void *bytes, size_t size, uint64_t length, moec_err *err)
+{
+    moec_segment g = {.fd = -1, .length = length, .fill_size = size};
+    if (size < 1 || size > sizeof g.fill || length % size != 0)
+        return moec_fail(err, MOEC_EINVAL, "%llu bytes cannot be filled by %zu", (unsigned long long)length, size);
+    memcpy(g.fill, bytes, size);
+    return add_segment(o, g, err);
+}
+
+moec_status moec_out_made(moec_out *o, moec_make_fn *make, void *ctx, uint64_t from, uint64_t length, moec_err *err)
+{
+    return add_segment(o, (moec_segment){.fd = -1, .make = make, .ctx = ctx, .from = from, .length = length}, err);
 }
 
 static moec_status add_file(moec_file_plan **out, moec_out *o, const char *name, moec_err *err)

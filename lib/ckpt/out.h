@@ -6,8 +6,12 @@
 
 typedef struct moec_segment {
     uint64_t at;           /* in the data of the shard */
-    int fd;
-    uint64_t from, length; /* in the source file */
+    int fd;                /* or -1: made */
+    uint64_t from, length; /* in the source file, or of what is made */
+    moec_make_fn *make;    /* NULL with fd -1: `fill`, over and over */
+    void *ctx;
+    unsigned char fill[8];
+    size_t fill_size;
 } moec_segment;
 
 typedef struct moec_shard_plan {

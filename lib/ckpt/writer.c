@@ -124,6 +124,39 @@ moec_status moec_copy_range(int to, uint64_t at, int fd, uint64_t from, uint64_t
     return length > 0 ? copy_buffered(to, at, fd, from, length, what, err) : MOEC_OK;
 }
 
+/* Bytes [skip, skip + n) of a segment that is made, in buf. */
+static moec_status make_bytes(unsigned char *buf, const moec_segment *g, uint64_t skip, size_t n, moec_err *err)
+{
+    if (g->make)
+        return g->make(buf, g->ctx, g->from + skip, n, err);
+    for (size_t i = 0; i < n; i++)
+        buf[i] = g->fill[(skip + i) % g->fill_size];
+    return MOEC_OK;
+}
+
+static moec_status make_range(int to, uint64_t at, const moec_segment *g, uint64_t skip, uint64_t length, const char *what,
+                              moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    unsigned char *buf = NULL;
+    MOEC_TRY(MOEC_NEW(buf, BUFFER, err));
+    while (length > 0) {
+        /* a piece of the file may begin inside a value; what is made begins at one */
+        uint64_t back = skip % 8, n = length + back < BUFFER ? length + back : BUFFER;
+        uint64_t whole = (n + 7) / 8 * 8;
+        if (whole > g->length - (skip - back))
+            whole = g->length - (skip - back);
+        MOEC_TRY(make_bytes(buf, g, skip - back, (size_t)whole, err));
+        MOEC_TRY(write_all(to, buf + back, (size_t)(n - back), at, what, err));
+        at += n - back;
+        skip += n - back;
+        length -= n - back;
+    }
+done:
+    moec_free(buf);
+    return st;
+}
+
 /* Index of the segment that holds byte `at` of the data. */
 static size_t segment_at(const moec_shard_plan *s, uint64_t at)
 {
@@ -156,7 +189,8 @@ static moec_status copy_piece(const shard_state *state, const moec_shard_plan *s
         uint64_t skip = lo - head - g->at, n = g->length - skip;
         if (n > hi - lo)
             n = hi - lo;
-        MOEC_TRY(moec_copy_range(state->fd, lo, g->fd, g->from + skip, n, state->tmp, err));
+        MOEC_TRY(g->fd < 0 ? make_range(state->fd, lo, g, skip, n, state->tmp, err)
+                           : moec_copy_range(state->fd, lo, g->fd, g->from + skip, n, state->tmp, err));
         lo += n;
     }
 done:
@@ -421,8 +455,11 @@ static moec_status identity(moec_digest *out, const moec_out *o, const char *tex
         moec_hash_text(h, s->name);
         moec_hash_add(h, s->header, s->header_len);
         for (size_t j = 0; j < s->n_segments; j++) {
-            const uint64_t range[2] = {s->segment[j].from, s->segment[j].length};
+            const moec_segment *g = &s->segment[j];
+            const uint64_t range[2] = {g->from, g->length};
             moec_hash_add(h, range, sizeof range);
+            if (g->fd < 0)
+                moec_hash_add(h, g->fill, sizeof g->fill);
         }
     }
     *out = moec_hash_digest(h);

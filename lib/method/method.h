@@ -27,6 +27,9 @@ typedef struct moec_request {
     double share;              /* of the experts of each layer that is removed; used when keep is 0 */
     int64_t keep;              /* experts kept in each layer */
     int64_t seed;
+    bool drop_mtp;             /* multi-token-prediction layers are left out, where there are any */
+    bool drop_groups;          /* groups of experts are given up; else each keeps the same number */
+    int64_t pad;               /* experts a layer in the output, dead ones behind the kept; 0: none */
 } moec_request;
 
 typedef struct moec_method {
@@ -61,13 +64,16 @@ MOEC_API moec_status moec_method_plan(moec_plan **out, moec_method_kind kind, co
  *    K = keep, or E - floor(E * share + 1e-9)      (the 1e-9 undoes what 0.29*100 = 28.999.. loses)
  *    kept: protected experts, then by descending score, ties to the lower index; the same K in every layer
  *
+ *  Where the router chooses among groups of experts, each group keeps K / n_group. Sets that calibration does not see
+ *  (attention experts, multi-token-prediction layers) keep the K experts whose router rows have the largest norm.
  *  The share is floored as REAP's int() does. Experts that no token selected are listed as unseen where the statistics say
  *  so. top-k falls to K when K is smaller.
  *  @param score [MoE layers * E], taken over into the plan by copy.
  *  Errors: moec_method_plan. Cost: O(L E log E). Same result on any number of threads. */
 MOEC_API moec_status moec_select(moec_plan **out, const moec_method *me, const moec_request *q, const double *score,
                                  moec_err *err) MOEC_USE_RESULT;
-/** K of the formula above. MOEC_EINVAL. */
+/** K of the formula above. MOEC_EINVAL: out of range, or not of the model's form: top-k that cannot shrink, groups that cannot
+ *  share K, padding that is not exact. */
 MOEC_API moec_status moec_kept_experts(int64_t *out, const moec_request *q, moec_err *err) MOEC_USE_RESULT;
 
 /** Reads what --protect names: "super", or a file with lines "LAYER EXPERT" ('#' begins a comment), or JSON

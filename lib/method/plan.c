@@ -10,16 +10,50 @@
 enum { VERSION = 1, MAX_LAYERS = 4096, MAX_EXPERTS = 65535 };
 static const size_t max_file = (size_t)1 << 30;
 
+/* Names of moec_set_kind in plans. */
+static const char *const kinds[] = {
+    [MOEC_SET_MOE] = "moe", [MOEC_SET_HEADS] = "attention", [MOEC_SET_MTP] = "mtp"};
+
+static const struct dtype_name {
+    const char *name;
+    moec_dtype dtype;
+} dtypes[] = {{"bf16", MOEC_BF16}, {"f16", MOEC_F16}, {"f32", MOEC_F32}};
+
+const char *moec_set_name(moec_set_kind kind)
+{
+    return kinds[kind];
+}
+
+const char *moec_plan_dtype_name(moec_dtype t)
+{
+    for (size_t i = 0; i < MOEC_COUNT(dtypes); i++)
+        if (dtypes[i].dtype == t)
+            return dtypes[i].name;
+    return NULL;
+}
+
+moec_dtype moec_plan_dtype(const char *name)
+{
+    for (size_t i = 0; i < MOEC_COUNT(dtypes); i++)
+        if (strcmp(dtypes[i].name, name) == 0)
+            return dtypes[i].dtype;
+    return MOEC_DTYPE_COUNT;
+}
+
+static void release_layer(moec_plan_layer *l)
+{
+    moec_free(l->keep);
+    moec_free(l->score);
+    moec_free(l->unseen);
+    moec_free(l->guarded);
+}
+
 void moec_plan_free(moec_plan *p)
 {
     if (!p)
         return;
-    for (int64_t i = 0; p->layer && i < p->n_layers; i++) {
-        moec_free(p->layer[i].keep);
-        moec_free(p->layer[i].score);
-        moec_free(p->layer[i].unseen);
-        moec_free(p->layer[i].guarded);
-    }
+    for (int64_t i = 0; p->layer && i < p->n_sets; i++)
+        release_layer(&p->layer[i]);
     moec_free(p->layer);
     moec_free(p->options);
     moec_free(p);
@@ -42,15 +76,27 @@ moec_status moec_plan_new(moec_plan **out, const moec_model *m, const char *meth
     set_text(p->method, sizeof p->method, method);
     MOEC_TRY(moec_copy(&p->options, "{}", 2, err));
     p->top_k = p->new_top_k = m->dims.top_k;
-    MOEC_TRY(MOEC_NEW(p->layer, (size_t)m->moe_layers, err));
-    for (int64_t l = 0; l < m->dims.layers; l++)
-        if (m->layer[l].router)
-            p->layer[p->n_layers++] = (moec_plan_layer){.layer = l, .n_experts = m->dims.experts};
+    p->dtype = MOEC_DTYPE_COUNT;
+    p->n_layers = m->moe_layers;
+    MOEC_TRY(MOEC_NEW(p->layer, (size_t)m->sets, err));
+    for (int64_t i = 0; i < m->sets; i++) {
+        const moec_set *s = &m->set[i];
+        p->layer[p->n_sets++] = (moec_plan_layer){.kind = s->kind, .layer = s->layer, .n_experts = m->dims.experts};
+        if (s->kind == MOEC_SET_MTP)
+            p->mtp = MOEC_PLAN_MTP_KEEP;
+    }
     *out = p;
     p = NULL;
 done:
     moec_plan_free(p);
     return st;
+}
+
+void moec_plan_drop_mtp(moec_plan *p)
+{
+    while (p->n_sets > p->n_layers && p->layer[p->n_sets - 1].kind == MOEC_SET_MTP)
+        release_layer(&p->layer[--p->n_sets]);
+    p->mtp = MOEC_PLAN_MTP_DROP;
 }
 
 /* --- writing --------------------------------------------------------------------------------------------------------- */
@@ -66,9 +112,13 @@ static moec_json *int_list(const int32_t *v, int64_t n)
 static moec_json *layer_json(const moec_plan_layer *l)
 {
     moec_json *o = moec_json_new_object();
+    if (l->kind != MOEC_SET_MOE)
+        moec_json_set(o, "kind", moec_json_new_string(kinds[l->kind]));
     moec_json_set(o, "layer", moec_json_new_int(l->layer));
     moec_json_set(o, "experts", moec_json_new_int(l->n_experts));
     moec_json_set(o, "keep", int_list(l->keep, l->n_keep));
+    if (l->kind != MOEC_SET_MOE)
+        return o; /* no token was seen there, none was protected */
     moec_json_set(o, "unseen", int_list(l->unseen, l->n_unseen));
     moec_json_set(o, "protected", int_list(l->guarded, l->n_guarded));
     if (l->score) {
@@ -98,6 +148,14 @@ static moec_status head_json(moec_json **out, const moec_plan *p, moec_err *err)
     moec_json_set(o, "stats", moec_json_new_string(p->stats));
     moec_json_set(o, "top_k", moec_json_new_int(p->top_k));
     moec_json_set(o, "new_top_k", moec_json_new_int(p->new_top_k));
+    if (p->mtp != MOEC_PLAN_MTP_UNSAID)
+        moec_json_set(o, "mtp", moec_json_new_string(p->mtp == MOEC_PLAN_MTP_DROP ? "drop" : "keep"));
+    if (p->drop_groups)
+        moec_json_set(o, "groups", moec_json_new_string("drop"));
+    if (p->pad > 0)
+        moec_json_set(o, "pad", moec_json_new_int(p->pad));
+    if (p->dtype != MOEC_DTYPE_COUNT)
+        moec_json_set(o, "dtype", moec_json_new_string(moec_plan_dtype_name(p->dtype)));
     return MOEC_OK;
 }
 
@@ -107,10 +165,14 @@ moec_status moec_plan_to_json(moec_json **out, const moec_plan *p, moec_err *err
     moec_status st = head_json(out, p, err);
     if (st != MOEC_OK)
         return st;
-    moec_json *layers = moec_json_new_array();
-    for (int64_t i = 0; i < p->n_layers; i++)
-        moec_json_push(layers, layer_json(&p->layer[i]));
+    moec_json *layers = moec_json_new_array(), *others = moec_json_new_array();
+    for (int64_t i = 0; i < p->n_sets; i++)
+        moec_json_push(i < p->n_layers ? layers : others, layer_json(&p->layer[i]));
     moec_json_set(*out, "layers", layers);
+    if (p->n_sets > p->n_layers)
+        moec_json_set(*out, "others", others);
+    else
+        moec_json_free(others);
     return MOEC_OK;
 }
 
@@ -142,6 +204,21 @@ static moec_status add_value(text_buf *b, moec_json *v, moec_err *err)
     return st;
 }
 
+/* "name": [ and one set a line. */
+static moec_status add_sets(text_buf *b, const char *name, const moec_plan_layer *l, int64_t n, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    MOEC_TRY(add_text(b, name, err));
+    for (int64_t i = 0; i < n; i++) {
+        MOEC_TRY(add_text(b, "    ", err));
+        MOEC_TRY(add_value(b, layer_json(&l[i]), err));
+        MOEC_TRY(add_text(b, i + 1 < n ? ",\n" : "\n", err));
+    }
+    MOEC_TRY(add_text(b, "  ]", err));
+done:
+    return st;
+}
+
 moec_status moec_plan_to_text(char **out, const moec_plan *p, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -159,13 +236,10 @@ moec_status moec_plan_to_text(char **out, const moec_plan *p, moec_err *err)
         MOEC_TRY(add_value(&b, moec_json_clone(value), err));
         MOEC_TRY(add_text(&b, ",\n", err));
     }
-    MOEC_TRY(add_text(&b, "  \"layers\": [\n", err));
-    for (int64_t i = 0; i < p->n_layers; i++) {
-        MOEC_TRY(add_text(&b, "    ", err));
-        MOEC_TRY(add_value(&b, layer_json(&p->layer[i]), err));
-        MOEC_TRY(add_text(&b, i + 1 < p->n_layers ? ",\n" : "\n", err));
-    }
-    MOEC_TRY(add_text(&b, "  ]\n}\n", err));
+    MOEC_TRY(add_sets(&b, "  \"layers\": [\n", p->layer, p->n_layers, err));
+    if (p->n_sets > p->n_layers)
+        MOEC_TRY(add_sets(&b, ",\n  \"others\": [\n", p->layer + p->n_layers, p->n_sets - p->n_layers, err));
+    MOEC_TRY(add_text(&b, "\n}\n", err));
     *out = b.at;
     b.at = NULL;
 done:
@@ -284,20 +358,96 @@ done:
     return st;
 }
 
-static moec_status read_layers(moec_plan *p, const reader *r, const moec_json *root)
+static moec_status read_layers(moec_plan *p, const reader *r, const moec_json *a)
 {
-    const moec_json *a = moec_json_get(root, "layers");
     size_t n = moec_json_len(a);
     if (moec_json_type(a) != MOEC_JSON_ARRAY || n < 1 || n > MAX_LAYERS)
         return moec_fail(r->err, MOEC_EFORMAT, "%s: layers is not a list of 1 to %d layers", r->what, MAX_LAYERS);
-    moec_status st = MOEC_NEW(p->layer, n, r->err);
+    moec_status st = MOEC_OK;
     for (size_t i = 0; st == MOEC_OK && i < n; i++) {
-        p->n_layers++;
+        p->n_sets = ++p->n_layers;
         st = read_layer(&p->layer[i], r, moec_json_at(a, i), (int64_t)i);
         if (st == MOEC_OK && i > 0 && p->layer[i].layer <= p->layer[i - 1].layer)
             st = moec_fail(r->err, MOEC_EFORMAT, "%s: layers[%zu] is layer %lld, behind layer %lld; layers must ascend",
                            r->what, i, (long long)p->layer[i].layer, (long long)p->layer[i - 1].layer);
     }
+    return st;
+}
+
+static moec_status read_other(moec_plan_layer *l, const reader *r, moec_json *o, size_t i)
+{
+    static const char *const known[] = {"kind", "layer", "experts", "keep"};
+    moec_status st = MOEC_OK;
+    char where[48], kind[16];
+    snprintf(where, sizeof where, "others[%zu]", i);
+    MOEC_TRY(check_keys(r, o, where, known, MOEC_COUNT(known)));
+    MOEC_TRY(read_text(kind, sizeof kind, r, o, "kind", true));
+    l->kind = strcmp(kind, kinds[MOEC_SET_MTP]) == 0 ? MOEC_SET_MTP : MOEC_SET_HEADS;
+    if (strcmp(kind, kinds[l->kind]) != 0)
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: kind is %s, expected attention or mtp", r->what, where, kind);
+    MOEC_TRY(read_int(&l->layer, r, o, where, "layer", 0, MAX_LAYERS - 1));
+    MOEC_TRY(read_int(&l->n_experts, r, o, where, "experts", 1, MAX_EXPERTS));
+    MOEC_TRY(read_list(&l->keep, &l->n_keep, r, o, where, "keep", l->n_experts, true));
+done:
+    return st;
+}
+
+static moec_status read_others(moec_plan *p, const reader *r, const moec_json *a)
+{
+    moec_status st = MOEC_OK;
+    if (!a)
+        return MOEC_OK;
+    if (moec_json_type(a) != MOEC_JSON_ARRAY || moec_json_len(a) > MAX_LAYERS)
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: others is not a list of at most %d sets", r->what, MAX_LAYERS);
+    for (size_t i = 0; st == MOEC_OK && i < moec_json_len(a); i++) {
+        moec_plan_layer *l = &p->layer[p->n_sets++];
+        st = read_other(l, r, moec_json_at(a, i), i);
+        if (st == MOEC_OK && i > 0 && (l->kind < l[-1].kind || (l->kind == l[-1].kind && l->layer <= l[-1].layer)))
+            st = moec_fail(r->err, MOEC_EFORMAT, "%s: others[%zu]: first attention, then mtp, and layers must ascend",
+                           r->what, i);
+    }
+    return st;
+}
+
+static moec_status read_sets(moec_plan *p, const reader *r, const moec_json *root)
+{
+    const moec_json *layers = moec_json_get(root, "layers"), *others = moec_json_get(root, "others");
+    size_t n = moec_json_len(layers), more = moec_json_len(others);
+    moec_status st = MOEC_NEW(p->layer, (n > MAX_LAYERS ? 0 : n) + (more > MAX_LAYERS ? 0 : more), r->err);
+    if (st == MOEC_OK)
+        st = read_layers(p, r, layers);
+    return st == MOEC_OK ? read_others(p, r, others) : st;
+}
+
+/* An optional text that is one of two words. */
+static moec_status read_word(const char **out, const reader *r, const moec_json *root, const char *key,
+                             const char *const *words, size_t n)
+{
+    const moec_json *v = moec_json_get(root, key);
+    const char *text = moec_json_string(v);
+    *out = NULL;
+    for (size_t i = 0; text && i < n && !*out; i++)
+        if (strcmp(text, words[i]) == 0)
+            *out = words[i];
+    return *out || !v ? MOEC_OK : moec_fail(r->err, MOEC_EFORMAT, "%s: %s is %.40s, expected %s%s%s", r->what, key,
+                                            text ? text : "no text", words[0], n > 1 ? " or " : "", n > 1 ? words[1] : "");
+}
+
+/* What is only there where it applies. */
+static moec_status read_extras(moec_plan *p, const reader *r, const moec_json *root)
+{
+    static const char *const policies[] = {"keep", "drop"}, *const types[] = {"bf16", "f16", "f32"};
+    moec_status st = MOEC_OK;
+    const char *word;
+    MOEC_TRY(read_word(&word, r, root, "mtp", policies, 2));
+    p->mtp = !word ? MOEC_PLAN_MTP_UNSAID : word == policies[1] ? MOEC_PLAN_MTP_DROP : MOEC_PLAN_MTP_KEEP;
+    MOEC_TRY(read_word(&word, r, root, "groups", policies + 1, 1));
+    p->drop_groups = word != NULL;
+    MOEC_TRY(read_word(&word, r, root, "dtype", types, MOEC_COUNT(types)));
+    p->dtype = word ? moec_plan_dtype(word) : MOEC_DTYPE_COUNT;
+    if (moec_json_get(root, "pad"))
+        MOEC_TRY(read_int(&p->pad, r, root, "plan", "pad", 1, MAX_EXPERTS));
+done:
     return st;
 }
 
@@ -325,8 +475,9 @@ done:
 
 moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *what, moec_err *err)
 {
-    static const char *const known[] = {"moecompress_plan", "kind",  "model", "model_type", "method",
-                                        "options",          "stats", "top_k", "new_top_k",  "layers"};
+    static const char *const known[] = {"moecompress_plan", "kind",   "model", "model_type", "method",
+                                        "options",          "stats",  "top_k", "new_top_k",  "mtp",
+                                        "groups",           "pad",    "dtype", "layers",     "others"};
     moec_status st = MOEC_OK;
     moec_plan *p = NULL;
     const reader r = {.what = what, .err = err};
@@ -334,7 +485,8 @@ moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *wh
     MOEC_TRY(check_keys(&r, root, "the plan", known, MOEC_COUNT(known)));
     MOEC_TRY(MOEC_NEW(p, 1, err));
     MOEC_TRY(read_head(p, &r, root));
-    MOEC_TRY(read_layers(p, &r, root));
+    MOEC_TRY(read_extras(p, &r, root));
+    MOEC_TRY(read_sets(p, &r, root));
     *out = p;
     p = NULL;
 done:
@@ -364,68 +516,4 @@ moec_status moec_plan_read(moec_plan **out, const char *path, moec_err *err)
         moec_free(text);
     }
     return st;
-}
-
-/* --- checking -------------------------------------------------------------------------------------------------------- */
-
-static moec_status check_layer(const moec_plan *p, int64_t i, const moec_model *m, moec_err *err)
-{
-    const moec_plan_layer *l = &p->layer[i];
-    if (l->layer >= m->dims.layers || !m->layer[l->layer].router)
-        return moec_fail(err, MOEC_EFORMAT, "plan: layer %lld is no layer with experts in this model",
-                         (long long)l->layer);
-    if (l->n_experts != m->dims.experts)
-        return moec_fail(err, MOEC_EFORMAT, "plan: layer %lld is for %lld experts, the model has %lld",
-                         (long long)l->layer, (long long)l->n_experts, (long long)m->dims.experts);
-    if (l->n_keep != p->layer[0].n_keep)
-        return moec_fail(err, MOEC_EFORMAT,
-                         "plan: layer %lld keeps %lld experts, layer %lld keeps %lld; clients load one count for all layers",
-                         (long long)l->layer, (long long)l->n_keep, (long long)p->layer[0].layer,
-                         (long long)p->layer[0].n_keep);
-    return MOEC_OK;
-}
-
-moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    if (p->model[0] && strcmp(p->model, fingerprint) != 0)
-        return moec_fail(err, MOEC_EFORMAT, "plan: it is for another model (fingerprint %s, this one has %s)", p->model,
-                         fingerprint);
-    if (p->n_layers != m->moe_layers)
-        return moec_fail(err, MOEC_EFORMAT, "plan: it has %lld layers, the model has %lld with experts",
-                         (long long)p->n_layers, (long long)m->moe_layers);
-    for (int64_t i = 0; i < p->n_layers; i++)
-        if ((st = check_layer(p, i, m, err)) != MOEC_OK)
-            return st;
-    if (p->top_k != m->dims.top_k)
-        return moec_fail(err, MOEC_EFORMAT, "plan: top_k is %lld, the model has %lld", (long long)p->top_k,
-                         (long long)m->dims.top_k);
-    if (p->new_top_k > p->layer[0].n_keep)
-        return moec_fail(err, MOEC_EFORMAT, "plan: new_top_k is %lld, more than the %lld experts that are kept",
-                         (long long)p->new_top_k, (long long)p->layer[0].n_keep);
-    return MOEC_OK;
-}
-
-int64_t moec_plan_number(const moec_plan *p, int64_t l, int64_t expert)
-{
-    const moec_plan_layer *pl = &p->layer[l];
-    int64_t lo = 0, hi = pl->n_keep;
-    while (lo < hi) {
-        int64_t mid = lo + (hi - lo) / 2;
-        if (pl->keep[mid] == expert)
-            return mid;
-        if (pl->keep[mid] < expert)
-            lo = mid + 1;
-        else
-            hi = mid;
-    }
-    return -1;
-}
-
-const moec_plan_layer *moec_plan_find(const moec_plan *p, int64_t layer)
-{
-    for (int64_t i = 0; i < p->n_layers; i++)
-        if (p->layer[i].layer == layer)
-            return &p->layer[i];
-    return NULL;
 }

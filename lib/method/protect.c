@@ -32,7 +32,7 @@ static void protect(moec_guard *g, int64_t moe, int64_t expert)
 static moec_status protect_checked(moec_guard *g, const moec_model *m, int64_t layer, int64_t expert, const char *what,
                                    moec_err *err)
 {
-    if (layer < 0 || layer >= m->dims.layers || !m->layer[layer].router)
+    if (layer < 0 || layer >= m->dims.layers || !m->layer[layer].expert)
         return moec_fail(err, MOEC_EFORMAT, "%s: layer %lld is no layer with experts (the model has layers 0 to %lld)",
                          what, (long long)layer, (long long)m->dims.layers - 1);
     if (expert < 0 || expert >= m->dims.experts)
@@ -147,7 +147,7 @@ static moec_status fill_pool(double *out, int64_t *n, const moec_model *m, const
     const int64_t experts = m->dims.experts;
     *n = 0;
     for (int64_t i = 0; i < m->dims.layers && (double)i < last; i++) {
-        if (!m->layer[i].router)
+        if (!m->layer[i].expert)
             continue;
         for (int64_t e = 0; e < experts; e++) {
             double top = 0.0;

@@ -7,6 +7,27 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What the model's form asks of the number that is kept. */
+static moec_status check_form(const moec_request *q, int64_t keep, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_model *m = q->model;
+    const int64_t k = m->dims.top_k;
+    if (keep < k && !moec_top_k_may_shrink(m))
+        return moec_fail(err, MOEC_EINVAL, "keeping %lld experts: top-k of this model cannot change from %lld, as its form "
+                         "depends on it", (long long)keep, (long long)k);
+    if (q->drop_groups && m->dims.groups <= 1)
+        return moec_fail(err, MOEC_EINVAL, "--groups drop: the router of this model has no groups");
+    if (q->pad > 0 && q->pad < keep)
+        return moec_fail(err, MOEC_EINVAL, "--pad-to %lld: %lld experts are kept", (long long)q->pad, (long long)keep);
+    if (!q->drop_groups)
+        MOEC_TRY(moec_plan_check_groups(m, keep, k < keep ? k : keep, err));
+    if (q->pad > 0)
+        MOEC_TRY(moec_plan_check_pad(m, q->drop_groups, q->pad, err));
+done:
+    return st;
+}
+
 moec_status moec_kept_experts(int64_t *out, const moec_request *q, moec_err *err)
 {
     int64_t n = q->model->dims.experts;
@@ -19,7 +40,7 @@ moec_status moec_kept_experts(int64_t *out, const moec_request *q, moec_err *err
     if (*out < 1)
         return moec_fail(err, MOEC_EINVAL, "--remove %g%%: no expert would be left of %lld", q->share * 100.0,
                          (long long)n);
-    return MOEC_OK;
+    return check_form(q, *out, err);
 }
 
 typedef struct rank {
@@ -74,6 +95,39 @@ static moec_status list_unseen(moec_plan_layer *l, const moec_stats *s, int64_t 
     return st;
 }
 
+/* Keeps the first `keep` of an order, of each group of experts the same number. */
+static moec_status keep_first(moec_plan_layer *l, rank *order, int64_t keep, int64_t groups, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const int64_t width = l->n_experts / groups, quota = keep / groups;
+    int64_t *taken = NULL;
+    MOEC_TRY(MOEC_NEW(taken, (size_t)groups, err));
+    MOEC_TRY(MOEC_NEW(l->keep, (size_t)keep, err));
+    qsort(order, (size_t)l->n_experts, sizeof *order, by_rank);
+    for (int64_t i = 0; i < l->n_experts && l->n_keep < keep; i++) {
+        const int64_t g = order[i].expert / width;
+        if (taken[g] < quota) {
+            taken[g]++;
+            l->keep[l->n_keep++] = order[i].expert;
+        } else if (order[i].guarded) {
+            st = moec_fail(err, MOEC_EINVAL, "layer %lld: more than %lld experts of group %lld are protected, and every group "
+                           "keeps %lld", (long long)l->layer, (long long)quota, (long long)g, (long long)quota);
+            goto done;
+        }
+    }
+    qsort(l->keep, (size_t)l->n_keep, sizeof *l->keep, by_number);
+done:
+    moec_free(taken);
+    return st;
+}
+
+/* Groups that share what is kept; 1: none. */
+static int64_t groups_of(const moec_request *q, int64_t keep)
+{
+    const moec_dims *d = &q->model->dims;
+    return q->drop_groups || keep == d->experts || d->groups < 1 ? 1 : d->groups;
+}
+
 static moec_status select_layer(moec_plan_layer *l, const moec_request *q, int64_t moe, int64_t keep,
                                 const double *score, moec_err *err)
 {
@@ -82,7 +136,6 @@ static moec_status select_layer(moec_plan_layer *l, const moec_request *q, int64
     rank *order = NULL;
     MOEC_TRY(MOEC_NEW(order, n, err));
     MOEC_TRY(MOEC_NEW(l->score, n, err));
-    MOEC_TRY(MOEC_NEW(l->keep, (size_t)keep, err));
     for (size_t e = 0; e < n; e++) {
         if (!isfinite(score[e])) {
             st = moec_fail(err, MOEC_ENUMERIC, "layer %lld: the score of expert %zu is not finite", (long long)l->layer,
@@ -99,11 +152,37 @@ static moec_status select_layer(moec_plan_layer *l, const moec_request *q, int64
                        (long long)l->layer, (long long)l->n_guarded, (long long)keep);
         goto done;
     }
-    qsort(order, n, sizeof *order, by_rank);
-    for (int64_t i = 0; i < keep; i++)
-        l->keep[l->n_keep++] = order[i].expert;
-    qsort(l->keep, (size_t)keep, sizeof *l->keep, by_number);
+    MOEC_TRY(keep_first(l, order, keep, groups_of(q, keep), err));
 done:
+    moec_free(order);
+    return st;
+}
+
+/* A set that calibration does not see: by the norm of the router's rows. A row that is small hardly moves its expert's logit
+ * whatever the token, so that expert is chosen by accident more than by need. */
+static moec_status select_unseen(moec_plan_layer *l, const moec_request *q, const moec_weight *router, int64_t keep,
+                                 moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    rank *order = NULL;
+    float *row = NULL;
+    MOEC_TRY(MOEC_NEW(order, (size_t)l->n_experts, err));
+    MOEC_TRY(MOEC_NEW(row, (size_t)router->cols, err));
+    for (int64_t e = 0; e < l->n_experts; e++) {
+        double sum = 0.0;
+        moec_weight_read(row, router->cols, router, e, 1, 0, router->cols);
+        for (int64_t c = 0; c < router->cols; c++)
+            sum += (double)row[c] * (double)row[c];
+        if (!isfinite(sum)) {
+            st = moec_fail(err, MOEC_ENUMERIC, "%s layer %lld: row %lld of the router is not finite", moec_set_name(l->kind),
+                           (long long)l->layer, (long long)e);
+            goto done;
+        }
+        order[e] = (rank){.expert = (int32_t)e, .score = sum};
+    }
+    MOEC_TRY(keep_first(l, order, keep, l->kind == MOEC_SET_HEADS ? 1 : groups_of(q, keep), err));
+done:
+    moec_free(row);
     moec_free(order);
     return st;
 }
@@ -132,12 +211,18 @@ moec_status moec_select(moec_plan **out, const moec_method *me, const moec_reque
     MOEC_TRY(moec_kept_experts(&keep, q, err));
     MOEC_TRY(moec_plan_new(&p, q->model, me->name, q->fingerprint, err));
     MOEC_TRY(record_options(p, q, keep, err));
+    if (q->drop_mtp && p->mtp != MOEC_PLAN_MTP_UNSAID)
+        moec_plan_drop_mtp(p);
+    p->drop_groups = q->drop_groups;
+    p->pad = q->pad;
     if (q->stats_digest) {
         size_t n = strlen(q->stats_digest);
         memcpy(p->stats, q->stats_digest, n < sizeof p->stats ? n : sizeof p->stats - 1);
     }
     for (int64_t i = 0; i < p->n_layers; i++)
         MOEC_TRY(select_layer(&p->layer[i], q, i, keep, score + i * q->model->dims.experts, err));
+    for (int64_t i = p->n_layers; i < p->n_sets; i++)
+        MOEC_TRY(select_unseen(&p->layer[i], q, q->model->set[i].router, keep, err));
     if (p->new_top_k > keep)
         p->new_top_k = keep;
     *out = p;

@@ -4,10 +4,13 @@
 
 #include "model/model.h"
 
-/** Fills dims and the two key names. MOEC_EFORMAT: see moec_model_open. */
-MOEC_API moec_status moec_config_read(moec_dims *out, const char **key_experts, const char **key_top_k,
-                                      const moec_family *f, const moec_json *config, moec_err *err) MOEC_USE_RESULT;
-/** True when layer i has no router by the family's rule; for a config that moec_config_read took. */
-MOEC_API bool moec_config_is_dense(const moec_family *f, const moec_json *config, int64_t layer);
+/** Reads m->config by m->family's keys into m->dims and m->key_*. MOEC_EFORMAT: see moec_model_open. */
+MOEC_API moec_status moec_config_read(moec_model *m, moec_err *err) MOEC_USE_RESULT;
+/** Sets mixer, window, chunk and rotated of layer l->index; for a config that moec_config_read took. */
+MOEC_API void moec_config_layer(moec_layer *l, const moec_model *m);
+/** True when layer i has no router by the family's rule. */
+MOEC_API bool moec_config_is_dense(const moec_model *m, int64_t layer);
+/** Rows and columns that share a scale in an FP8 checkpoint: quantization_config.weight_block_size. MOEC_EFORMAT. */
+MOEC_API moec_status moec_config_fp8_block(int32_t block[2], const moec_json *config, moec_err *err) MOEC_USE_RESULT;
 
 #endif

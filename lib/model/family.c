@@ -20,8 +20,25 @@ const moec_family *moec_family_at(int i)
 
 const moec_family *moec_family_find(const char *model_type)
 {
-    for (size_t i = 0; i < MOEC_COUNT(families); i++)
-        if (strcmp(families[i]->model_type, model_type) == 0)
-            return families[i];
+    for (size_t i = 0; model_type && i < MOEC_COUNT(families); i++) {
+        const moec_family *f = families[i];
+        if (strcmp(f->model_type, model_type) == 0)
+            return f;
+        for (size_t a = 0; a < MOEC_COUNT(f->alias) && f->alias[a]; a++)
+            if (strcmp(f->alias[a], model_type) == 0)
+                return f;
+    }
     return NULL;
+}
+
+const moec_family *moec_family_of(const moec_json *config)
+{
+    const moec_json *text = moec_json_get(config, "text_config");
+    for (size_t i = 0; i < MOEC_COUNT(families); i++) {
+        const moec_json *mark = families[i]->detect ? moec_json_get(config, families[i]->detect) : NULL;
+        if (mark && moec_json_type(mark) != MOEC_JSON_NULL)
+            return families[i];
+    }
+    const moec_family *f = moec_family_find(moec_json_string(moec_json_get(text, "model_type")));
+    return f ? f : moec_family_find(moec_json_string(moec_json_get(config, "model_type")));
 }

@@ -1,6 +1,7 @@
 /* Sets up the memory of the forward pass, makes layers current, and runs a chunk through one. */
 #include "model/forward.h"
 
+#include "base/log.h"
 #include "base/mem.h"
 #include "base/par.h"
 #include "model/forward_parts.h"
@@ -20,37 +21,120 @@ typedef struct piece {
     void **at;
     size_t n, size;
 } piece;
-enum { MAX_PIECES = 48 };
+enum { MAX_PIECES = 2 * (MOEC_VEC_COUNT + MOEC_MAT_COUNT) + 64 };
+
+typedef struct mixer {
+    moec_mix_fn *run;
+    size_t (*work)(const moec_model *m, const moec_layer *l, int64_t g, int64_t max_seq);
+} mixer;
+static const mixer mixers[] = {
+    [MOEC_MIXER_ATTENTION] = {moec__mix_attention, moec__work_attention},
+    [MOEC_MIXER_LATENT] = {moec__mix_latent, moec__work_latent},
+    [MOEC_MIXER_CONV] = {moec__mix_conv, moec__work_conv},
+    [MOEC_MIXER_DELTA] = {moec__mix_delta, moec__work_delta},
+    [MOEC_MIXER_HEADS] = {moec__mix_heads, moec__work_heads},
+};
+
+size_t moec__mix_work_floats(const moec_model *m, int64_t g, int64_t max_seq)
+{
+    size_t most = 0;
+    for (int64_t i = 0; i < m->dims.layers; i++) {
+        size_t n = mixers[m->layer[i].mixer].work(m, &m->layer[i], g, max_seq);
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+/* What the layers of a model ask for, as the widest of each kind. */
+typedef struct needs {
+    int64_t in, in_block, mid, out;      /* widths of panel_in by group and by block, of panel_a and panel_b, of panel_out */
+    int64_t q, k, v, ctx, gate;          /* floats a token */
+    bool scores, shared, gate_up_bias, down_bias;
+} needs;
+
+/* Does a mixer pack its input for the whole group, so that several matrices can share the panels? */
+static bool packs_group(moec_mat i)
+{
+    return i <= MOEC_MAT_HEADS_ROUTER && i != MOEC_MAT_O && !(i >= MOEC_MAT_CONV_IN && i <= MOEC_MAT_DENSE_DOWN);
+}
+
+static void add_layer(needs *a, const moec_model *m, const moec_layer *l)
+{
+    const moec_dims *d = &m->dims;
+    bool latent = l->mixer == MOEC_MIXER_LATENT, attends = l->mixer == MOEC_MIXER_ATTENTION, heads = l->mixer == MOEC_MIXER_HEADS;
+    for (moec_mat i = 0; i < MOEC_MAT_COUNT; i++) {
+        if (!l->mat[i].of)
+            continue;
+        int64_t *in = packs_group(i) ? &a->in : &a->in_block;
+        *in = max2(*in, l->mat[i].cols);
+        a->out = max2(a->out, l->mat[i].rows);
+    }
+    if (latent) /* the panels of two inputs at once */
+        a->in = max2(a->in, max2(d->hidden, d->q_rank) + d->kv_rank);
+    if (heads) {
+        a->in_block = max2(a->in_block, d->kv_heads * d->head_dim);
+        a->out = max2(a->out, max2(d->kv_heads * d->head_dim, d->hidden));
+    }
+    a->mid = max2(a->mid, max2(l->mat[MOEC_MAT_SHARED_DOWN].cols, l->mat[MOEC_MAT_DENSE_DOWN].cols));
+    a->scores |= latent || attends || heads;
+    if (attends || heads) {
+        a->q = d->heads * d->head_dim;
+        a->k = d->kv_heads * d->head_dim;
+        a->v = d->kv_heads * d->value_dim;
+    }
+    if (latent || attends || heads)
+        a->ctx = d->heads * d->value_dim;
+    if (attends && (m->family->gate_in_q || l->mat[MOEC_MAT_ATTN_GATE].of))
+        a->gate = d->heads * d->value_dim;
+    a->shared |= l->mat[MOEC_MAT_SHARED_DOWN].of != NULL;
+    a->gate_up_bias |= l->gate_up_bias != NULL;
+    a->down_bias |= l->down_bias != NULL;
+}
+
+static needs needs_of(const moec_model *m)
+{
+    const moec_dims *d = &m->dims;
+    needs a = {.in = d->hidden, .in_block = max2(d->hidden, d->expert_width), .mid = d->expert_width,
+               .out = max2(max2(d->hidden, d->expert_width), d->experts + d->null_experts)};
+    for (int64_t i = 0; i < d->layers; i++)
+        add_layer(&a, m, &m->layer[i]);
+    return a;
+}
 
 static int list_scratch(piece *p, moec_scratch *s, const moec_model *m, const moec_forward_opts *o, int64_t group)
 {
     const moec_dims *d = &m->dims;
+    const needs a = needs_of(m);
     int k = 0;
     size_t n = (size_t)o->max_tokens, g = (size_t)group, H = (size_t)d->hidden, E = (size_t)d->experts;
-    size_t I = (size_t)d->expert_width, K = (size_t)d->top_k, half = (size_t)d->rope.width / 2;
-    int64_t q = d->heads * d->head_dim, kv = d->kv_heads * d->head_dim;
-    int64_t width = max2(d->expert_width, d->dense_width);
-    size_t block = (size_t)max2(MOEC_BLOCK, moec_panels(group) * MOEC_PANEL);
-    size_t gemm = moec_gemm_scratch_bytes(o->compute, (int64_t)block, max2(max2(q, d->hidden), width));
-    size_t gemm32 = moec_gemm_scratch_bytes(MOEC_COMPUTE_F32, MOEC_BLOCK, d->hidden);
-    size_t sums = o->sums ? E : 0, seq = (size_t)o->max_seq, own = d->rope.kind == MOEC_ROPE_DYNAMIC ? seq : 0;
+    size_t I = (size_t)d->expert_width, K = (size_t)d->slots, half = (size_t)d->rope.width / 2;
+    size_t threads = (size_t)max2(o->threads, 1);
+    size_t rows = E + (size_t)d->null_experts, in_group = (size_t)(moec_panels(group) * MOEC_PANEL * a.in);
+    size_t in_block = MOEC_BLOCK * (size_t)a.in_block;
+    int64_t widest = max2(max2(a.in, a.in_block), a.mid);
+    size_t gemm = moec_gemm_scratch_bytes(o->compute, MOEC_BLOCK, widest);
+    size_t gemm32 = moec_gemm_scratch_bytes(MOEC_COMPUTE_F32, MOEC_BLOCK, widest);
+    size_t sums = o->sums ? E : 0, seq = (size_t)o->max_seq, own = moec_rope_by_length(&d->rope) ? seq : 0;
 #define ADD(field, count) p[k++] = (piece){(void **)&s->field, (count), sizeof *s->field}
     ADD(x, n * H);
     ADD(r, n * H);
-    ADD(panel_in, block * (size_t)max2(q, d->hidden));
-    ADD(panel_a, MOEC_BLOCK * (size_t)width);
-    ADD(panel_b, MOEC_BLOCK * (size_t)width);
-    ADD(panel_out, block * (size_t)max2(max2(q, d->hidden), d->experts));
-    ADD(q, g * (size_t)q);
-    ADD(k, g * (size_t)kv);
-    ADD(v, g * (size_t)kv);
-    ADD(ctx, g * (size_t)q);
-    ADD(scores_qk, MOEC_QUERIES * seq);
+    ADD(shared, a.shared ? n * H : 0);
+    ADD(panel_in, in_group > in_block ? in_group : in_block);
+    ADD(panel_a, MOEC_BLOCK * (size_t)a.mid);
+    ADD(panel_b, MOEC_BLOCK * (size_t)a.mid);
+    ADD(panel_out, MOEC_BLOCK * (size_t)a.out);
+    ADD(q, g * (size_t)a.q);
+    ADD(k, g * (size_t)a.k);
+    ADD(v, g * (size_t)a.v);
+    ADD(ctx, g * (size_t)a.ctx);
+    ADD(gate, g * (size_t)a.gate);
+    ADD(work, moec__mix_work_floats(m, group, o->max_seq));
+    ADD(scores_qk, a.scores ? threads * MOEC_QUERIES * (seq + 16) : 0);
     ADD(rope_cos, own * half);
     ADD(rope_sin, own * half);
     ADD(inv_freq, half);
-    ADD(logits, n * E);
-    ADD(scores, n * E);
+    ADD(logits, n * rows);
+    ADD(scores, n * rows);
     ADD(ids, n * K);
     ADD(next_ids, n * K);
     ADD(gates, n * K);
@@ -75,26 +159,56 @@ static int list_scratch(piece *p, moec_scratch *s, const moec_model *m, const mo
     return k;
 }
 
+/* Numbers in a tensor, 0 for none. */
+static int64_t count_of(const moec_tensor *t)
+{
+    return t ? (int64_t)(t->bytes / (size_t)moec_dtypes[t->dtype].bytes) : 0;
+}
+
+static int list_router(piece *p, moec_router *r, const moec_model *m)
+{
+    const moec_dims *d = &m->dims;
+    size_t E = (size_t)d->experts, rows = E + (size_t)d->null_experts;
+    bool bias = false, selection = false;
+    for (int64_t i = 0; i < d->layers; i++) {
+        bias |= m->layer[i].bias[MOEC_MAT_ROUTER] != NULL || m->layer[i].bias[MOEC_MAT_ROUTER_NULL] != NULL;
+        selection |= m->layer[i].vec[MOEC_VEC_SELECTION_BIAS] != NULL;
+    }
+    p[0] = (piece){(void **)&r->rows_store, rows * (size_t)d->hidden, sizeof(float)};
+    p[1] = (piece){(void **)&r->bias_store, bias ? rows : 0, sizeof(float)};
+    p[2] = (piece){(void **)&r->selection_store, selection ? E : 0, sizeof(float)};
+    p[3] = (piece){(void **)&r->norm, E, sizeof(float)};
+    return 4;
+}
+
 static int list_shared(piece *p, moec_forward *f, const moec_model *m, const moec_forward_opts *o)
 {
     const moec_dims *d = &m->dims;
+    const needs a = needs_of(m);
     int k = 0;
-    size_t H = (size_t)d->hidden, E = (size_t)d->experts, half = (size_t)d->rope.width / 2;
-    size_t q = (size_t)(d->heads * d->head_dim), kv = (size_t)(d->kv_heads * d->head_dim), seq = (size_t)o->max_seq;
+    size_t half = (size_t)d->rope.width / 2, seq = (size_t)o->max_seq;
+    size_t EI = (size_t)(d->experts * d->expert_width), EH = (size_t)(d->experts * d->hidden);
+    for (moec_vec i = 0; i < MOEC_VEC_COUNT; i++) {
+        int64_t most = 0;
+        for (int64_t j = 0; j < d->layers; j++)
+            most = max2(most, count_of(m->layer[j].vec[i]));
+        p[k++] = (piece){(void **)&f->vec_store[i], (size_t)most, sizeof(float)};
+    }
+    for (moec_mat i = 0; i < MOEC_MAT_COUNT; i++) {
+        int64_t most = 0;
+        for (int64_t j = 0; j < d->layers; j++)
+            most = max2(most, count_of(m->layer[j].bias[i]));
+        p[k++] = (piece){(void **)&f->bias_store[i], (size_t)most, sizeof(float)};
+    }
+    k += list_router(p + k, &f->router, m);
+    k += list_router(p + k, &f->next_router, m);
 #define ADD(field, count) p[k++] = (piece){(void **)&f->field, (count), sizeof *f->field}
-    ADD(norm_attn, H);
-    ADD(norm_mlp, H);
-    ADD(q_norm, (size_t)d->head_dim);
-    ADD(k_norm, (size_t)d->head_dim);
-    ADD(q_bias, q);
-    ADD(k_bias, kv);
-    ADD(v_bias, kv);
-    ADD(o_bias, H);
-    ADD(router, E * H);
-    ADD(next_router, E * H);
-    ADD(router_norm, E);
-    ADD(rope_cos, seq * half);
-    ADD(rope_sin, seq * half);
+    ADD(expert_gate_bias, a.gate_up_bias ? EI : 0);
+    ADD(expert_up_bias, a.gate_up_bias ? EI : 0);
+    ADD(expert_down_bias, a.down_bias ? EH : 0);
+    ADD(rope_cos, a.scores ? seq * half : 0);
+    ADD(rope_sin, a.scores ? seq * half : 0);
+    ADD(expert_ok, o->lean ? (size_t)d->experts : 0);
     ADD(scratch, (size_t)o->workers);
 #undef ADD
     return k;
@@ -148,9 +262,9 @@ moec_status moec_forward_new(moec_forward **out, const moec_model *m, const moec
     moec_forward *f = NULL;
     double *inv_freq = NULL;
     *out = NULL;
-    if (o->max_tokens > INT32_MAX / m->dims.top_k) /* selections of a chunk are numbered by int32 */
+    if (o->max_tokens > INT32_MAX / m->dims.slots) /* selections of a chunk are numbered by int32 */
         return moec_fail(err, MOEC_EINVAL, "%lld tokens of %lld selections each are too many for one chunk",
-                         (long long)o->max_tokens, (long long)m->dims.top_k);
+                         (long long)o->max_tokens, (long long)m->dims.slots);
     moec_linalg_init();
     MOEC_TRY(MOEC_NEW(f, 1, err));
     f->m = m;
@@ -160,7 +274,8 @@ moec_status moec_forward_new(moec_forward **out, const moec_model *m, const moec
     for (int w = 0; w < o->workers; w++)
         MOEC_TRY(take(p, list_scratch(p, &f->scratch[w], m, o, f->group), err));
     MOEC_TRY(MOEC_NEW(inv_freq, (size_t)m->dims.rope.width / 2, err));
-    moec__rope_fill(f->rope_cos, f->rope_sin, inv_freq, &m->dims.rope, o->max_seq);
+    if (f->rope_cos)
+        moec__rope_fill(f->rope_cos, f->rope_sin, inv_freq, &m->dims.rope, o->max_seq);
     *out = f;
     f = NULL;
 done:
@@ -180,6 +295,12 @@ void moec_forward_free(moec_forward *f)
     moec_free(f);
 }
 
+static void scale(float *x, float by, int64_t n)
+{
+    for (int64_t i = 0; by != 1.0f && i < n; i++)
+        x[i] *= by;
+}
+
 moec_status moec_forward_embed(float *h, const moec_model *m, const int32_t *ids, int64_t n, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -195,6 +316,7 @@ moec_status moec_forward_embed(float *h, const moec_model *m, const int32_t *ids
         MOEC_TRY(moec_ckpt_read(raw, m->ckpt, t, (size_t)ids[i] * row, row, err));
         moec_dtypes[t->dtype].to_f32(h + i * hidden, raw, hidden);
     }
+    scale(h, (float)m->dims.embed_scale, n * hidden);
     if (!moec_all_finite(h, n * hidden))
         st = moec_fail(err, MOEC_ENUMERIC, "tensor %s holds a value that is not finite", t->name);
 done:
@@ -202,114 +324,138 @@ done:
     return st;
 }
 
-void moec_layer_each(const moec_model *m, int64_t layer,
-                     void (*fn)(void *ctx, const moec_model *m, const moec_tensor *t), void *ctx)
+void moec__norm(float *y, const float *x, const float *w, const float *bias, const moec_model *m, int64_t n, int64_t width)
 {
-    const moec_layer *l = &m->layer[layer];
-    const moec_tensor *const single[] = {l->norm_attn, l->norm_mlp, l->q,      l->k,         l->v,        l->o,
-                                         l->q_bias,    l->k_bias,   l->v_bias, l->o_bias,    l->q_norm,   l->k_norm,
-                                         l->router,    l->dense.gate, l->dense.up, l->dense.down};
-    for (size_t i = 0; i < MOEC_COUNT(single); i++)
-        if (single[i])
-            fn(ctx, m, single[i]);
-    for (int64_t e = 0; l->expert && e < m->dims.experts; e++) {
-        fn(ctx, m, l->expert[e].gate);
-        fn(ctx, m, l->expert[e].up);
-        fn(ctx, m, l->expert[e].down);
-    }
+    float eps = (float)m->dims.norm_eps;
+    for (int64_t t = 0; t < n; t++)
+        if (m->family->norm == MOEC_NORM_LAYER)
+            moec_layer_norm(y + t * width, x + t * width, w, bias, width, eps);
+        else
+            moec_rms_norm(y + t * width, x + t * width, w, width, eps); /* where it is stored minus 1, see widen_layer */
 }
 
-static void add_bytes(void *ctx, const moec_model *m, const moec_tensor *t)
+moec_status moec__project_view(moec_forward *f, moec_scratch *s, float *out, int64_t ldo, const float *panels, int64_t n,
+                               const moec_weight *w, const float *bias, moec_err *err)
 {
-    (void)m;
-    *(uint64_t *)ctx += t->bytes;
-}
-
-uint64_t moec_layer_bytes(const moec_model *m, int64_t layer)
-{
-    uint64_t sum = 0;
-    moec_layer_each(m, layer, add_bytes, &sum);
-    return sum;
-}
-
-typedef struct scan {
-    const moec_forward *f;
-    const moec_tensor **t;
-    int64_t n;
-} scan;
-
-static void collect(void *ctx, const moec_model *m, const moec_tensor *t)
-{
-    scan *s = ctx;
-    (void)m;
-    s->t[s->n++] = t;
-}
-
-static moec_status scan_tensor(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
-{
-    const scan *s = ctx;
-    (void)worker;
-    for (int64_t i = lo; i < hi; i++) {
-        int64_t bad = moec_tensor_nonfinite(s->t[i]);
-        if (bad >= 0)
-            return moec_fail(err, MOEC_ENUMERIC, "tensor %s: value %lld is NaN or infinite", s->t[i]->name,
-                             (long long)bad);
-        if (s->f->o.lean)
-            moec_pages_drop(s->t[i]->data, s->t[i]->bytes);
+    /* In blocks, for which weights are read anew anyhow (see moec_gemm), so that panel_out stays small. */
+    for (int64_t at = 0; at < n; at += MOEC_BLOCK) {
+        int64_t m = n - at < MOEC_BLOCK ? n - at : MOEC_BLOCK;
+        moec_status st = moec_gemm_weight(s->panel_out, panels + at * w->cols, m, w, f->o.compute, s->gemm, err);
+        if (st != MOEC_OK)
+            return st;
+        moec__share_unpack(f, out + at * ldo, ldo, s->panel_out, m, w->rows);
+        for (int64_t t = at; bias && t < at + m; t++)
+            moec_add(out + t * ldo, bias, w->rows);
     }
     return MOEC_OK;
 }
 
-static moec_status check_finite(const moec_forward *f, int64_t layer, moec_err *err)
+moec_status moec__project(moec_forward *f, moec_scratch *s, float *out, int64_t n, moec_mat which, moec_err *err)
 {
-    scan s = {.f = f};
-    moec_status st = MOEC_NEW(s.t, (size_t)(3 * f->m->dims.experts + 16), err);
-    if (st != MOEC_OK)
-        return st;
-    moec_layer_each(f->m, layer, collect, &s);
-    st = moec_par_for(s.n, 1, scan_tensor, &s, err);
-    moec_free(s.t);
-    return st;
+    const moec_weight *w = &f->layer->mat[which];
+    return moec__project_view(f, s, out, w->rows, s->panel_in, n, w, f->bias[which], err);
 }
 
-static void widen(float *out, const moec_tensor *t)
+moec_status moec__project_rows(moec_forward *f, moec_scratch *s, float *out, const float *x, int64_t n, moec_mat which,
+                               moec_err *err)
 {
+    const moec_weight *w = &f->layer->mat[which];
+    for (int64_t at = 0; at < n; at += MOEC_BLOCK) {
+        int64_t m = n - at < MOEC_BLOCK ? n - at : MOEC_BLOCK;
+        moec__share_pack(f, s->panel_in, x + at * w->cols, w->cols, NULL, m, w->cols);
+        moec_status st = moec__project_view(f, s, out + at * w->rows, w->rows, s->panel_in, m, w, f->bias[which], err);
+        if (st != MOEC_OK)
+            return st;
+    }
+    return MOEC_OK;
+}
+
+/* --- layers ----------------------------------------------------------------------------------------------------------- */
+
+static void widen(float **out, float *store, const moec_tensor *t)
+{
+    *out = t ? store : NULL; /* an absent one must read as absent, whatever an earlier layer had */
     if (t)
-        moec_dtypes[t->dtype].to_f32(out, t->data, (int64_t)(t->bytes / (size_t)moec_dtypes[t->dtype].bytes));
+        moec_dtypes[t->dtype].to_f32(store, t->data, count_of(t));
+}
+
+/* Rows [E, 2I], gate and up side by side or in turns as in gate_up, to [E, I] each. */
+static void split_bias(float *gate, float *up, const moec_tensor *t, const moec_layer *l, int64_t experts, int64_t width)
+{
+    enum { PART = 512 };
+    float both[PART];
+    bool pairs = l->layout == MOEC_LAYOUT_IN_OUT_PAIRS || l->layout == MOEC_LAYOUT_MXFP4_PAIRS;
+    const char *data = t->data;
+    int64_t size = moec_dtypes[t->dtype].bytes, n = experts * 2 * width;
+    for (int64_t at = 0; at < n; at += PART) {
+        int64_t m = n - at < PART ? n - at : PART;
+        moec_dtypes[t->dtype].to_f32(both, data + at * size, m);
+        for (int64_t i = 0; i < m; i++) {
+            int64_t e = (at + i) / (2 * width), c = (at + i) % (2 * width);
+            bool is_up = pairs ? c % 2 : c >= width;
+            (is_up ? up : gate)[e * width + (pairs ? c / 2 : c % width)] = both[i];
+        }
+    }
+}
+
+static void widen_layer(moec_forward *f, const moec_layer *l)
+{
+    static const moec_vec plus1[] = {MOEC_VEC_NORM_ATTN, MOEC_VEC_NORM_MLP, MOEC_VEC_POST_ATTN, MOEC_VEC_POST_MLP,
+                                     MOEC_VEC_Q_NORM, MOEC_VEC_K_NORM};
+    const moec_dims *d = &f->m->dims;
+    for (moec_vec i = 0; i < MOEC_VEC_COUNT; i++)
+        widen(&f->vec[i], f->vec_store[i], l->vec[i]);
+    for (moec_mat i = 0; i < MOEC_MAT_COUNT; i++)
+        widen(&f->bias[i], f->bias_store[i], l->bias[i]);
+    for (size_t i = 0; f->m->family->norm == MOEC_NORM_RMS_PLUS1 && i < MOEC_COUNT(plus1); i++)
+        for (int64_t j = 0; j < count_of(l->vec[plus1[i]]); j++)
+            f->vec[plus1[i]][j] += 1.0f;
+    /* Whether experts have biases is asked of the model; a layer without them adds 0. */
+    size_t EI = (size_t)(d->experts * d->expert_width), EH = (size_t)(d->experts * d->hidden);
+    if (l->gate_up_bias) {
+        split_bias(f->expert_gate_bias, f->expert_up_bias, l->gate_up_bias, l, d->experts, d->expert_width);
+    } else if (f->expert_gate_bias) {
+        memset(f->expert_gate_bias, 0, EI * sizeof(float));
+        memset(f->expert_up_bias, 0, EI * sizeof(float));
+    }
+    if (l->down_bias)
+        moec_dtypes[l->down_bias->dtype].to_f32(f->expert_down_bias, l->down_bias->data, count_of(l->down_bias));
+    else if (f->expert_down_bias)
+        memset(f->expert_down_bias, 0, EH * sizeof(float));
 }
 
 moec_status moec_forward_layer(moec_forward *f, int64_t layer, moec_err *err)
 {
     const moec_layer *l = &f->m->layer[layer];
-    const moec_dims *d = &f->m->dims;
-    moec_status st = check_finite(f, layer, err);
+    moec_status st = moec__layer_check(f->m, layer, f->o.lean, err);
     if (st != MOEC_OK)
         return st;
     f->layer = l;
-    f->next_moe = NULL;
-    for (int64_t i = layer + 1; i < d->layers && !f->next_moe; i++)
-        if (f->m->layer[i].router)
-            f->next_moe = &f->m->layer[i];
-    widen(f->norm_attn, l->norm_attn);
-    widen(f->norm_mlp, l->norm_mlp);
-    widen(f->q_norm, l->q_norm);
-    widen(f->k_norm, l->k_norm);
-    widen(f->q_bias, l->q_bias);
-    widen(f->k_bias, l->k_bias);
-    widen(f->v_bias, l->v_bias);
-    widen(f->o_bias, l->o_bias);
-    widen(f->router, l->router);
-    if (f->next_moe)
-        widen(f->next_router, f->next_moe->router);
-    for (int64_t e = 0; l->router && e < d->experts; e++)
-        f->router_norm[e] = (float)__builtin_sqrt(moec_sum_sq(f->router + e * d->hidden, d->hidden));
+    if (f->o.lean)
+        memset(f->expert_ok, 0, (size_t)f->m->dims.experts);
+    widen_layer(f, l);
+    f->router.layer = f->next_router.layer = NULL;
+    if (l->expert)
+        moec__router_load(&f->router, f->m, l);
+    for (int64_t i = layer + 1; i < f->m->dims.layers && !f->next_router.layer; i++)
+        if (f->m->layer[i].expert)
+            moec__router_load(&f->next_router, f->m, &f->m->layer[i]);
     return MOEC_OK;
+}
+
+/* --- chunks ----------------------------------------------------------------------------------------------------------- */
+
+static bool has_shared(const moec_layer *l)
+{
+    return l->expert && l->mat[MOEC_MAT_SHARED_DOWN].of;
 }
 
 static moec_status show(moec_forward *f, const moec_scratch *s, int worker, const float *h, const int64_t *seq,
                         int64_t n_seq, moec_watch_fn *watch, void *ctx, moec_err *err)
 {
     moec_moe_view v = {.layer = f->layer->index, .n = seq[n_seq], .n_seq = n_seq, .seq = seq, .h = h, .x = s->x, .r = s->r};
+    v.shared = has_shared(f->layer) ? s->shared : NULL;
+    v.ld = f->m->dims.experts + f->m->dims.null_experts;
     v.logits = s->logits;
     v.scores = s->scores;
     v.ids = s->ids;
@@ -318,11 +464,37 @@ static moec_status show(moec_forward *f, const moec_scratch *s, int worker, cons
     v.out_absmax = s->out_absmax;
     v.in_absmax = s->in_absmax;
     v.out_channel = s->out_channel;
-    v.router = f->router;
-    v.router_norm = f->router_norm;
-    v.next_ids = f->next_moe ? s->next_ids : NULL;
+    v.router = f->router.rows;
+    v.router_norm = f->router.norm;
+    v.router_bias = f->router.bias;
+    v.next_ids = f->next_router.layer ? s->next_ids : NULL;
     v.sums = f->o.sums ? &s->sums : NULL;
     return watch(ctx, worker, &v, err);
+}
+
+/* h += scale * norm(branch), the norm where the layer has one. The branch is overwritten. */
+static void add_branch(const moec_forward *f, float *h, float *branch, moec_vec post, int64_t n)
+{
+    int64_t hidden = f->m->dims.hidden;
+    if (f->vec[post])
+        moec__share_norm(f, branch, branch, f->vec[post], NULL, n, hidden);
+    scale(branch, (float)f->m->dims.residual_scale, n * hidden);
+    moec__share_add(f, h, branch, n, hidden);
+}
+
+/* The token mixer on the sequences of one group. */
+static moec_status mix_group(moec_forward *f, moec_scratch *s, float *h, const int64_t *seq, int64_t n_seq, moec_err *err)
+{
+    int64_t hidden = f->m->dims.hidden, n = seq[n_seq] - seq[0];
+    float *mine = h + seq[0] * hidden;
+    if (f->vec[MOEC_VEC_NORM_ATTN])
+        moec__share_norm(f, s->x, mine, f->vec[MOEC_VEC_NORM_ATTN], f->vec[MOEC_VEC_NORM_ATTN_BIAS], n, hidden);
+    else
+        memcpy(s->x, mine, (size_t)(n * hidden) * sizeof *mine);
+    moec_status st = mixers[f->layer->mixer].run(f, s, s->x, s->x, seq, n_seq, err);
+    if (st == MOEC_OK)
+        add_branch(f, mine, s->x, MOEC_VEC_POST_ATTN, n);
+    return st;
 }
 
 moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, const int64_t *seq, int64_t n_seq,
@@ -331,25 +503,22 @@ moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, const int6
     moec_status st = MOEC_OK;
     moec_scratch *s = &f->scratch[worker];
     int64_t n = seq[n_seq], hidden = f->m->dims.hidden;
-    /* Absent biases and norms must read as absent, whatever an earlier layer had. */
-    moec_forward view = *f;
-    view.q_bias = f->layer->q_bias ? f->q_bias : NULL;
-    view.k_bias = f->layer->k_bias ? f->k_bias : NULL;
-    view.v_bias = f->layer->v_bias ? f->v_bias : NULL;
-    view.o_bias = f->layer->o_bias ? f->o_bias : NULL;
-    view.q_norm = f->layer->q_norm ? f->q_norm : NULL;
-    view.k_norm = f->layer->k_norm ? f->k_norm : NULL;
     for (int64_t i = 0; i < n_seq;) {
         int64_t j = i + 1;
         while (j < n_seq && seq[j + 1] - seq[i] <= f->group)
             j++;
-        MOEC_TRY(moec__attention(&view, s, h, seq + i, j - i, err));
+        MOEC_TRY(moec_interrupted(err));
+        MOEC_TRY(mix_group(f, s, h, seq + i, j - i, err));
         i = j;
     }
-    MOEC_TRY(moec__feed_forward(&view, s, h, n, err));
-    if (watch && f->layer->router)
+    MOEC_TRY(moec__feed_forward(f, s, h, n, err));
+    if (watch && f->layer->expert)
         MOEC_TRY(show(f, s, worker, h, seq, n_seq, watch, ctx, err));
-    moec_add(h, s->r, n * hidden);
+    if (has_shared(f->layer))
+        moec__share_add(f, s->r, s->shared, n, hidden);
+    for (int64_t t = 0; f->vec[MOEC_VEC_MOE_BIAS] && t < n; t++)
+        moec_add(s->r + t * hidden, f->vec[MOEC_VEC_MOE_BIAS], hidden);
+    add_branch(f, h, s->r, MOEC_VEC_POST_MLP, n);
     if (!moec_all_finite(h, n * hidden))
         st = moec_fail(err, MOEC_ENUMERIC, "layer %lld: its output is not finite", (long long)f->layer->index);
 done:

@@ -1,7 +1,8 @@
 /* The forward pass of one layer over one chunk of tokens, the only one there is: calibration, evaluation and every method
  * that needs activations run it with other watchers. A chunk is whole sequences, so chunks are independent and run in
  * parallel, each on its worker's scratch memory; what a chunk computes does not depend on who computes it.
- * Symbols: n tokens of the chunk, H hidden, E experts, k top-k, I expert width. */
+ * Symbols: n tokens of the chunk, H hidden, E experts, N null experts (most families: 0), k slots (moec_dims.slots: top-k, or
+ * more where their number varies), I expert width. */
 #ifndef MOEC_MODEL_FORWARD_H
 #define MOEC_MODEL_FORWARD_H
 
@@ -21,14 +22,18 @@ typedef struct moec_moe_view {
     const float *h;          /* [n,H] residual stream before the MoE */
     const float *x;          /* [n,H] router and expert input */
     const float *r;          /* [n,H] routed output */
-    const float *logits, *scores; /* [n,E] */
-    const int32_t *ids;      /* [n,k] by descending weight, lowest id first on ties */
-    const float *gates;      /* [n,k] weights as applied */
-    const float *y_norm;     /* [n,k] |y|_2 of the un-gated expert outputs */
+    const float *shared;     /* [n,H] output of the shared experts; NULL: none */
+    int64_t ld;              /* columns of logits and scores: E+N */
+    const float *logits, *scores; /* [n,E+N] */
+    const int32_t *ids;      /* [n,k] by descending weight, lowest id first on ties; -1: the slot is empty */
+    const float *gates;      /* [n,k] weights as applied; 0 in empty slots */
+    const float *y_norm;     /* [n,k] |y|_2 of the un-gated expert outputs (weight on the input: |y| / weight) */
     const float *out_absmax, *in_absmax; /* [E] */
     const int32_t *out_channel;          /* [E] */
     const float *router, *router_norm;   /* [E,H] float32, [E] |w_e|_2 */
-    const int32_t *next_ids; /* [n,k] what the next MoE layer's router would choose from x, in no order; NULL at the last */
+    const float *router_bias;            /* [E] of the logits, NULL: none */
+    const int32_t *next_ids; /* [n,k] what the next MoE layer's router would choose from x, in no order, -1: empty; NULL at
+                                the last */
     const moec_expert_sums *sums; /* NULL unless asked for */
 } moec_moe_view;
 
@@ -42,7 +47,8 @@ typedef struct moec_forward_opts {
     int64_t max_seq;    /* tokens of the longest sequence */
     bool watch;         /* fill moec_moe_view for the watcher */
     bool sums;          /* moec_expert_sums too */
-    bool lean;          /* give an expert's mapped pages back right after its use */
+    bool lean;          /* ask for an expert's mapped pages just before its use and give them back right after */
+    int threads;        /* that divide one chunk among them, when there is one worker; 0 and 1: none but the worker */
 } moec_forward_opts;
 
 typedef struct moec_forward moec_forward;
@@ -60,7 +66,8 @@ MOEC_API size_t moec_forward_bytes(const moec_model *m, const moec_forward_opts 
 MOEC_API moec_status moec_forward_embed(float *h, const moec_model *m, const int32_t *ids, int64_t n, moec_err *err)
     MOEC_USE_RESULT;
 
-/** Makes a layer current: small tensors to float32, every tensor checked for NaN and infinity (in parallel).
+/** Makes a layer current: small tensors to float32, every tensor checked for NaN and infinity (in parallel). A lean pass
+ *  leaves the experts' matrices to the first chunk, which has to read them anyway; the error is the same.
  *  MOEC_ENUMERIC: names the tensor and the place of its first value that is not finite. */
 MOEC_API moec_status moec_forward_layer(moec_forward *f, int64_t layer, moec_err *err) MOEC_USE_RESULT;
 
@@ -74,8 +81,12 @@ MOEC_API moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, c
 
 /** Bytes of one layer's tensors. */
 MOEC_API uint64_t moec_layer_bytes(const moec_model *m, int64_t layer);
-/** Calls fn for every tensor of a layer. */
+/** Bytes of one expert's matrices and scales. */
+MOEC_API uint64_t moec_expert_bytes(const moec_layer *l, int64_t expert);
+/** Calls fn for every tensor of a layer, scales included, each once; `common` leaves the experts' matrices out. */
 MOEC_API void moec_layer_each(const moec_model *m, int64_t layer,
                               void (*fn)(void *ctx, const moec_model *m, const moec_tensor *t), void *ctx);
+MOEC_API void moec_layer_each_common(const moec_model *m, int64_t layer,
+                                     void (*fn)(void *ctx, const moec_model *m, const moec_tensor *t), void *ctx);
 
 #endif

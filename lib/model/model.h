@@ -4,52 +4,97 @@
 
 #include "ckpt/ckpt.h"
 #include "model/family.h"
+#include "num/weight.h"
 
 /* Rotary embedding as one table: angle of pair i at position p is p*inv_freq[i], cos and sin are times `scale`. */
-typedef enum moec_rope_kind { MOEC_ROPE_DEFAULT, MOEC_ROPE_LINEAR, MOEC_ROPE_DYNAMIC, MOEC_ROPE_YARN, MOEC_ROPE_LLAMA3 } moec_rope_kind;
+typedef enum moec_rope_kind {
+    MOEC_ROPE_DEFAULT, MOEC_ROPE_LINEAR, MOEC_ROPE_DYNAMIC, MOEC_ROPE_YARN, MOEC_ROPE_LLAMA3, MOEC_ROPE_LONGROPE
+} moec_rope_kind;
+enum { MOEC_ROPE_FACTORS = 256 }; /* most pairs of a longrope table */
 typedef struct moec_rope {
     moec_rope_kind kind;
     double theta, factor, original, low_factor, high_factor, beta_fast, beta_slow, attention_factor, mscale, mscale_all;
+    double alpha;                                          /* dynamic, not by length but by this (HunYuan); 0: by length */
+    double short_mscale, long_mscale;                      /* longrope as PhiMoE scales it; 0: by the factor */
+    double short_factor[MOEC_ROPE_FACTORS], long_factor[MOEC_ROPE_FACTORS]; /* longrope [width/2] */
     bool truncate;
     int64_t width, max_positions;
 } moec_rope;
 
 typedef struct moec_dims {
-    int64_t layers, hidden, vocab, heads, kv_heads, head_dim;
-    int64_t experts, top_k, expert_width; /* E, k, I: one value for all MoE layers */
-    int64_t dense_width;
-    int64_t window; /* sliding window in keys, self included; 0: none */
-    double norm_eps;
-    bool renorm; /* selected weights are divided by their sum */
+    int64_t layers, hidden, vocab;
+    int64_t heads, kv_heads, head_dim, value_dim; /* head_dim: of q and k; value_dim: of v */
+    int64_t nope_dim, q_rank, kv_rank;            /* latent attention: head_dim = nope_dim + rope.width; q_rank 0: full */
+    int64_t experts, top_k, expert_width;         /* E, k, I: one value for all MoE layers */
+    int64_t slots;                                /* most experts a token can have: k, or E where their number varies */
+    int64_t null_experts;                         /* router rows without an expert, numbered from E on */
+    int64_t shared_width, dense_width;            /* 0: none */
+    int64_t groups, top_groups;                   /* 1, 1: no groups */
+    int64_t delta_key_heads, delta_value_heads, delta_key_dim, delta_value_dim; /* gated delta net */
+    int64_t conv_taps;
+    double norm_eps, latent_eps;
+    double renorm_eps, renorm_min, route_scale;
+    double top_p, jitter;                         /* MOEC_CHOOSE_TOP_P; sparsemixer's threshold is 2*jitter */
+    double embed_scale, residual_scale, logit_scale; /* logits are DIVIDED by logit_scale */
+    double score_scale;                           /* of q.k, everything included */
+    double clip_qkv;                              /* |q|, |k|, |v| are cut here; 0: not */
+    double temper_floor, temper_scale;            /* layers without rotation: q *= 1 + scale*ln(1 + floor((p+1)/floor));
+                                                     0: not */
+    double act_limit, act_alpha;                  /* MOEC_ACT_SWIGLU_CLAMPED */
+    bool renorm;                                  /* selected weights are divided by their sum */
+    bool qk_l2;                                   /* MOEC_QK_L2_AFTER is in force */
     bool tied;
     moec_rope rope;
 } moec_dims;
 
-/* One expert or one dense feed-forward: down(silu(gate x) * (up x)). */
+/* One expert: down(act(gate x, up x)). */
 typedef struct moec_mlp {
-    const moec_tensor *gate, *up, *down;
+    moec_weight gate, up, down; /* [I,H] [I,H] [H,I] */
 } moec_mlp;
 
 typedef struct moec_layer {
     int64_t index;
-    const moec_tensor *norm_attn, *norm_mlp;
-    const moec_tensor *q, *k, *v, *o;
-    const moec_tensor *q_bias, *k_bias, *v_bias, *o_bias; /* NULL: none */
-    const moec_tensor *q_norm, *k_norm;                   /* NULL: none */
-    const moec_tensor *router;                            /* NULL: dense layer */
-    moec_mlp *expert;                                     /* [E], or NULL */
-    moec_mlp dense;
-    int64_t moe_index; /* 0, 1, .. over the MoE layers; -1: dense */
+    moec_mixer mixer;
+    int64_t window, chunk; /* keys seen, self included; keys p with p / chunk equal to the query's; 0: no such bound */
+    bool rotated;          /* rotary positions here */
+    moec_weight mat[MOEC_MAT_COUNT];          /* .of NULL: none */
+    const moec_tensor *bias[MOEC_MAT_COUNT];  /* NULL: none */
+    const moec_tensor *vec[MOEC_VEC_COUNT];   /* NULL: none */
+    moec_expert_layout layout;
+    moec_mlp *expert;                         /* [E], NULL: dense layer */
+    const moec_tensor *gate_up_bias, *down_bias; /* of all experts, [E,2I] interleaved as gate_up is, [E,H]; NULL: none */
+    const moec_tensor *heads_in, *heads_out;  /* attention experts [E, kv*d, H] [E, H, kv*d]; NULL: none */
+    int64_t moe_index;                        /* 0, 1, .. over the MoE layers; -1: dense */
 } moec_layer;
+
+/* A set of E experts behind one router; a plan has one keep list for each. */
+typedef enum moec_set_kind {
+    MOEC_SET_MOE,   /* an MoE layer of the forward pass: its moe_index is the set's number */
+    MOEC_SET_HEADS, /* attention experts of a layer; no statistics are kept of them */
+    MOEC_SET_MTP,   /* a multi-token-prediction layer: not run, so no statistics either */
+} moec_set_kind;
+typedef struct moec_set {
+    moec_set_kind kind;
+    int64_t layer;             /* number in its tensors' names */
+    const moec_weight *router; /* [E, H] */
+} moec_set;
 
 typedef struct moec_model {
     moec_ckpt *ckpt;
     const moec_family *family;
+    const moec_json *config; /* of the text model: config.json or its text_config; borrowed from ckpt */
+    const char *config_at;   /* path of it: "" or "text_config." */
+    const char *prefix;      /* what stands for "model." in tensor names */
     moec_dims dims;
-    moec_layer *layer; /* [dims.layers] */
-    int64_t moe_layers;
-    const moec_tensor *embed, *final_norm, *head; /* head == embed when tied */
+    moec_layer *layer;       /* [dims.layers] */
+    moec_layer *mtp;         /* [mtp_layers] router and experts only are bound; index is the number in the names */
+    moec_set *set;           /* [sets] first the moe_layers, then attention experts, then mtp */
+    int64_t moe_layers, mtp_layers, sets;
+    const moec_tensor *embed, *final_norm, *final_norm_bias; /* final_norm_bias, head_bias: NULL: none */
+    moec_weight head;        /* [vocab, H], the embedding when tied */
+    const moec_tensor *head_bias;
     const char *key_experts, *key_top_k; /* spelled as in this config.json; NULL: the default is in force, no key */
+    const char *key_mtp;                 /* NULL: no such key */
 } moec_model;
 
 /** Opens a folder and binds it.
@@ -61,20 +106,32 @@ MOEC_API moec_status moec_model_open(moec_model **out, const char *dir, moec_err
 MOEC_API void moec_model_close(moec_model *m);
 
 /* What a tensor is, for whoever rewrites or counts it. */
-typedef enum moec_role { MOEC_ROLE_OTHER, MOEC_ROLE_ROUTER, MOEC_ROLE_EXPERT } moec_role;
+typedef enum moec_role {
+    MOEC_ROLE_OTHER,
+    MOEC_ROLE_EXPERT, /* belongs to one expert, whose number is in its name */
+    MOEC_ROLE_STACK,  /* has one equal part for each expert, side by side in its bytes: router rows, biases, stacked
+                         experts, their scales */
+} moec_role;
 typedef struct moec_place {
     moec_role role;
-    int64_t layer, expert; /* of ROUTER and EXPERT; expert -1 for ROUTER */
+    bool weights;             /* of an expert's matrices, biases and scales; false: router, selection bias, other */
+    bool mtp;                 /* of a multi-token-prediction layer, whatever its role */
+    int32_t axis;             /* STACK: the dimension that counts E parts (dim[axis] is a multiple of E) */
+    int64_t set, expert;      /* EXPERT, STACK: model->set; EXPERT: its number */
+    size_t number_at;         /* EXPERT: where the number stands in the name */
 } moec_place;
 
 /** Role of every tensor of the checkpoint, by its index there; free with moec_free. Tensors that no role was bound to
- *  (a multi-token-prediction layer, say) are OTHER. */
+ *  are OTHER. */
 MOEC_API moec_status moec_model_places(moec_place **out, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
+/** Name of an EXPERT tensor under another expert number. Free with moec_free. */
+MOEC_API moec_status moec_model_rename_expert(char **out, const moec_tensor *t, moec_place place, int64_t new_expert,
+                                              moec_err *err) MOEC_USE_RESULT;
+/** Is the tensor one that the forward pass reads? */
+MOEC_API moec_status moec_model_used(bool **out, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
 
-/** Name of an expert's tensor under another expert number: `name` is that of a tensor whose place is (layer, expert).
- *  Free with moec_free. */
-MOEC_API moec_status moec_model_rename_expert(char **out, const moec_model *m, const moec_tensor *t, moec_place place,
-                                              int64_t new_expert, moec_err *err) MOEC_USE_RESULT;
+/** Value of a dotted path ("ffn_config.moe_top_k") in an object; NULL: not there. */
+MOEC_API const moec_json *moec_json_path(const moec_json *object, const char *path);
 
 /** Parameter and byte counts. active: parameters a token uses (embedding row not counted, head counted, k experts). */
 typedef struct moec_sizes {
@@ -83,11 +140,15 @@ typedef struct moec_sizes {
 } moec_sizes;
 MOEC_API moec_status moec_model_sizes(moec_sizes *out, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
 
-/** inv_freq[width/2] and the scale of cos and sin, for sequences of `length` tokens (dynamic scaling depends on it).
+/** inv_freq[width/2] and the scale of cos and sin, for sequences of `length` tokens (dynamic and longrope depend on it).
  *  Source: transformers' modeling_rope_utils; see each kind's comment in rope.c. */
 MOEC_API void moec_rope_table(double *inv_freq, double *scale, const moec_rope *rope, int64_t length);
-/** Reads rope_scaling / rope_parameters / rope_theta in both config dialects. MOEC_EFORMAT: unknown type, bad number. */
-MOEC_API moec_status moec_rope_read(moec_rope *out, const moec_json *config, int64_t width, double default_theta,
-                                    moec_err *err) MOEC_USE_RESULT;
+/** Does the table depend on the length of the sequence? */
+MOEC_API bool moec_rope_by_length(const moec_rope *rope);
+/** Reads rope_scaling / rope_parameters / rope_theta in both config dialects. `width`: of a head; the rotated part of it is
+ *  by partial_rotary_factor or rotary_dim, else `partial` of it (0: all).
+ *  MOEC_EFORMAT: unknown type, bad number. */
+MOEC_API moec_status moec_rope_read(moec_rope *out, const moec_json *config, int64_t width, double partial,
+                                    double default_theta, moec_err *err) MOEC_USE_RESULT;
 
 #endif

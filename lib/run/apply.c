@@ -28,6 +28,7 @@ static moec_status estimate(moec_apply_result *r, const moec_model *m, const moe
 {
     char a[32], b[32];
     *r = (moec_apply_result){.source_bytes = moec_ckpt_bytes(m->ckpt), .output_bytes = l->tensor_bytes,
+                             .dead_bytes = l->dead_bytes,
                              .disk_bytes = moec_out_total(l->files), .memory_bytes = memory_needed(m)};
     for (size_t i = 0; i < l->side.n; i++)
         r->left_out += l->side.at[i].kind == MOEC_SIDE_LEAVE;
@@ -157,7 +158,7 @@ static void say_what_is_left(const moec_layout *l)
         if (l->side.at[i].kind == MOEC_SIDE_LEAVE)
             moec_say("%s: left out, it %s", l->side.at[i].name, l->side.at[i].reason);
     if (l->loose > 0)
-        moec_warn("%llu expert tensors belong to no layer of the forward pass (multi-token prediction?); they are copied whole",
+        moec_warn("%llu expert tensors belong to no layer that is known; they are copied whole",
                   (unsigned long long)l->loose);
 }
 

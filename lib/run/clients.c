@@ -1,59 +1,231 @@
-/* What each client asks of a checkpoint, as rows. The binder has already made sure of one count of experts for all layers and
- * of top-k <= experts, which every client needs.
- * Source: loaders of transformers 5.23, vLLM and llama.cpp's converter, as far as they differ. */
+/* What each client asks of a checkpoint, as rows: a rule, whom it binds, and what to do when it is broken. The binder has already
+ * made sure of one count of experts for all layers.
+ * Source: loaders of transformers 5.23, vLLM, SGLang and llama.cpp's converter, as far as they differ. What was not tried there
+ * says so. */
 #include "run/verify.h"
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/word.h"
 
+#include <fnmatch.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <string.h>
 
-static const struct client_rule {
+enum { TRANSFORMERS = 1, VLLM = 2, SGLANG = 4, LLAMA_CPP = 8, ALL = 15, MAX_EXPERTS_LLAMA_CPP = 512, GOOD_MULTIPLE = 8 };
+
+static const struct client_row {
     const char *name;
-    size_t flag;         /* offset of the family's bool */
-    int64_t max_experts; /* 0: no bound */
-    bool needs_tokenizer; /* to load it at all; the others take token ids */
-    const char *good, *unknown;
-} rules[] = {
-    {"transformers", offsetof(moec_family, loads_transformers), 0, false,
-     "one expert count in config.json and in all layers", "the family has no class there"},
-    {"vllm", offsetof(moec_family, loads_vllm), 0, false,
-     "sizes its fused experts from config.json; top-k <= experts", "the family has no class there"},
-    {"llama.cpp", offsetof(moec_family, loads_llama_cpp), 512, true,
-     "the converter finds every expert tensor of each layer", "the converter does not know the family"},
+    unsigned bit;
+    size_t flag; /* offset of the family's bool */
+    const char *good;
+} clients[] = {
+    {"transformers", TRANSFORMERS, offsetof(moec_family, loads_transformers),
+     "one expert count in config.json and in all layers"},
+    {"vllm", VLLM, offsetof(moec_family, loads_vllm), "sizes its fused experts from config.json; top-k <= experts"},
+    {"sglang", SGLANG, offsetof(moec_family, loads_sglang),
+     "sizes its fused experts from config.json (from its source, not tried)"},
+    {"llama.cpp", LLAMA_CPP, offsetof(moec_family, loads_llama_cpp),
+     "the converter finds every expert tensor of each layer"},
 };
-_Static_assert(sizeof rules / sizeof rules[0] <= MOEC_VERIFY_CLIENTS, "one place per client");
+_Static_assert(sizeof clients / sizeof clients[0] <= MOEC_VERIFY_CLIENTS, "one place per client");
 
-static bool has_tokenizer(const moec_model *m)
+/* A model as it is, or as a plan will leave it. */
+typedef struct form {
+    const moec_model *m;
+    int64_t experts, top_k, groups, top_groups;
+    bool fp8, mxfp4, opened; /* opened: a quantized source that is written in a plain type */
+} form;
+
+static bool has_file(const moec_model *m, const char *pattern)
 {
-    static const char *const names[] = {"tokenizer.json", "tokenizer.model"};
+    char **names;
+    size_t n;
     bool found = false;
-    for (size_t i = 0; i < MOEC_COUNT(names); i++) {
-        char *path;
-        if (moec_path_join(&path, moec_ckpt_dir(m->ckpt), names[i], NULL) != MOEC_OK)
-            return true; /* out of memory: say nothing against the folder */
-        found = found || moec_path_exists(path);
-        moec_free(path);
-    }
+    if (moec_dir_list(&names, &n, moec_ckpt_dir(m->ckpt), NULL) != MOEC_OK)
+        return true; /* out of memory: say nothing against the folder */
+    for (size_t i = 0; i < n; i++)
+        found = found || fnmatch(pattern, names[i], 0) == 0;
+    moec_names_free(names, n);
     return found;
+}
+
+static form form_of(const moec_model *m, const moec_plan *p)
+{
+    const moec_dims *d = &m->dims;
+    form f = {.m = m, .experts = d->experts, .top_k = d->top_k, .groups = d->groups, .top_groups = d->top_groups};
+    for (int64_t i = 0; i < d->layers; i++)
+        if (m->layer[i].expert) {
+            f.fp8 = f.fp8 || m->layer[i].expert[0].gate.storage == MOEC_FP8;
+            f.mxfp4 = f.mxfp4 || m->layer[i].expert[0].gate.storage == MOEC_MXFP4;
+        }
+    if (p) {
+        f.experts = moec_plan_experts(p);
+        f.top_k = p->new_top_k;
+        if (p->drop_groups)
+            f.groups = f.top_groups = 1;
+        f.opened = p->dtype != MOEC_DTYPE_COUNT && (f.fp8 || f.mxfp4);
+        if (f.opened)
+            f.fp8 = f.mxfp4 = false;
+    }
+    return f;
+}
+
+/* --- rules: true when it holds, else the reason in `why` ------------------------------------------------------------ */
+
+enum { WHY = sizeof(((moec_client *)0)->reason) };
+typedef bool rule_fn(char why[WHY], const form *f, const struct client_row *c);
+
+static bool has_class(char why[WHY], const form *f, const struct client_row *c)
+{
+    snprintf(why, WHY, "%s", c->bit == LLAMA_CPP ? "the converter does not know the family" : "the family has no class there");
+    return *(const bool *)((const char *)f->m->family + c->flag);
+}
+
+static bool has_code(char why[WHY], const form *f, const struct client_row *c)
+{
+    (void)c;
+    snprintf(why, WHY, "needs the model's own Python files (trust_remote_code), which are not in the folder: copy them there");
+    return !f->m->family->remote_code || has_file(f->m, "*.py");
+}
+
+static bool top_k_fits(char why[WHY], const form *f, const struct client_row *c)
+{
+    (void)c;
+    snprintf(why, WHY, "top-k %lld is more than the %lld experts: keep more", (long long)f->top_k, (long long)f->experts);
+    return f->top_k <= f->experts;
+}
+
+static bool groups_fit(char why[WHY], const form *f, const struct client_row *c)
+{
+    (void)c;
+    const int64_t least = f->m->family->group == MOEC_GROUP_TOP2 ? 2 : 1;
+    const int64_t each = f->groups > 0 ? f->experts / f->groups : f->experts;
+    snprintf(why, WHY, "%lld experts do not divide into the router's %lld groups, at least %lld in each and top-k %lld in %lld of "
+             "them: another --keep, or --groups drop", (long long)f->experts, (long long)f->groups, (long long)least,
+             (long long)f->top_k, (long long)f->top_groups);
+    return f->groups <= 1 || (f->experts % f->groups == 0 && each >= least && f->top_k <= f->top_groups * each);
+}
+
+static bool count_fits(char why[WHY], const form *f, const struct client_row *c)
+{
+    (void)c;
+    snprintf(why, WHY, "takes at most %d experts, there are %lld: keep fewer", (int)MAX_EXPERTS_LLAMA_CPP,
+             (long long)f->experts);
+    return f->experts <= MAX_EXPERTS_LLAMA_CPP;
+}
+
+static bool has_tokenizer(char why[WHY], const form *f, const struct client_row *c)
+{
+    (void)c;
+    snprintf(why, WHY, "its converter needs the tokenizer's files: copy them into the folder");
+    return has_file(f->m, "tokenizer.json") || has_file(f->m, "tokenizer.model") || has_file(f->m, "*.tiktoken") ||
+           has_file(f->m, "tiktoken.model");
+}
+
+static const struct rule {
+    const char *name;
+    unsigned binds;
+    rule_fn *holds;
+} rules[] = {
+    {"class", ALL, has_class},
+    {"remote-code", TRANSFORMERS, has_code},
+    {"top-k", ALL, top_k_fits},
+    {"groups", ALL, groups_fit},
+    {"expert-count", LLAMA_CPP, count_fits},
+    {"tokenizer", LLAMA_CPP, has_tokenizer},
+};
+
+/* --- clients --------------------------------------------------------------------------------------------------------- */
+
+/* What does not keep a model from loading, but is worth knowing. */
+static void advise(char *out, size_t cap, const form *f, const struct client_row *c)
+{
+    out[0] = '\0';
+    if ((c->bit & (VLLM | SGLANG)) && f->experts % GOOD_MULTIPLE != 0)
+        snprintf(out, cap, "%lld experts are no multiple of %d: slower kernels, and not every number of devices can share them",
+                 (long long)f->experts, GOOD_MULTIPLE);
+    else if (c->bit == VLLM && f->opened && f->m->family->activation == MOEC_ACT_SWIGLU_CLAMPED)
+        snprintf(out, cap, "experts written in a plain type need a vLLM of June 2026 or later");
+}
+
+static void say_good(char why[WHY], const form *f, const struct client_row *c)
+{
+    const char *storage = f->mxfp4 ? "; MXFP4 blocks as they are" : f->fp8 ? "; FP8 with block scales" : "";
+    const char *code = c->bit == TRANSFORMERS && f->m->family->remote_code ? "; with trust_remote_code" : "";
+    snprintf(why, WHY, "%s%s%s", c->good, code, storage);
+}
+
+int moec_clients_of(moec_client *out, const moec_model *m, const moec_plan *p)
+{
+    const form f = form_of(m, p);
+    int n = 0;
+    for (; n < (int)MOEC_COUNT(clients); n++) {
+        const struct client_row *c = &clients[n];
+        out[n] = (moec_client){.name = c->name, .loads = true, .rule = ""};
+        for (size_t i = 0; i < MOEC_COUNT(rules) && out[n].loads; i++)
+            if ((rules[i].binds & c->bit) && !rules[i].holds(out[n].reason, &f, c)) {
+                out[n].loads = false;
+                out[n].rule = rules[i].name;
+            }
+        if (out[n].loads) {
+            say_good(out[n].reason, &f, c);
+            advise(out[n].advice, sizeof out[n].advice, &f, c);
+        }
+    }
+    return n;
 }
 
 int moec_clients(moec_client *out, const moec_model *m)
 {
-    int n = 0;
-    for (; n < (int)MOEC_COUNT(rules); n++) {
-        const struct client_rule *r = &rules[n];
-        bool known = *(const bool *)((const char *)m->family + r->flag);
-        bool fits = r->max_experts == 0 || m->dims.experts <= r->max_experts;
-        bool words = !r->needs_tokenizer || has_tokenizer(m);
-        out[n] = (moec_client){.name = r->name, .loads = known && fits && words};
-        if (known && !fits)
-            snprintf(out[n].reason, sizeof out[n].reason, "takes at most %lld experts, the model has %lld",
-                     (long long)r->max_experts, (long long)m->dims.experts);
-        else
-            snprintf(out[n].reason, sizeof out[n].reason, "%s",
-                     !known ? r->unknown : !words ? "its converter needs the tokenizer's files" : r->good);
+    return moec_clients_of(out, m, NULL);
+}
+
+/* --- asked for by name ----------------------------------------------------------------------------------------------- */
+
+/* Which clients a list "vllm,llama.cpp" or "all" names. */
+static moec_status named(bool wanted[MOEC_VERIFY_CLIENTS], const char *list, moec_err *err)
+{
+    const char *names[MOEC_COUNT(clients) + 1];
+    size_t known = 0;
+    for (; known < MOEC_COUNT(clients); known++)
+        names[known] = clients[known].name;
+    names[known++] = "all";
+    for (const char *p = list;; p++) {
+        char word[32];
+        size_t n = strcspn(p, ","), i = 0;
+        snprintf(word, sizeof word, "%.*s", (int)(n < sizeof word ? n : sizeof word - 1), p);
+        while (i < known && strcmp(names[i], word) != 0)
+            i++;
+        if (i == known) {
+            const char *near = moec_word_nearest(word, names, known);
+            return moec_fail(err, MOEC_EINVAL, "--compat %s: no such client%s%s; known are transformers, vllm, sglang, llama.cpp "
+                             "and all", word, near ? "; did you mean " : "", near ? near : "");
+        }
+        for (size_t k = 0; k < MOEC_COUNT(clients); k++)
+            wanted[k] = wanted[k] || k == i || i == known - 1;
+        p += n;
+        if (!*p)
+            return MOEC_OK;
     }
-    return n;
+}
+
+moec_status moec_compat_check(moec_client *out, int *n, const char *list, const moec_model *m, const moec_plan *p,
+                              moec_err *err)
+{
+    bool wanted[MOEC_VERIFY_CLIENTS] = {false};
+    moec_client all[MOEC_VERIFY_CLIENTS];
+    *n = 0;
+    moec_status st = named(wanted, list, err);
+    int count = st == MOEC_OK ? moec_clients_of(all, m, p) : 0;
+    for (int i = 0; i < count; i++) {
+        if (!wanted[i])
+            continue;
+        if (!all[i].loads)
+            return moec_fail(err, MOEC_EFORMAT, "--compat: %s will not load the output (%s): %s", all[i].name, all[i].rule,
+                             all[i].reason);
+        out[(*n)++] = all[i];
+    }
+    return st;
 }

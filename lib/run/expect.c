@@ -15,9 +15,13 @@ enum { BUFFER = 256 << 10 }; /* stays in the second-level cache */
 typedef struct wanted {
     char *name;
     const moec_tensor *source;
-    int fd; /* the source's shard, where the data is at `from` */
+    moec_cast *cast;              /* the source's form before the keep lists */
+    int fd;                       /* the source's shard, where the data is at `from` */
     uint64_t from;
-    const moec_plan_layer *rows;
+    int64_t dim[MOEC_MAX_RANK];
+    const moec_plan_layer *parts; /* only these; behind them, and all of a dead tensor, */
+    bool dead;
+    unsigned char value[8];       /* this over and over */
     bool found;
 } wanted;
 
@@ -35,7 +39,8 @@ typedef struct shard {
 
 struct moec_expect {
     wanted *want; /* sorted by name */
-    size_t n;
+    size_t n, want_cap;
+    moec_forms forms;
     shard *shard;
     size_t n_shards, cap;
 };
@@ -45,31 +50,43 @@ static int by_name(const void *a, const void *b)
     return strcmp(((const wanted *)a)->name, ((const wanted *)b)->name);
 }
 
+static moec_status want(moec_expect *x, const moec_model *m, size_t i, moec_fate f, int64_t number, bool dead,
+                        moec_err *err)
+{
+    const moec_ckpt *c = m->ckpt;
+    moec_status st = MOEC_GROW(x->want, x->want_cap, x->n + 1, err);
+    if (st != MOEC_OK)
+        return st;
+    wanted *w = &x->want[x->n];
+    *w = (wanted){.source = moec_ckpt_at(c, i), .cast = &x->forms.cast[i], .parts = f.parts, .dead = dead,
+                  .from = moec_ckpt_offset(c, i), .fd = moec_ckpt_shard_fd(c, moec_ckpt_shard_of(c, i))};
+    moec_fate_shape(w->dim, m, &x->forms, i, f);
+    (void)moec_dead_bytes(w->value, w->cast->dtype, x->forms.dead[i]);
+    st = moec_fate_name(&w->name, m, &x->forms, i, number, err);
+    x->n += st == MOEC_OK;
+    return st;
+}
+
 moec_status moec_expect_new(moec_expect **out, const moec_model *source, const moec_plan *p, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_expect *x = NULL;
-    moec_place *place = NULL;
-    const moec_ckpt *c = source->ckpt;
     *out = NULL;
     MOEC_TRY(MOEC_NEW(x, 1, err));
-    MOEC_TRY(moec_model_places(&place, source, err));
-    MOEC_TRY(MOEC_NEW(x->want, moec_ckpt_count(c), err));
-    for (size_t i = 0; i < moec_ckpt_count(c); i++) {
-        moec_fate f = moec_plan_fate(p, source, place[i]);
+    MOEC_TRY(moec_forms_new(&x->forms, source, p, err));
+    for (size_t i = 0; i < moec_ckpt_count(source->ckpt); i++) {
+        const moec_fate f = moec_plan_fate(p, source, &x->forms, i);
         if (f.dropped)
             continue;
-        wanted *w = &x->want[x->n];
-        *w = (wanted){.source = moec_ckpt_at(c, i), .rows = f.rows, .from = moec_ckpt_offset(c, i),
-                      .fd = moec_ckpt_shard_fd(c, moec_ckpt_shard_of(c, i))};
-        MOEC_TRY(moec_fate_name(&w->name, source, i, place[i], f, err));
-        x->n++;
+        MOEC_TRY(want(x, source, i, f, f.number, false, err));
+        for (int64_t k = 0; k < f.dead && f.number >= 0; k++)
+            MOEC_TRY(want(x, source, i, f, f.first_dead + k, true, err));
     }
-    qsort(x->want, x->n, sizeof *x->want, by_name);
+    if (x->n > 0)
+        qsort(x->want, x->n, sizeof *x->want, by_name);
     *out = x;
     x = NULL;
 done:
-    moec_free(place);
     moec_expect_free(x);
     return st;
 }
@@ -82,6 +99,7 @@ void moec_expect_free(moec_expect *x)
         moec_free(x->want[i].name);
     for (size_t s = 0; s < x->n_shards; s++)
         moec_free(x->shard[s].item);
+    moec_forms_release(&x->forms);
     moec_free(x->want);
     moec_free(x->shard);
     moec_free(x);
@@ -97,15 +115,11 @@ static moec_status match(const wanted **out, moec_expect *x, const moec_st_entry
     if (w->found)
         return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is in two shards", file, e->name);
     w->found = true;
-    const moec_tensor *t = w->source;
-    int64_t dim[MOEC_MAX_RANK];
-    memcpy(dim, t->dim, sizeof dim);
-    if (w->rows)
-        dim[0] = w->rows->n_keep;
-    if (e->dtype != t->dtype || e->rank != t->rank || memcmp(e->dim, dim, (size_t)t->rank * sizeof *dim) != 0)
+    const moec_cast *c = w->cast;
+    if (e->dtype != c->dtype || e->rank != c->rank || memcmp(e->dim, w->dim, (size_t)c->rank * sizeof *e->dim) != 0)
         return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is %s %s, expected %s %s", file, e->name,
                          moec_dtypes[e->dtype].name, moec_shape_text(have, sizeof have, e->rank, e->dim),
-                         moec_dtypes[t->dtype].name, moec_shape_text(need, sizeof need, t->rank, dim));
+                         moec_dtypes[c->dtype].name, moec_shape_text(need, sizeof need, c->rank, w->dim));
     *out = w;
     return MOEC_OK;
 }
@@ -151,25 +165,60 @@ static moec_status differ(const item *it, const unsigned char *have, const unsig
                      (unsigned long long)(at + i), have[i], it->w->source->name, want[i]);
 }
 
-/* The source is read, not mapped: a touched page of a map can bring megabytes of its neighbours into resident memory. */
+/* Up to n of the bytes from `from` on that the tensor has before the keep lists. The source is read, not mapped: a touched
+ * page of a map can bring megabytes of its neighbours into resident memory. */
+static moec_status fetch(unsigned char **bytes, uint64_t *got, const item *it, uint64_t from, uint64_t n, unsigned char *buf,
+                         moec_err *err)
+{
+    const wanted *w = it->w;
+    *bytes = buf;
+    if (w->cast->made) { /* whole values */
+        const uint64_t value = (uint64_t)moec_dtypes[w->cast->dtype].bytes, back = from % value;
+        uint64_t whole = (n + back + value - 1) / value * value;
+        if (whole > BUFFER)
+            whole = BUFFER;
+        *bytes = buf + back;
+        *got = whole - back < n ? whole - back : n;
+        return moec_cast_make(buf, w->cast, from - back, (size_t)whole, err);
+    }
+    ssize_t have;
+    do
+        have = pread(w->fd, buf, n < BUFFER ? (size_t)n : BUFFER, (off_t)(w->from + from));
+    while (have < 0 && errno == EINTR);
+    if (have < 0)
+        return moec_fail_errno(err, errno, w->source->name);
+    if (have == 0)
+        return moec_fail(err, MOEC_EIO, "tensor %s: the source ends early; it was changed", w->source->name);
+    *got = (uint64_t)have;
+    return MOEC_OK;
+}
+
 static moec_status compare_run(const item *it, const unsigned char *have, uint64_t at, uint64_t from, uint64_t n,
                                unsigned char *buf, moec_err *err)
 {
     while (n > 0) {
-        ssize_t got = pread(it->w->fd, buf, n < BUFFER ? (size_t)n : BUFFER, (off_t)from);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            return moec_fail_errno(err, errno, it->w->source->name);
-        if (got == 0)
-            return moec_fail(err, MOEC_EIO, "tensor %s: the source ends early; it was changed", it->w->source->name);
-        if (memcmp(have, buf, (size_t)got) != 0)
-            return differ(it, have, buf, (uint64_t)got, at, err);
+        unsigned char *bytes;
+        uint64_t got = 0;
+        moec_status st = fetch(&bytes, &got, it, from, n, buf, err);
+        if (st != MOEC_OK)
+            return st;
+        if (memcmp(have, bytes, (size_t)got) != 0)
+            return differ(it, have, bytes, got, at, err);
         have += got;
-        at += (uint64_t)got;
-        from += (uint64_t)got;
-        n -= (uint64_t)got;
+        at += got;
+        from += got;
+        n -= got;
     }
+    return MOEC_OK;
+}
+
+static moec_status compare_dead(const item *it, const unsigned char *have, uint64_t at, uint64_t n, moec_err *err)
+{
+    const uint64_t size = (uint64_t)moec_dtypes[it->w->cast->dtype].bytes;
+    for (uint64_t i = 0; i < n; i++)
+        if (have[i] != it->w->value[(at + i) % size])
+            return moec_fail(err, MOEC_EIO, "tensor %s: byte %llu of its data is %02x, a dead expert has %02x", it->w->name,
+                             (unsigned long long)(at + i), have[i], it->w->value[(at + i) % size]);
     return MOEC_OK;
 }
 
@@ -178,12 +227,14 @@ static moec_status compare(const item *it, const unsigned char *data, uint64_t l
                            moec_err *err)
 {
     moec_status st = MOEC_OK;
-    const moec_tensor *t = it->w->source;
-    const uint64_t row = it->w->rows ? t->bytes / (uint64_t)t->dim[0] : t->bytes;
+    const wanted *w = it->w;
+    const uint64_t part = w->parts ? w->cast->bytes / (uint64_t)w->parts->n_experts : w->cast->bytes;
     for (uint64_t at = lo; st == MOEC_OK && at < hi;) {
-        uint64_t r = at / row, in = at - r * row, n = row - in < hi - at ? row - in : hi - at;
-        uint64_t source_row = it->w->rows ? (uint64_t)it->w->rows->keep[r] : r;
-        st = compare_run(it, data + at, at, it->w->from + source_row * row + in, n, buf, err);
+        uint64_t k = at / part, in = at - k * part, n = part - in < hi - at ? part - in : hi - at;
+        if (w->dead || (w->parts && k >= (uint64_t)w->parts->n_keep))
+            st = compare_dead(it, data + at, at, n, err);
+        else
+            st = compare_run(it, data + at, at, (w->parts ? (uint64_t)w->parts->keep[k] : k) * part + in, n, buf, err);
         at += n;
     }
     return st;

@@ -8,43 +8,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, moec_place place)
-{
-    moec_fate f = {.number = -1};
-    if (place.role == MOEC_ROLE_OTHER)
-        return f;
-    int64_t l = m->layer[place.layer].moe_index;
-    if (place.role == MOEC_ROLE_ROUTER) {
-        f.rows = p->layer[l].n_keep < p->layer[l].n_experts ? &p->layer[l] : NULL;
-    } else {
-        f.number = moec_plan_number(p, l, place.expert);
-        f.dropped = f.number < 0;
-    }
-    return f;
-}
-
-moec_status moec_fate_name(char **out, const moec_model *m, size_t i, moec_place place, moec_fate f, moec_err *err)
-{
-    const moec_tensor *t = moec_ckpt_at(m->ckpt, i);
-    if (f.number >= 0 && f.number != place.expert)
-        return moec_model_rename_expert(out, m, t, place, f.number, err);
-    return moec_copy(out, t->name, strlen(t->name), err);
-}
-
 typedef struct builder {
     const moec_model *m;
     const moec_plan *p;
     const moec_ckpt *c;
     moec_layout *l;
-    moec_place *place;      /* [tensors] */
-    char **shard_name;      /* [shards] name in the output, NULL: becomes empty */
-    uint64_t dropped_values; /* parameters that are gone */
+    moec_forms forms;
+    bool *used;         /* by the forward pass */
+    char **shard_name;  /* [shards] name in the output, NULL: becomes empty */
+    int64_t more_values; /* parameters of the output minus those of the source */
+    bool same;          /* every tensor is the source's under its own name */
 } builder;
-
-static uint64_t values(const moec_tensor *t)
-{
-    return t->bytes / (uint64_t)moec_dtypes[t->dtype].bytes;
-}
 
 /* --- shards ---------------------------------------------------------------------------------------------------------- */
 
@@ -80,12 +54,12 @@ static moec_status name_shards(builder *b, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const size_t n = moec_ckpt_shards(b->c);
-    size_t prefix, live = 0, next = 1;
-    int width;
+    size_t prefix = 0, live = 0, next = 1;
+    int width = 0;
     bool *used = NULL;
     MOEC_TRY(MOEC_NEW(used, n, err));
     for (size_t i = 0; i < moec_ckpt_count(b->c); i++)
-        if (!moec_plan_fate(b->p, b->m, b->place[i]).dropped)
+        if (!moec_plan_fate(b->p, b->m, &b->forms, i).dropped)
             used[moec_ckpt_shard_of(b->c, i)] = true;
     for (size_t s = 0; s < n; s++)
         live += used[s];
@@ -105,36 +79,73 @@ done:
     return st;
 }
 
+/* Bytes [at, at + n) of tensor i as it is before the keep lists. */
+static moec_status add_bytes(builder *b, size_t i, uint64_t at, uint64_t n, moec_err *err)
+{
+    moec_cast *c = &b->forms.cast[i];
+    b->l->tensor_bytes += n;
+    if (c->made)
+        return moec_out_made(b->l->files, moec_cast_make, c, at, n, err);
+    return moec_out_bytes(b->l->files, moec_ckpt_shard_fd(b->c, moec_ckpt_shard_of(b->c, i)),
+                          moec_ckpt_offset(b->c, i) + at, n, err);
+}
+
+static moec_status add_dead(builder *b, size_t i, uint64_t n, moec_err *err)
+{
+    unsigned char value[8];
+    size_t size = moec_dead_bytes(value, b->forms.cast[i].dtype, b->forms.dead[i]);
+    b->l->tensor_bytes += n;
+    b->l->dead_bytes += n;
+    return moec_out_fill(b->l->files, value, size, n, err);
+}
+
+/* The tensors of dead experts have the form of a kept one's, behind which they stand. */
+static moec_status add_dead_experts(builder *b, size_t i, moec_fate f, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_cast *c = &b->forms.cast[i];
+    char *name = NULL;
+    for (int64_t k = 0; k < f.dead; k++) {
+        MOEC_TRY(moec_fate_name(&name, b->m, &b->forms, i, f.first_dead + k, err));
+        MOEC_TRY(moec_out_tensor(b->l->files, name, c->dtype, c->rank, c->dim, err));
+        MOEC_TRY(add_dead(b, i, c->bytes, err));
+        b->l->tensors++;
+        moec_free(name);
+        name = NULL;
+    }
+done:
+    moec_free(name);
+    return st;
+}
+
 static moec_status add_tensor(builder *b, size_t i, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *name = NULL;
     const moec_tensor *t = moec_ckpt_at(b->c, i);
-    moec_fate f = moec_plan_fate(b->p, b->m, b->place[i]);
-    const int fd = moec_ckpt_shard_fd(b->c, moec_ckpt_shard_of(b->c, i));
-    const uint64_t from = moec_ckpt_offset(b->c, i);
+    const moec_cast *c = &b->forms.cast[i];
+    const moec_fate f = moec_plan_fate(b->p, b->m, &b->forms, i);
+    const uint64_t before = b->l->tensor_bytes;
     int64_t dim[MOEC_MAX_RANK];
-    memcpy(dim, t->dim, sizeof dim);
-    if (f.dropped) {
-        b->dropped_values += values(t);
+    b->more_values -= (int64_t)(t->bytes / (uint64_t)moec_dtypes[t->dtype].bytes);
+    b->same = b->same && !f.dropped && !c->made && !f.parts && f.dead == 0;
+    if (f.dropped)
         return MOEC_OK;
-    }
-    MOEC_TRY(moec_fate_name(&name, b->m, i, b->place[i], f, err));
-    if (f.rows)
-        dim[0] = f.rows->n_keep;
-    MOEC_TRY(moec_out_tensor(b->l->files, name, t->dtype, t->rank, dim, err));
-    if (f.rows) {
-        uint64_t row = t->bytes / (uint64_t)t->dim[0];
-        for (int64_t k = 0; k < f.rows->n_keep; k++)
-            MOEC_TRY(moec_out_bytes(b->l->files, fd, from + (uint64_t)f.rows->keep[k] * row, row, err));
-        b->l->tensor_bytes += row * (uint64_t)f.rows->n_keep;
-        b->dropped_values += values(t) / (uint64_t)t->dim[0] * (uint64_t)(t->dim[0] - f.rows->n_keep);
-    } else {
-        MOEC_TRY(moec_out_bytes(b->l->files, fd, from, t->bytes, err));
-        b->l->tensor_bytes += t->bytes;
-    }
+    MOEC_TRY(moec_fate_name(&name, b->m, &b->forms, i, f.number, err));
+    moec_fate_shape(dim, b->m, &b->forms, i, f);
+    MOEC_TRY(moec_out_tensor(b->l->files, name, c->dtype, c->rank, dim, err));
     b->l->tensors++;
-    if (b->place[i].role == MOEC_ROLE_OTHER && strstr(t->name, ".experts."))
+    if (f.parts) {
+        uint64_t part = c->bytes / (uint64_t)f.parts->n_experts;
+        for (int64_t k = 0; k < f.parts->n_keep; k++)
+            MOEC_TRY(add_bytes(b, i, (uint64_t)f.parts->keep[k] * part, part, err));
+        MOEC_TRY(add_dead(b, i, (uint64_t)f.dead * part, err));
+    } else {
+        MOEC_TRY(add_bytes(b, i, 0, c->bytes, err));
+        MOEC_TRY(add_dead_experts(b, i, f, err));
+    }
+    b->more_values += (int64_t)((b->l->tensor_bytes - before) / (uint64_t)moec_dtypes[c->dtype].bytes);
+    if (b->forms.place[i].role == MOEC_ROLE_OTHER && !b->forms.place[i].mtp && !b->used[i] && strstr(t->name, ".experts."))
         b->l->loose++;
 done:
     moec_free(name);
@@ -159,28 +170,34 @@ done:
 
 /* --- the index ------------------------------------------------------------------------------------------------------- */
 
-static moec_status index_map(moec_json **out, builder *b, moec_json *source, moec_err *err)
+static moec_status map_name(moec_json *map, const builder *b, size_t i, int64_t number, moec_err *err)
+{
+    char *name;
+    moec_status st = moec_fate_name(&name, b->m, &b->forms, i, number, err);
+    if (st == MOEC_OK)
+        moec_json_set(map, name, moec_json_new_string(b->shard_name[moec_ckpt_shard_of(b->c, i)]));
+    moec_free(name);
+    return st;
+}
+
+static moec_status index_map(moec_json **out, const builder *b, moec_json *source, moec_err *err)
 {
     moec_status st = MOEC_OK;
     void *it = NULL;
     const char *key;
     moec_json *value, *map = moec_json_new_object();
-    char *name = NULL;
     while (moec_json_each(source, &it, &key, &value)) {
-        const moec_tensor *t = moec_ckpt_find(b->c, key);
-        size_t i = (size_t)(t - moec_ckpt_at(b->c, 0));
-        moec_fate f = moec_plan_fate(b->p, b->m, b->place[i]);
+        size_t i = (size_t)(moec_ckpt_find(b->c, key) - moec_ckpt_at(b->c, 0));
+        moec_fate f = moec_plan_fate(b->p, b->m, &b->forms, i);
         if (f.dropped)
             continue;
-        MOEC_TRY(moec_fate_name(&name, b->m, i, b->place[i], f, err));
-        moec_json_set(map, name, moec_json_new_string(b->shard_name[moec_ckpt_shard_of(b->c, i)]));
-        moec_free(name);
-        name = NULL;
+        MOEC_TRY(map_name(map, b, i, f.number, err));
+        for (int64_t k = 0; k < f.dead && f.number >= 0; k++)
+            MOEC_TRY(map_name(map, b, i, f.first_dead + k, err));
     }
     *out = map;
     map = NULL;
 done:
-    moec_free(name);
     moec_json_free(map);
     return st;
 }
@@ -189,7 +206,7 @@ done:
 static moec_status copy_index(bool *copied, builder *b, const char *path, moec_err *err)
 {
     int64_t total = -1;
-    *copied = b->dropped_values == 0 &&
+    *copied = b->same &&
               moec_json_int(moec_json_get(moec_json_get(moec_ckpt_index(b->c), "metadata"), "total_size"), &total) &&
               (uint64_t)total == b->l->tensor_bytes;
     return *copied ? moec_out_copy(b->l->files, MOEC_INDEX_NAME, path, err) : MOEC_OK;
@@ -216,7 +233,7 @@ static moec_status add_index(builder *b, moec_err *err)
     moec_json *metadata = moec_json_get(index, "metadata");
     moec_json_set(metadata, "total_size", moec_json_new_int((int64_t)b->l->tensor_bytes));
     if (moec_json_int(moec_json_get(metadata, "total_parameters"), &parameters))
-        moec_json_set(metadata, "total_parameters", moec_json_new_int(parameters - (int64_t)b->dropped_values));
+        moec_json_set(metadata, "total_parameters", moec_json_new_int(parameters + b->more_values));
     MOEC_TRY(moec_json_dump(&text, index, 2, err));
     MOEC_TRY(moec_format(&line, err, "%s\n", text));
     MOEC_TRY(moec_out_text(b->l->files, MOEC_INDEX_NAME, line, strlen(line), err));
@@ -234,7 +251,7 @@ static moec_status add_side(builder *b, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *path = NULL, *config = NULL;
-    MOEC_TRY(moec_config_edited(&config, b->m, b->p->layer[0].n_keep, b->p->new_top_k, err));
+    MOEC_TRY(moec_config_edited(&config, b->m, b->p, err));
     MOEC_TRY(moec_out_text(b->l->files, "config.json", config, strlen(config), err));
     MOEC_TRY(moec_side_scan(&b->l->side, b->c, err));
     for (size_t i = 0; i < b->l->side.n; i++) {
@@ -255,10 +272,11 @@ done:
 moec_status moec_layout_build(moec_layout *out, const moec_model *m, const moec_plan *p, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    builder b = {.m = m, .p = p, .c = m->ckpt, .l = out};
+    builder b = {.m = m, .p = p, .c = m->ckpt, .l = out, .same = true};
     *out = (moec_layout){0};
     MOEC_TRY(moec_out_new(&out->files, err));
-    MOEC_TRY(moec_model_places(&b.place, m, err));
+    MOEC_TRY(moec_forms_new(&b.forms, m, p, err));
+    MOEC_TRY(moec_model_used(&b.used, m, err));
     MOEC_TRY(MOEC_NEW(b.shard_name, moec_ckpt_shards(b.c), err));
     MOEC_TRY(name_shards(&b, err));
     MOEC_TRY(add_shards(&b, err));
@@ -267,7 +285,8 @@ moec_status moec_layout_build(moec_layout *out, const moec_model *m, const moec_
     MOEC_TRY(moec_out_close(out->files, err));
 done:
     moec_names_free(b.shard_name, b.shard_name ? moec_ckpt_shards(b.c) : 0);
-    moec_free(b.place);
+    moec_free(b.used);
+    out->forms = b.forms; /* the list of files borrows its casts */
     if (st != MOEC_OK)
         moec_layout_release(out);
     return st;
@@ -277,5 +296,6 @@ void moec_layout_release(moec_layout *l)
 {
     moec_out_free(l->files);
     moec_side_release(&l->side);
+    moec_forms_release(&l->forms);
     *l = (moec_layout){0};
 }

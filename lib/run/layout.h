@@ -6,6 +6,7 @@
 #include "ckpt/writer.h"
 #include "method/plan.h"
 #include "model/model.h"
+#include "run/cast.h"
 
 /* What becomes of a file of the source folder. */
 typedef enum moec_side_kind {
@@ -31,28 +32,53 @@ typedef struct moec_side_list {
 MOEC_API moec_status moec_side_scan(moec_side_list *out, const moec_ckpt *c, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_side_release(moec_side_list *l);
 
-/** config.json of a model with another number of experts and top-k: the source's text with these values replaced and nothing
- *  else touched; the text itself when they are the same. Every key of the family that counts experts and is there is
- *  replaced. Free with moec_free. MOEC_ENOMEM, MOEC_EFORMAT. */
-MOEC_API moec_status moec_config_edited(char **out, const moec_model *m, int64_t experts, int64_t top_k, moec_err *err)
+/** config.json of a plan's output: the source's text with the values replaced that the plan changes and nothing else touched; the
+ *  text itself when there are none. Every key of the family that counts experts and is there is replaced, beside config_at; a
+ *  list (one entry a layer) gets each entry replaced. Also: top-k, groups, number of MTP layers, entries of the quantization's
+ *  lists of modules that name an expert; with a dtype the quantization goes and the key of the dtype follows.
+ *  Free with moec_free. MOEC_ENOMEM, MOEC_EFORMAT. */
+MOEC_API moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan *p, moec_err *err)
     MOEC_USE_RESULT;
 
-/** Where a tensor of the source goes. */
+/* Values of dead experts in a tensor: weights and router rows 0, scales 1, biases by which they are never chosen -1e4. */
+typedef enum moec_dead { MOEC_DEAD_ZERO, MOEC_DEAD_ONE, MOEC_DEAD_BAR } moec_dead;
+/** The bytes of one such value; returns how many. */
+MOEC_API size_t moec_dead_bytes(unsigned char out[8], moec_dtype t, moec_dead value);
+
+/* What each tensor of the source is to a plan, by its index in the checkpoint. */
+typedef struct moec_forms {
+    moec_place *place;
+    moec_dead *dead;
+    moec_cast *cast;
+    size_t n;
+} moec_forms;
+/** MOEC_ENOMEM; MOEC_EFORMAT: dtype of the plan cannot be had. Release with moec_forms_release, also after failure. */
+MOEC_API moec_status moec_forms_new(moec_forms *out, const moec_model *m, const moec_plan *p, moec_err *err)
+    MOEC_USE_RESULT;
+MOEC_API void moec_forms_release(moec_forms *f);
+
+/* Where a tensor of the source goes. */
 typedef struct moec_fate {
     bool dropped;
-    int64_t number;              /* new number of an expert, else -1 */
-    const moec_plan_layer *rows; /* of a router: its rows are keep[0], keep[1], ..; NULL: all, unchanged */
+    int64_t number;               /* new number of an expert, else -1 */
+    const moec_plan_layer *parts; /* of a stack: its parts are keep[0], keep[1], ..; NULL: all, unchanged */
+    int64_t dead;                 /* stack: dead parts behind them; expert: tensors of dead experts that follow this one, */
+    int64_t first_dead;           /* numbered from here */
 } moec_fate;
-MOEC_API moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, moec_place place);
-/** Name in the output of tensor i whose fate is `f`. Free with moec_free. */
-MOEC_API moec_status moec_fate_name(char **out, const moec_model *m, size_t i, moec_place place, moec_fate f,
+MOEC_API moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_forms *f, size_t i);
+/** Shape in the output of tensor i whose fate is `fate`. */
+MOEC_API void moec_fate_shape(int64_t *dim, const moec_model *m, const moec_forms *f, size_t i, moec_fate fate);
+/** Name in the output of tensor i; an expert's under `number` (-1: as it is). Free with moec_free. */
+MOEC_API moec_status moec_fate_name(char **out, const moec_model *m, const moec_forms *f, size_t i, int64_t number,
                                     moec_err *err) MOEC_USE_RESULT;
 
 typedef struct moec_layout {
     moec_out *files;
     moec_side_list side;
+    moec_forms forms;
     uint64_t tensor_bytes, tensors;
-    uint64_t loose; /* tensors of experts that no layer of the forward pass owns; copied whole */
+    uint64_t dead_bytes; /* of these, of dead experts */
+    uint64_t loose; /* tensors of experts that belong to no layer that is known; copied whole */
 } moec_layout;
 
 /** Lists the output of a plan that fits the model. Shards keep the order of their tensors; those that become empty vanish and

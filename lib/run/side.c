@@ -1,4 +1,4 @@
-/* The files around the tensors: which are copied, and the edits in config.json. */
+/* The files around the tensors: which are copied. */
 #include "run/layout.h"
 
 #include "base/file.h"
@@ -6,7 +6,6 @@
 #include "text/utf8.h"
 
 #include <fnmatch.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -99,89 +98,4 @@ void moec_side_release(moec_side_list *l)
         moec_free(l->at[i].name);
     moec_free(l->at);
     *l = (moec_side_list){0};
-}
-
-/* --- config.json ----------------------------------------------------------------------------------------------------- */
-
-/* The value at a path of keys joined by '.', or NULL. */
-static const moec_json *value_at(const moec_json *root, const char *path)
-{
-    char key[128];
-    for (const char *p = path; root && *p;) {
-        size_t n = strcspn(p, ".");
-        if (n >= sizeof key)
-            return NULL;
-        memcpy(key, p, n);
-        key[n] = '\0';
-        root = moec_json_get(root, key);
-        p += n + (p[n] == '.');
-    }
-    return root;
-}
-
-/* Replaces *text by an edited copy. */
-static moec_status edit(char **text, const char *path, int64_t value, moec_err *err)
-{
-    char number[32], *next;
-    snprintf(number, sizeof number, "%lld", (long long)value);
-    moec_status st = moec_json_edit(&next, *text, path, number, err);
-    if (st == MOEC_OK) {
-        moec_free(*text);
-        *text = next;
-    }
-    return st;
-}
-
-/* Puts a key in front of the others: the family's default was in force, and is no longer right. */
-static moec_status insert(char **text, const char *key, int64_t value, moec_err *err)
-{
-    const char *brace = strchr(*text, '{');
-    char *next;
-    if (!brace)
-        return moec_fail(err, MOEC_EFORMAT, "config.json: not a JSON object");
-    moec_status st = moec_format(&next, err, "%.*s{\n  \"%s\": %lld,%s", (int)(brace - *text), *text, key,
-                                 (long long)value, brace + 1);
-    if (st == MOEC_OK) {
-        moec_free(*text);
-        *text = next;
-    }
-    return st;
-}
-
-/* Sets a number wherever the config says it: under `key`, and under each alias of it beside `key`. */
-static moec_status set_number(char **text, const moec_json *config, const char *key, const char *const *aliases,
-                              int64_t value, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    char path[256];
-    if (!key)
-        return insert(text, aliases[0], value, err);
-    MOEC_TRY(edit(text, key, value, err));
-    const char *dot = strrchr(key, '.');
-    int prefix = dot ? (int)(dot - key) + 1 : 0;
-    for (int i = 0; i < MOEC_KEY_ALIASES && aliases[i]; i++) {
-        snprintf(path, sizeof path, "%.*s%s", prefix, key, aliases[i]);
-        if (strcmp(path, key) != 0 && value_at(config, path))
-            MOEC_TRY(edit(text, path, value, err));
-    }
-done:
-    return st;
-}
-
-moec_status moec_config_edited(char **out, const moec_model *m, int64_t experts, int64_t top_k, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    const char *text = moec_ckpt_config_text(m->ckpt);
-    const moec_json *config = moec_ckpt_config(m->ckpt);
-    MOEC_TRY(moec_copy(out, text, strlen(text), err));
-    if (experts != m->dims.experts)
-        MOEC_TRY(set_number(out, config, m->key_experts, m->family->key_experts, experts, err));
-    if (top_k != m->dims.top_k)
-        MOEC_TRY(set_number(out, config, m->key_top_k, m->family->key_top_k, top_k, err));
-done:
-    if (st != MOEC_OK) {
-        moec_free(*out);
-        *out = NULL;
-    }
-    return st;
 }

@@ -22,6 +22,7 @@ typedef struct verifier {
     moec_json *manifest;
     moec_plan *plan;
     moec_digest source; /* fingerprint */
+    bool plan_fits;     /* the plan is one of the source */
 } verifier;
 
 static void problem(moec_verify_report *r, const char *fmt, ...) MOEC_PRINTF(2, 3);
@@ -222,22 +223,41 @@ static void check_index(const verifier *v)
                 (unsigned long long)moec_ckpt_bytes(v->m->ckpt));
 }
 
+/* Attention experts and MTP layers are there as the plan says. */
+static void check_others(const verifier *v)
+{
+    const moec_plan *p = v->plan;
+    const moec_model *m = v->m;
+    int64_t count;
+    bool same = m->sets - m->moe_layers == p->n_sets - p->n_layers;
+    for (int64_t i = p->n_layers; same && m->moe_layers == p->n_layers && i < p->n_sets; i++)
+        same = m->set[i].kind == p->layer[i].kind && m->set[i].layer == p->layer[i].layer;
+    if (!same)
+        problem(v->r, "attention experts or multi-token-prediction layers are not those of the plan");
+    if (p->mtp == MOEC_PLAN_MTP_DROP && m->key_mtp && moec_json_int(moec_json_path(m->config, m->key_mtp), &count) &&
+        count != 0)
+        problem(v->r, "config.json: %s is %lld, but these layers were left out", m->key_mtp, (long long)count);
+}
+
 static moec_status check_numbers(const verifier *v, moec_err *err)
 {
     const moec_plan *p = v->plan;
     const moec_dims *d = &v->m->dims;
     if (!p)
         return MOEC_OK;
-    if (d->experts != p->layer[0].n_keep || d->top_k != p->new_top_k)
+    if (d->experts != moec_plan_experts(p) || d->top_k != p->new_top_k)
         problem(v->r, "config.json: %lld experts and top-k %lld, the plan says %lld and %lld", (long long)d->experts,
-                (long long)d->top_k, (long long)p->layer[0].n_keep, (long long)p->new_top_k);
+                (long long)d->top_k, (long long)moec_plan_experts(p), (long long)p->new_top_k);
     if (v->m->moe_layers != p->n_layers)
         problem(v->r, "%lld layers have experts, the plan has %lld", (long long)v->m->moe_layers,
                 (long long)p->n_layers);
-    if (!v->opt->source)
+    if (p->drop_groups && d->groups > 1)
+        problem(v->r, "config.json: %lld groups of experts, the plan gives them up", (long long)d->groups);
+    check_others(v);
+    if (!v->opt->source || !v->plan_fits)
         return MOEC_OK;
     char *want = NULL;
-    moec_status st = moec_config_edited(&want, v->opt->source, p->layer[0].n_keep, p->new_top_k, err);
+    moec_status st = moec_config_edited(&want, v->opt->source, p, err);
     if (st == MOEC_OK && strcmp(want, moec_ckpt_config_text(v->m->ckpt)) != 0)
         problem(v->r, "config.json is not the source's with the new numbers");
     moec_free(want);
@@ -358,12 +378,8 @@ static moec_status check_data(const verifier *v, moec_err *err)
     data_pass d = {.v = v};
     bool compare = false;
     MOEC_TRY(map_shards(&d, v->m->ckpt, err));
-    if (v->opt->source && v->plan) {
-        uint64_t before = v->r->problems;
-        MOEC_TRY(note(v, moec_plan_check(v->plan, v->opt->source, v->source.hex, err), err));
-        if (v->r->problems == before)
-            MOEC_TRY(check_tensors(&compare, &d, err));
-    }
+    if (v->plan_fits)
+        MOEC_TRY(check_tensors(&compare, &d, err));
     if (!compare) {
         moec_expect_free(d.x);
         d.x = NULL;
@@ -390,6 +406,18 @@ done:
 
 /* --- all of it ------------------------------------------------------------------------------------------------------- */
 
+/* Before anything is looked up in the source by what the plan says. */
+static moec_status check_plan(verifier *v, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const uint64_t before = v->r->problems;
+    if (v->opt->source && v->plan) {
+        st = note(v, moec_plan_check(v->plan, v->opt->source, v->source.hex, err), err);
+        v->plan_fits = st == MOEC_OK && v->r->problems == before;
+    }
+    return st;
+}
+
 static moec_status check_all(verifier *v, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -400,8 +428,9 @@ static moec_status check_all(verifier *v, moec_err *err)
     v->r->n_clients = moec_clients(v->r->client, v->m);
     MOEC_TRY(read_manifest(v, err));
     check_index(v);
-    MOEC_TRY(check_numbers(v, err));
     MOEC_TRY(check_fingerprints(v, err));
+    MOEC_TRY(check_plan(v, err));
+    MOEC_TRY(check_numbers(v, err));
     MOEC_TRY(check_files(v, err));
     if (v->opt->source)
         MOEC_TRY(check_side(v, err));
@@ -461,6 +490,8 @@ moec_json *moec_verify_json(const moec_verify_report *r)
         moec_json *c = moec_json_new_object();
         moec_json_set(c, "loads", moec_json_new_bool(r->client[i].loads));
         moec_json_set(c, "reason", moec_json_new_string(r->client[i].reason));
+        if (r->client[i].advice[0])
+            moec_json_set(c, "advice", moec_json_new_string(r->client[i].advice));
         moec_json_set(clients, r->client[i].name, c);
     }
     moec_json_set(o, "clients", clients);

@@ -4,6 +4,7 @@
 #define MOEC_RUN_VERIFY_H
 
 #include "base/json.h"
+#include "method/plan.h"
 #include "model/model.h"
 
 enum { MOEC_VERIFY_SHOWN = 20, MOEC_VERIFY_CLIENTS = 8 };
@@ -11,7 +12,9 @@ enum { MOEC_VERIFY_SHOWN = 20, MOEC_VERIFY_CLIENTS = 8 };
 typedef struct moec_client {
     const char *name;
     bool loads;
-    char reason[160]; /* one line: why (not) */
+    const char *rule;  /* the first that is broken; "": none */
+    char reason[280];  /* one line: why (not), and what to do */
+    char advice[160];  /* what loads, but not well; "": nothing */
 } moec_client;
 
 typedef struct moec_verify_report {
@@ -38,10 +41,16 @@ MOEC_API moec_status moec_verify(moec_verify_report **out, const char *dir, cons
     MOEC_USE_RESULT;
 MOEC_API void moec_verify_free(moec_verify_report *r);
 /** {"ok", "against_source", "manifest", "files", "tensors", "bytes", "experts", "top_k", "problems": [..], "clients": {name:
- *  {"loads", "reason"}}} */
+ *  {"loads", "reason", "advice"}}} */
 MOEC_API moec_json *moec_verify_json(const moec_verify_report *r);
 
 /** Which clients load a model of this form; also what `inspect` shows. Returns how many, at most MOEC_VERIFY_CLIENTS. */
 MOEC_API int moec_clients(moec_client *out, const moec_model *m);
+/** The same of what a plan that fits the model makes of it; NULL: the model as it is. */
+MOEC_API int moec_clients_of(moec_client *out, const moec_model *m, const moec_plan *p);
+/** Refuses a plan whose output a client of the list "CLIENT[,CLIENT]" or "all" would not load; else *n of them in `out`
+ *  [MOEC_VERIFY_CLIENTS]. MOEC_EINVAL: no such client; MOEC_EFORMAT: the text names client, rule and remedy. */
+MOEC_API moec_status moec_compat_check(moec_client *out, int *n, const char *list, const moec_model *m,
+                                       const moec_plan *p, moec_err *err) MOEC_USE_RESULT;
 
 #endif

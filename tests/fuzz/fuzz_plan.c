@@ -23,9 +23,11 @@ static void check_list(const int32_t *list, int64_t n, int64_t experts)
 static void check_plan(const moec_plan *p)
 {
     check(p->n_layers >= 1 && p->top_k >= 1 && p->new_top_k >= 1 && p->new_top_k <= p->top_k);
-    for (int64_t l = 0; l < p->n_layers; l++) {
+    for (int64_t l = 0; l < p->n_sets; l++) {
         const moec_plan_layer *pl = &p->layer[l];
-        check(pl->n_keep >= 1 && pl->n_keep <= pl->n_experts && (l == 0 || pl->layer > pl[-1].layer));
+        check(pl->n_keep >= 1 && pl->n_keep <= pl->n_experts);
+        check((pl->kind == MOEC_SET_MOE) == (l < p->n_layers));
+        check(l == 0 || pl->kind > pl[-1].kind || (pl->kind == pl[-1].kind && pl->layer > pl[-1].layer));
         check_list(pl->keep, pl->n_keep, pl->n_experts);
         check_list(pl->unseen, pl->n_unseen, pl->n_experts);
         check_list(pl->guarded, pl->n_guarded, pl->n_experts);

@@ -5,8 +5,8 @@
  * IDS is a file of ids that ends in ".ids", one window a line. OUT is a safetensors file; T tokens of all windows:
  *   hidden.N [T,H]            input of layer N; hidden.<layers> is the last layer's output
  *   logits [T,V]
- *   router_logits.L [T,E]     L: the layer's index, for layers that have a router
- *   topk_index.L [T,k] I32, topk_weight.L [T,k]   by descending weight */
+ *   router_logits.L [T,E+N]   L: the layer's index, for layers that have a router; N null experts
+ *   topk_index.L [T,k] I32, topk_weight.L [T,k]   by descending weight, -1 and 0 behind the last */
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/par.h"
@@ -54,12 +54,12 @@ static moec_status keep(void *ctx, int worker, const moec_chunk *c, const moec_m
 {
     const dump *d = ctx;
     const moec_dims *dims = &d->m->dims;
-    size_t k = (size_t)dims->top_k;
+    size_t k = (size_t)dims->slots;
     (void)worker;
     (void)err;
-    memcpy(d->logits + c->token * dims->experts, v->logits, (size_t)v->n * (size_t)dims->experts * sizeof *v->logits);
-    memcpy(d->ids + c->token * dims->top_k, v->ids, (size_t)v->n * k * sizeof *v->ids);
-    memcpy(d->gates + c->token * dims->top_k, v->gates, (size_t)v->n * k * sizeof *v->gates);
+    memcpy(d->logits + c->token * v->ld, v->logits, (size_t)v->n * (size_t)v->ld * sizeof *v->logits);
+    memcpy(d->ids + c->token * dims->slots, v->ids, (size_t)v->n * k * sizeof *v->ids);
+    memcpy(d->gates + c->token * dims->slots, v->gates, (size_t)v->n * k * sizeof *v->gates);
     return MOEC_OK;
 }
 
@@ -77,11 +77,11 @@ static moec_status run_layers(dump *d, moec_pass *p, moec_err *err)
     MOEC_TRY(moec_pass_embed(p, err));
     MOEC_TRY(keep_hidden(d, p, 0, err));
     for (int64_t i = 0; i < dims->layers; i++) {
-        bool moe = d->m->layer[i].router != NULL;
+        bool moe = d->m->layer[i].expert != NULL;
         if (moe) {
-            MOEC_TRY(add((void **)&d->logits, d, MOEC_F32, dims->experts, err, "router_logits", i));
-            MOEC_TRY(add((void **)&d->ids, d, MOEC_I32, dims->top_k, err, "topk_index", i));
-            MOEC_TRY(add((void **)&d->gates, d, MOEC_F32, dims->top_k, err, "topk_weight", i));
+            MOEC_TRY(add((void **)&d->logits, d, MOEC_F32, dims->experts + dims->null_experts, err, "router_logits", i));
+            MOEC_TRY(add((void **)&d->ids, d, MOEC_I32, dims->slots, err, "topk_index", i));
+            MOEC_TRY(add((void **)&d->gates, d, MOEC_F32, dims->slots, err, "topk_weight", i));
         }
         MOEC_TRY(moec_pass_layer(p, i, moe ? keep : NULL, NULL, d, err));
         MOEC_TRY(keep_hidden(d, p, i + 1, err));
@@ -90,31 +90,56 @@ done:
     return st;
 }
 
-/* Final norm and head on the last hidden states, which are the entry added last. */
+/* Final norm of the last hidden states, which are the entry added last. */
+static moec_status final_norm(float *x, const dump *d, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_model *m = d->m;
+    const float *last = d->data[d->n - 2];
+    int64_t width = m->dims.hidden;
+    float *norm = NULL, *bias = NULL, eps = (float)m->dims.norm_eps;
+    MOEC_TRY(MOEC_NEW(norm, (size_t)width, err));
+    MOEC_TRY(MOEC_NEW(bias, (size_t)width, err));
+    moec_dtypes[m->final_norm->dtype].to_f32(norm, m->final_norm->data, width);
+    if (m->final_norm_bias)
+        moec_dtypes[m->final_norm_bias->dtype].to_f32(bias, m->final_norm_bias->data, width);
+    for (int64_t i = 0; i < width; i++)
+        norm[i] += m->family->norm == MOEC_NORM_RMS_PLUS1 ? 1.0f : 0.0f;
+    for (int64_t t = 0; t < d->tokens; t++)
+        if (m->family->norm == MOEC_NORM_LAYER)
+            moec_layer_norm(x + t * width, last + t * width, norm, bias, width, eps);
+        else
+            moec_rms_norm(x + t * width, last + t * width, norm, width, eps);
+done:
+    moec_free(norm);
+    moec_free(bias);
+    return st;
+}
+
 static moec_status add_logits(dump *d, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const moec_dims *dims = &d->m->dims;
-    const float *last = d->data[d->n - 1];
     size_t width = (size_t)dims->hidden, padded = (size_t)moec_panels(d->tokens) * MOEC_PANEL;
-    float *x = NULL, *panels = NULL, *z = NULL, *norm = NULL, *out;
+    float *x = NULL, *panels = NULL, *z = NULL, *bias = NULL, *out;
     void *scratch = NULL;
     MOEC_TRY(add((void **)&out, d, MOEC_F32, dims->vocab, err, "logits", -1));
     MOEC_TRY(MOEC_NEW(x, (size_t)d->tokens * width, err));
-    MOEC_TRY(MOEC_NEW(norm, width, err));
     MOEC_TRY(MOEC_NEW(panels, padded * width, err));
     MOEC_TRY(MOEC_NEW(z, padded * (size_t)dims->vocab, err));
+    MOEC_TRY(MOEC_NEW(bias, (size_t)dims->vocab, err));
     MOEC_TRY(moec_alloc(&scratch, moec_gemm_scratch_bytes(d->compute, d->tokens, dims->hidden), 1, err));
-    moec_dtypes[d->m->final_norm->dtype].to_f32(norm, d->m->final_norm->data, dims->hidden);
-    for (int64_t t = 0; t < d->tokens; t++)
-        moec_rms_norm(x + t * dims->hidden, last + t * dims->hidden, norm, dims->hidden, (float)dims->norm_eps);
+    MOEC_TRY(final_norm(x, d, err));
+    if (d->m->head_bias)
+        moec_dtypes[d->m->head_bias->dtype].to_f32(bias, d->m->head_bias->data, dims->vocab);
     moec_panel_pack(panels, x, dims->hidden, NULL, d->tokens, dims->hidden);
-    MOEC_TRY(moec_gemm(z, panels, d->tokens, dims->hidden, d->m->head->data, d->m->head->dtype, dims->vocab, d->compute,
-                       scratch, err));
+    MOEC_TRY(moec_gemm_weight(z, panels, d->tokens, &d->m->head, d->compute, scratch, err));
     moec_panel_unpack(out, dims->vocab, z, d->tokens, dims->vocab);
+    for (int64_t i = 0; i < d->tokens * dims->vocab; i++)
+        out[i] = (out[i] + bias[i % dims->vocab]) / (float)dims->logit_scale;
 done:
     moec_free(x);
-    moec_free(norm);
+    moec_free(bias);
     moec_free(panels);
     moec_free(z);
     moec_free(scratch);

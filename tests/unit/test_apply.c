@@ -138,22 +138,23 @@ static void check_output(const moec_model *m, const moec_plan *p)
     for (int64_t l = 0; l < p->n_layers; l++) {
         const moec_plan_layer *pl = &p->layer[l];
         const moec_layer *a = &m->layer[pl->layer], *b = &o->layer[pl->layer];
-        size_t row = a->router->bytes / (size_t)a->router->dim[0];
-        assert_int_equal(b->router->bytes, row * (size_t)pl->n_keep);
+        const moec_tensor *ra = a->mat[MOEC_MAT_ROUTER].of, *rb = b->mat[MOEC_MAT_ROUTER].of;
+        size_t row = ra->bytes / (size_t)ra->dim[0];
+        assert_int_equal(rb->bytes, row * (size_t)pl->n_keep);
         for (int64_t k = 0; k < pl->n_keep; k++) {
-            same_bytes(b->expert[k].gate, a->expert[pl->keep[k]].gate);
-            same_bytes(b->expert[k].up, a->expert[pl->keep[k]].up);
-            same_bytes(b->expert[k].down, a->expert[pl->keep[k]].down);
-            assert_memory_equal((const char *)b->router->data + (size_t)k * row,
-                                (const char *)a->router->data + (size_t)pl->keep[k] * row, row);
+            same_bytes(b->expert[k].gate.of, a->expert[pl->keep[k]].gate.of);
+            same_bytes(b->expert[k].up.of, a->expert[pl->keep[k]].up.of);
+            same_bytes(b->expert[k].down.of, a->expert[pl->keep[k]].down.of);
+            assert_memory_equal((const char *)rb->data + (size_t)k * row, (const char *)ra->data + (size_t)pl->keep[k] * row,
+                                row);
         }
-        same_bytes(a->q, b->q);
-        same_bytes(a->norm_mlp, b->norm_mlp);
+        same_bytes(a->mat[MOEC_MAT_Q].of, b->mat[MOEC_MAT_Q].of);
+        same_bytes(a->vec[MOEC_VEC_NORM_MLP], b->vec[MOEC_VEC_NORM_MLP]);
     }
     same_bytes(m->embed, o->embed);
-    same_bytes(m->head, o->head);
-    if (m->dims.layers > 1 && m->layer[1].dense.up)
-        same_bytes(m->layer[1].dense.up, o->layer[1].dense.up);
+    same_bytes(m->head.of, o->head.of);
+    if (m->dims.layers > 1 && m->layer[1].mat[MOEC_MAT_DENSE_UP].of)
+        same_bytes(m->layer[1].mat[MOEC_MAT_DENSE_UP].of, o->layer[1].mat[MOEC_MAT_DENSE_UP].of);
     moec_model_close(o);
 }
 

@@ -58,12 +58,12 @@ static void log_probs(double *out, const moec_final *f, int64_t t)
     float *x = malloc((size_t)f->hidden * sizeof *x), *w = malloc((size_t)f->hidden * sizeof *w);
     double top = -INFINITY, sum = 0;
     assert_int_equal(moec__final_rows(x, f, t, 1, &err), MOEC_OK);
-    size_t row = (size_t)f->hidden * (size_t)moec_dtypes[f->dtype].bytes;
     for (int64_t v = 0; v < f->vocab; v++) {
-        moec_dtypes[f->dtype].to_f32(w, (const char *)f->head + (size_t)v * row, f->hidden);
+        moec_weight_read(w, f->hidden, &f->head, v, 1, 0, f->hidden);
         out[v] = 0;
         for (int64_t i = 0; i < f->hidden; i++)
             out[v] += (double)x[i] * (double)w[i];
+        out[v] += f->bias ? (double)f->bias[v] : 0.0;
         top = fmax(top, out[v]);
     }
     for (int64_t v = 0; v < f->vocab; v++)
@@ -90,6 +90,7 @@ static moec_final *perturbed(const moec_final *f)
     *g = *f;
     g->store = NULL;
     g->norm = NULL;
+    g->bias = NULL;
     float *x = malloc((size_t)(f->tokens * f->hidden) * sizeof *x);
     assert_int_equal(moec__final_rows(x, f, 0, f->tokens, &err), MOEC_OK);
     for (int64_t i = 0; i < f->tokens * f->hidden; i++)
@@ -240,6 +241,52 @@ static void reference_file_stands_for_the_model(void **state)
     assert_int_equal(moec_dir_remove(dir, &err), MOEC_OK);
 }
 
+/* A head with a bias and divided logits, behind a LayerNorm: as computed in double precision, and from a reference file. */
+static void bias_and_divisor_are_part_of_the_head(void **state)
+{
+    (void)state;
+    moec_err err = {MOEC_OK, ""};
+    char dir[] = "/tmp/moec-eval-XXXXXX", path[64];
+    moec_model *model;
+    moec_final *loaded = NULL;
+    moec_scores a, b;
+    float plain, now;
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/ref", dir);
+    moec_final *f = run_demo(DEMO, &model), *other = perturbed(f);
+    float *x = malloc((size_t)f->hidden * sizeof *x);
+    assert_int_equal(moec__final_rows(x, f, 5, 1, &err), MOEC_OK);
+    plain = x[3];
+    f->divisor = 3.0f;
+    assert_int_equal(moec__final_rows(x, f, 5, 1, &err), MOEC_OK);
+    assert_true(fabsf(x[3] - plain / 3.0f) <= 1e-6f * fabsf(plain));
+    f->layer_norm = true;
+    assert_int_equal(MOEC_NEW(f->norm_bias, (size_t)f->hidden, &err), MOEC_OK);
+    assert_int_equal(moec__final_rows(x, f, 5, 1, &err), MOEC_OK);
+    now = x[3];
+    f->norm_bias[3] = 6.0f;
+    assert_int_equal(moec__final_rows(x, f, 5, 1, &err), MOEC_OK);
+    assert_true(fabsf(x[3] - now - 2.0f) < 1e-5f);
+    free(x);
+    assert_int_equal(MOEC_NEW(f->bias, (size_t)f->vocab, &err), MOEC_OK);
+    for (int64_t v = 0; v < f->vocab; v++)
+        f->bias[v] = sinf((float)v);
+    assert_int_equal(moec_score(&a, other, f, &corpus, MOEC_COMPUTE_F32, 0, &err), MOEC_OK);
+    check_against_double(&a, other, f);
+    assert_int_equal(moec_final_save(f, &corpus, path, &err), MOEC_OK);
+    assert_int_equal(moec_final_load(&loaded, &corpus, path, &err), MOEC_OK);
+    assert_int_equal(moec_score(&b, other, loaded, &corpus, MOEC_COMPUTE_F32, 0, &err), MOEC_OK);
+    assert_memory_equal(&a.overall, &b.overall, sizeof a.overall);
+    moec_scores_release(&a);
+    moec_scores_release(&b);
+    moec_final_free(loaded);
+    free((void *)(uintptr_t)other->rows);
+    free(other);
+    moec_final_free(f);
+    moec_model_close(model);
+    assert_int_equal(moec_dir_remove(dir, &err), MOEC_OK);
+}
+
 /* Finite states whose logits overflow, and states of a reference file that are not finite: no number is printed for them. */
 static void losses_that_are_not_finite_are_errors(void **state)
 {
@@ -252,7 +299,8 @@ static void losses_that_are_not_finite_are_errors(void **state)
         rows[i] = 1e30f;
     for (int i = 0; i < 4096 * 4; i++)
         head[i] = i % 2 ? 1e30f : -1e30f;
-    moec_final f = {.tokens = 131, .hidden = 4, .vocab = 4096, .rows = (const char *)rows, .head = head, .dtype = MOEC_F32};
+    const moec_tensor t = {.name = "head", .dtype = MOEC_F32, .rank = 2, .dim = {4096, 4}, .data = head, .bytes = sizeof head};
+    moec_final f = {.tokens = 131, .hidden = 4, .vocab = 4096, .rows = (const char *)rows, .head = moec_weight_of(&t)};
     assert_int_equal(moec_score(&s, &f, NULL, &corpus, MOEC_COMPUTE_F32, 0, &err), MOEC_ENUMERIC);
     assert_non_null(strstr(err.text, "the loss is not finite"));
     rows[9] = NAN;
@@ -268,6 +316,7 @@ int main(void)
         cmocka_unit_test(a_model_equals_itself),
         cmocka_unit_test(standard_error_is_the_ratio_estimators),
         cmocka_unit_test(reference_file_stands_for_the_model),
+        cmocka_unit_test(bias_and_divisor_are_part_of_the_head),
         cmocka_unit_test(losses_that_are_not_finite_are_errors),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);

@@ -129,7 +129,7 @@ static float *demo_logits(moec_compute compute)
     for (int64_t t = 0; t < n; t++)
         moec_rms_norm(h + t * width, h + t * width, norm, width, (float)m->dims.norm_eps);
     moec_panel_pack(panels, h, width, NULL, n, width);
-    must(moec_gemm(z, panels, n, width, m->head->data, m->head->dtype, vocab, compute, scratch, &err), &err);
+    must(moec_gemm_weight(z, panels, n, &m->head, compute, scratch, &err), &err);
     moec_panel_unpack(out, vocab, z, n, vocab);
     moec_free(scratch);
     moec_free(z);

@@ -31,7 +31,7 @@ static float uniform(float low, float high)
 
 typedef struct sample {
     moec_event ev;
-    float *h, *x, *r, *logits, *scores, *gates, *y_norm, *out_absmax, *in_absmax, *router_norm;
+    float *h, *x, *r, *shared, *logits, *scores, *gates, *y_norm, *out_absmax, *in_absmax, *router_norm, *router_bias;
     int32_t *ids, *prev, *guess, *channel;
     int64_t seq[6];
     double *tier1[7];
@@ -73,15 +73,18 @@ static int descending(const void *a, const void *b)
     return (*x < *y) - (*x > *y);
 }
 
-static void make_sample(sample *s, const moec_stats_meta *m, int64_t n, bool first)
+/* `slots` at least k: in some tokens they stay empty; `ld` at least E: columns of null experts. */
+static void make_wide(sample *s, const moec_stats_meta *m, int64_t n, bool first, int64_t slots, int64_t ld)
 {
-    const int64_t E = m->experts, k = m->top_k, H = m->hidden;
+    const int64_t E = m->experts, k = slots, H = m->hidden;
     *s = (sample){.seq = {0, n / 3, n / 3, n - 1, n}}; /* one sequence is empty */
+    s->shared = floats(n * H, -1, 1);
+    s->router_bias = floats(E, -1, 1);
     s->h = floats(n * H, -2, 2);
     s->x = floats(n * H, -1, 1);
     s->r = floats(n * H, -0.3f, 0.3f);
-    s->logits = floats(n * E, -4, 4);
-    s->scores = floats(n * E, 0, 1);
+    s->logits = floats(n * ld, -4, 4);
+    s->scores = floats(n * ld, 0, 1);
     s->gates = floats(n * k, 0, 1);
     s->y_norm = floats(n * k, 0, 3);
     s->out_absmax = floats(E, 0, 9);
@@ -99,10 +102,10 @@ static void make_sample(sample *s, const moec_stats_meta *m, int64_t n, bool fir
         distinct(s->prev + t * k, k, E);
         distinct(s->guess + t * k, k, E);
         for (int64_t e = 0; e < E; e++) /* scores that follow the logits, as softmax and sigmoid do */
-            s->scores[t * E + e] = 1.0f / (1.0f + expf(-s->logits[t * E + e]));
+            s->scores[t * ld + e] = 1.0f / (1.0f + expf(-s->logits[t * ld + e]));
         if (E > 3) { /* ties, and both zeros */
-            s->logits[t * E + 3] = s->logits[t * E + 1];
-            s->scores[t * E + 3] = s->scores[t * E + 1];
+            s->logits[t * ld + 3] = s->logits[t * ld + 1];
+            s->scores[t * ld + 3] = s->scores[t * ld + 1];
         }
     }
     if (n > 2 && E > 2) {
@@ -115,6 +118,12 @@ static void make_sample(sample *s, const moec_stats_meta *m, int64_t n, bool fir
         for (int64_t i = 0; i < H; i++)
             s->r[2 * H + i] = -s->h[2 * H + i];
     }
+    for (int64_t t = 0; slots > m->top_k && t < n; t++)
+        for (int64_t j = t % (slots + 1); j < slots; j++) { /* as many as the token's number, none in the first */
+            s->ids[t * slots + j] = -1;
+            s->gates[t * slots + j] = s->y_norm[t * slots + j] = 0;
+            s->prev[t * slots + slots - 1 - j] = s->guess[t * slots + slots - 1 - j] = -1;
+        }
     for (int i = 0; i < 7; i++) {
         int64_t cells = E * (i < 4 ? H : m->expert_width);
         s->tier1[i] = must((size_t)cells, sizeof(double));
@@ -123,17 +132,22 @@ static void make_sample(sample *s, const moec_stats_meta *m, int64_t n, bool fir
     }
     s->ev = (moec_event){
         .n = n, .seq = s->seq, .n_seq = 4, .h = s->h, .x = s->x, .r = s->r, .logits = s->logits, .scores = s->scores,
-        .ids = s->ids, .gates = s->gates, .y_norm = s->y_norm, .out_absmax = s->out_absmax, .out_channel = s->channel,
+        .shared = s->shared, .slots = slots, .ld = ld, .router_bias = s->router_bias, .ids = s->ids, .gates = s->gates, .y_norm = s->y_norm, .out_absmax = s->out_absmax, .out_channel = s->channel,
         .in_absmax = s->in_absmax, .router_norm = s->router_norm, .prev_ids = first ? NULL : s->prev,
         .guess_ids = first ? NULL : s->guess, .y_sum = s->tier1[0], .gy_sum = s->tier1[1], .xin_abs = s->tier1[2],
         .xin_sq = s->tier1[3], .act_abs = s->tier1[4], .act_sq = s->tier1[5], .gact_sq = s->tier1[6],
     };
 }
 
+static void make_sample(sample *s, const moec_stats_meta *m, int64_t n, bool first)
+{
+    make_wide(s, m, n, first, m->top_k, m->experts);
+}
+
 static void free_sample(sample *s)
 {
     void *all[] = {s->h, s->x, s->r, s->logits, s->scores, s->gates, s->y_norm, s->out_absmax, s->in_absmax,
-                   s->router_norm, s->ids, s->prev, s->guess, s->channel};
+                   s->router_norm, s->ids, s->prev, s->guess, s->channel, s->shared, s->router_bias};
     for (size_t i = 0; i < MOEC_COUNT(all); i++)
         moec_free(all[i]);
     for (int i = 0; i < 7; i++)
@@ -161,7 +175,7 @@ static int64_t place_of(const int32_t *ids, int64_t k, int64_t e)
 /* How many experts stand before e by logit. */
 static int64_t logit_rank(const moec_event *ev, int64_t E, int64_t t, int64_t e)
 {
-    const float *z = ev->logits + t * E;
+    const float *z = ev->logits + t * ev->ld;
     int64_t before = 0;
     for (int64_t f = 0; f < E; f++)
         before += z[f] > z[e] || (z[f] == z[e] && f < e);
@@ -179,9 +193,9 @@ static double dot(const float *a, const float *b, int64_t n)
 static double cos_after(const moec_event *ev, int64_t H, int64_t t)
 {
     const float *h = ev->h + t * H, *r = ev->r + t * H;
-    double hs = 0, ss = 0, hh = dot(h, h, H);
+    double hs = 0, ss = 0, hh = dot(h, h, H), part = ev->model ? ev->model->dims.residual_scale : 1;
     for (int64_t i = 0; i < H; i++) {
-        double s = (double)h[i] + (double)r[i];
+        double s = (double)h[i] + part * (double)r[i];
         hs += (double)h[i] * s;
         ss += s * s;
     }
@@ -192,15 +206,15 @@ static double cos_router(const moec_event *ev, const moec_stats_meta *m, int64_t
 {
     const float *x = ev->x + t * m->hidden;
     double scale = sqrt(dot(x, x, m->hidden)) * (double)ev->router_norm[e];
-    return scale > 0 ? (double)ev->logits[t * m->experts + e] / scale : 0;
+    return scale > 0 ? ((double)ev->logits[t * ev->ld + e] - (double)ev->router_bias[e]) / scale : 0;
 }
 
 /* Value of kind `kind`, one number a token, for an [E] statistic. */
 static double of_expert(const moec_event *ev, const moec_stats_meta *m, moec_stat kind, int64_t t, int64_t e)
 {
-    const int64_t E = m->experts, k = m->top_k, j = place_of(ev->ids + t * k, k, e);
-    const double z = (double)ev->logits[t * E + e], s = (double)ev->scores[t * E + e];
-    const double g = j < 0 ? 0 : (double)ev->gates[t * k + j], y = j < 0 ? 0 : (double)ev->y_norm[t * k + j];
+    const int64_t E = m->experts, k = m->top_k, slots = ev->slots, j = place_of(ev->ids + t * slots, slots, e);
+    const double z = (double)ev->logits[t * ev->ld + e], s = (double)ev->scores[t * ev->ld + e];
+    const double g = j < 0 ? 0 : (double)ev->gates[t * slots + j], y = j < 0 ? 0 : (double)ev->y_norm[t * slots + j];
     switch (kind) {
     case MOEC_STAT_SELECTED: return j >= 0;
     case MOEC_STAT_GATE_SUM: return g;
@@ -260,11 +274,11 @@ static void check_per_expert(const moec_partial *p, const moec_event *ev, const 
         for (int64_t s = 0; s < ev->n_seq; s++) {
             double sum = 0;
             for (int64_t t = ev->seq[s]; t < ev->seq[s + 1]; t++)
-                sum += (double)ev->scores[t * m->experts + e];
+                sum += (double)ev->scores[t * ev->ld + e];
             seq += ev->seq[s + 1] > ev->seq[s] ? sum / (double)(ev->seq[s + 1] - ev->seq[s]) : 0;
         }
         for (int64_t t = 0; t < ev->n; t++)
-            if (selects(ev, m->top_k, t, e))
+            if (selects(ev, ev->slots, t, e))
                 top = fmax(top, cos_router(ev, m, t, e));
         assert_close(cell(p, MOEC_STAT_PROB_SEQ_SUM, e), seq, 1e-12);
         assert_close(cell(p, MOEC_STAT_COS_ROUTER_MAX, e), top, 1e-12);
@@ -287,7 +301,7 @@ static void check_shares(const moec_partial *p, const moec_event *ev, const moec
                 for (int64_t place = 0; place < E; place++)
                     for (int64_t e = 0; e < E; e++)
                         if (logit_rank(ev, E, t, e) == place) {
-                            double s = (double)ev->scores[t * E + e];
+                            double s = (double)ev->scores[t * ev->ld + e];
                             if (pass == 0)
                                 total += s;
                             else if (20 * sum < total * (i + 1)) {
@@ -304,16 +318,16 @@ static void check_shares(const moec_partial *p, const moec_event *ev, const moec
 
 static void check_histograms(const moec_partial *p, const moec_event *ev, const moec_stats_meta *m)
 {
-    const int64_t k = m->top_k;
+    const int64_t k = m->top_k, slots = ev->slots;
     double *ratio = must((size_t)(k * 1024), sizeof *ratio), *before = must((size_t)(k * 256), sizeof *before);
     for (int64_t t = 0; t < ev->n; t++)
-        for (int64_t j = 0; j < k; j++) {
-            double sum = 0, part = 0, g0 = (double)ev->gates[t * k];
-            for (int64_t i = 0; i < k; i++) {
-                sum += (double)ev->gates[t * k + i];
-                part += i < j ? (double)ev->gates[t * k + i] : 0;
+        for (int64_t j = 0; j < k && ev->ids[t * slots + j] >= 0; j++) {
+            double sum = 0, part = 0, g0 = (double)ev->gates[t * slots];
+            for (int64_t i = 0; i < slots; i++) {
+                sum += (double)ev->gates[t * slots + i];
+                part += i < j ? (double)ev->gates[t * slots + i] : 0;
             }
-            double a = g0 > 0 ? floor(1024 * ((double)ev->gates[t * k + j] / g0)) : 0;
+            double a = g0 > 0 ? floor(1024 * ((double)ev->gates[t * slots + j] / g0)) : 0;
             double b = sum > 0 ? floor(256 * (part / sum)) : 0;
             if (j > 0)
                 ratio[(j - 1) * 1024 + (int)fmin(a, 1023)]++;
@@ -329,14 +343,14 @@ static void check_histograms(const moec_partial *p, const moec_event *ev, const 
 
 static void check_pairs(const moec_partial *p, const moec_event *ev, const moec_stats_meta *m)
 {
-    const int64_t E = m->experts, k = m->top_k;
+    const int64_t E = m->experts, k = m->top_k, slots = ev->slots;
     for (int64_t a = 0; a < E; a++)
         for (int64_t b = 0; b < E; b++) {
             double both = 0, after = 0, gram = 0;
             for (int64_t t = 0; t < ev->n; t++) {
-                both += selects(ev, k, t, a) && selects(ev, k, t, b);
-                after += ev->prev_ids && place_of(ev->prev_ids + t * k, k, a) >= 0 && selects(ev, k, t, b);
-                gram += (double)ev->logits[t * E + a] * (double)ev->logits[t * E + b];
+                both += selects(ev, slots, t, a) && selects(ev, slots, t, b);
+                after += ev->prev_ids && place_of(ev->prev_ids + t * slots, slots, a) >= 0 && selects(ev, slots, t, b);
+                gram += (double)ev->logits[t * ev->ld + a] * (double)ev->logits[t * ev->ld + b];
             }
             assert_close(cell(p, MOEC_STAT_COACT, a * E + b), both, 0);
             assert_close(cell(p, MOEC_STAT_TRANS, a * E + b), after, 0);
@@ -345,30 +359,49 @@ static void check_pairs(const moec_partial *p, const moec_event *ev, const moec_
         }
     for (int64_t j = 0; j < k; j++) {
         double hit = 0;
+        const int64_t end = j < k - 1 ? j + 1 : slots; /* the last counts those behind it, too */
         for (int64_t t = 0; t < ev->n; t++)
-            hit += ev->guess_ids && place_of(ev->guess_ids + t * k, k, ev->ids[t * k + j]) >= 0;
+            for (int64_t i = j; i < end && ev->ids[t * slots + i] >= 0; i++)
+                hit += ev->guess_ids && place_of(ev->guess_ids + t * slots, slots, ev->ids[t * slots + i]) >= 0;
         assert_close(cell(p, MOEC_STAT_PREFETCH_HIT, j), hit, 0);
         for (int64_t e = 0; e < E; e++) {
             double rank = 0;
             for (int64_t t = 0; t < ev->n; t++)
-                rank += ev->ids[t * k + j] == e;
+                for (int64_t i = j; i < end; i++)
+                    rank += ev->ids[t * slots + i] == e;
             assert_close(cell(p, MOEC_STAT_RANK, e * k + j), rank, 0);
         }
     }
 }
 
+static void check_active(const moec_partial *p, const moec_event *ev, const moec_stats_meta *m)
+{
+    for (int64_t n = 0; n <= m->experts; n++) {
+        double want = 0;
+        for (int64_t t = 0; t < ev->n; t++) {
+            int64_t used = 0;
+            for (int64_t e = 0; e < m->experts; e++)
+                used += selects(ev, ev->slots, t, e);
+            want += used == n;
+        }
+        assert_close(cell(p, MOEC_STAT_ACTIVE, n), want, 0);
+    }
+}
+
 static void check_layer_sums(const moec_partial *p, const moec_event *ev, const moec_stats_meta *m)
 {
-    double cosine = 0, h = 0, r = 0;
+    double cosine = 0, h = 0, r = 0, shared = 0;
     for (int64_t t = 0; t < ev->n; t++) {
         cosine += cos_after(ev, m->hidden, t);
         h += sqrt(dot(ev->h + t * m->hidden, ev->h + t * m->hidden, m->hidden));
         r += sqrt(dot(ev->r + t * m->hidden, ev->r + t * m->hidden, m->hidden));
+        if (ev->shared)
+            shared += sqrt(dot(ev->shared + t * m->hidden, ev->shared + t * m->hidden, m->hidden));
     }
     assert_close(cell(p, MOEC_STAT_COS_MOE, 0), cosine, 1e-11);
     assert_close(cell(p, MOEC_STAT_NORMS_RES, 0), h, 1e-11);
     assert_close(cell(p, MOEC_STAT_NORMS_RES, 1), r, 1e-11);
-    assert_close(cell(p, MOEC_STAT_NORMS_RES, 2), 0, 0);
+    assert_close(cell(p, MOEC_STAT_NORMS_RES, 2), shared, 1e-11);
     const double *given[] = {ev->y_sum, ev->gy_sum, ev->xin_abs, ev->xin_sq, ev->act_abs, ev->act_sq, ev->gact_sq};
     const moec_stat kind[] = {MOEC_STAT_Y_SUM, MOEC_STAT_GY_SUM, MOEC_STAT_XIN_ABS, MOEC_STAT_XIN_SQ, MOEC_STAT_ACT_ABS,
                               MOEC_STAT_ACT_SQ, MOEC_STAT_GACT_SQ};
@@ -393,8 +426,11 @@ static void observes_as_defined(void **state)
     static const struct {
         int64_t E, k, H, n;
         int tier;
-    } cases[] = {{7, 3, 37, 23, 1},   {16, 4, 32, 50, 0}, {1, 1, 1, 5, 1},
-                 {130, 9, 64, 12, 1}, {5, 5, 6, 9, 0},    {8, 1, 3, 40, 1}};
+        int64_t slots, nulls; /* slots 0: k */
+    } cases[] = {{7, 3, 37, 23, 1, 0, 0}, {16, 4, 32, 50, 0, 0, 0}, {1, 1, 1, 5, 1, 0, 0},   {130, 9, 64, 12, 1, 0, 0},
+                 {5, 5, 6, 9, 0, 0, 0},   {8, 1, 3, 40, 1, 0, 0},   {8, 2, 16, 40, 1, 8, 0}, {6, 1, 9, 30, 1, 6, 0},
+                 {40, 3, 8, 60, 0, 40, 7}, {9, 4, 5, 20, 1, 0, 3}};
+    const moec_model scaled = {.dims = {.residual_scale = 0.22}};
     (void)state;
     seed = 88172645463325252u;
     for (size_t i = 0; i < MOEC_COUNT(cases); i++) {
@@ -403,7 +439,11 @@ static void observes_as_defined(void **state)
         sample s;
         assert_int_equal(moec_partial_new(&p, &m, NULL), MOEC_OK);
         for (int round = 0; round < 2; round++) { /* the second overwrites what the first left */
-            make_sample(&s, &m, cases[i].n, round == 1);
+            make_wide(&s, &m, cases[i].n, round == 1, cases[i].slots ? cases[i].slots : m.top_k, m.experts + cases[i].nulls);
+            if (i % 2)
+                s.ev.shared = NULL;
+            else
+                s.ev.model = &scaled;
             moec_observe(p, &s.ev);
             assert_int_equal(p->has_prev, round == 0);
             assert_int_equal(p->has_guess, round == 0);
@@ -411,6 +451,7 @@ static void observes_as_defined(void **state)
             check_shares(p, &s.ev, &m);
             check_histograms(p, &s.ev, &m);
             check_pairs(p, &s.ev, &m);
+            check_active(p, &s.ev, &m);
             check_layer_sums(p, &s.ev, &m);
             free_sample(&s);
         }

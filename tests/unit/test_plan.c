@@ -86,6 +86,44 @@ static void test_round_trip(void **state)
 #define HEAD "{\"moecompress_plan\": 1, \"kind\": \"prune\", \"model\": \"\", \"top_k\": 2, \"new_top_k\": 2, "
 #define LAYER(keep) "{\"layer\": 0, \"experts\": 4, \"keep\": " keep "}"
 
+#define OTHER(kind, layer) "{\"kind\": \"" kind "\", \"layer\": " layer ", \"experts\": 4, \"keep\": [0, 2]}"
+
+/* What is only there where it applies is written as it was read, and nowhere else. */
+static void test_extras(void **state)
+{
+    (void)state;
+    static const char text[] = HEAD "\"mtp\": \"keep\", \"groups\": \"drop\", \"pad\": 3, \"dtype\": \"f16\", \"layers\": ["
+        LAYER("[0, 1]") "], \"others\": [" OTHER("attention", "0") ", " OTHER("mtp", "0") "]}";
+    moec_plan *p, *again;
+    char *first, *second;
+    assert_int_equal(moec_plan_parse(&p, text, sizeof text - 1, "plan", NULL), MOEC_OK);
+    assert_int_equal(p->n_layers, 1);
+    assert_int_equal(p->n_sets, 3);
+    assert_int_equal(p->layer[1].kind, MOEC_SET_HEADS);
+    assert_int_equal(p->layer[2].kind, MOEC_SET_MTP);
+    assert_int_equal(p->dtype, MOEC_F16);
+    assert_true(p->drop_groups && p->mtp == MOEC_PLAN_MTP_KEEP && p->pad == 3);
+    assert_int_equal(moec_plan_experts(p), 3);
+    assert_int_equal(moec_plan_dead(p), 3);
+    assert_int_equal(moec_plan_to_text(&first, p, NULL), MOEC_OK);
+    assert_int_equal(moec_plan_parse(&again, first, strlen(first), "plan", NULL), MOEC_OK);
+    assert_int_equal(moec_plan_to_text(&second, again, NULL), MOEC_OK);
+    assert_string_equal(first, second);
+    moec_plan_drop_mtp(p);
+    assert_int_equal(p->n_sets, 2);
+    moec_free(first);
+    moec_free(second);
+    moec_plan_free(again);
+    moec_plan_free(p);
+    p = make(0x0f);
+    assert_int_equal(moec_plan_to_text(&first, p, NULL), MOEC_OK);
+    static const char *const keys[] = {"mtp", "groups", "pad", "dtype", "others", "kind\": \"moe"};
+    for (size_t i = 0; i < MOEC_COUNT(keys); i++)
+        assert_null(strstr(first, keys[i]));
+    moec_free(first);
+    moec_plan_free(p);
+}
+
 static void test_hostile(void **state)
 {
     (void)state;
@@ -115,6 +153,21 @@ static void test_hostile(void **state)
         {HEAD "\"layers\": [{\"layer\": 0, \"experts\": 4, \"keep\": [0], \"score\": [1, 2]}]}", "score"},
         {HEAD "\"layers\": [{\"layer\": 0, \"experts\": 99999999, \"keep\": [0]}]}", "experts"},
         {HEAD "\"layers\": [{\"layer\": 0, \"experts\": 4, \"keep\": [0], \"kept\": []}]}", "unknown key kept"},
+        {HEAD "\"mtp\": \"yes\", \"layers\": []}", "mtp is yes, expected keep or drop"},
+        {HEAD "\"groups\": \"keep\", \"layers\": []}", "expected drop"},
+        {HEAD "\"dtype\": \"int4\", \"layers\": []}", "dtype is int4"},
+        {HEAD "\"dtype\": 4, \"layers\": []}", "dtype is no text"},
+        {HEAD "\"pad\": 0, \"layers\": []}", "pad is 0"},
+        {HEAD "\"others\": 3, \"layers\": [" LAYER("[0]") "]}", "others is not a list"},
+        {HEAD "\"others\": [3], \"layers\": [" LAYER("[0]") "]}", "others[0]"},
+        {HEAD "\"others\": [" OTHER("heads", "1") "], \"layers\": [" LAYER("[0]") "]}", "kind is heads"},
+        {HEAD "\"others\": [" OTHER("mtp", "1") ", " OTHER("attention", "2") "], \"layers\": [" LAYER("[0]") "]}",
+         "first attention"},
+        {HEAD "\"others\": [" OTHER("mtp", "1") ", " OTHER("mtp", "1") "], \"layers\": [" LAYER("[0]") "]}", "must ascend"},
+        {HEAD "\"others\": [{\"kind\": \"mtp\", \"layer\": 0, \"experts\": 4, \"keep\": [4]}], \"layers\": [" LAYER("[0]") "]}",
+         "others[0]: keep"},
+        {HEAD "\"others\": [{\"kind\": \"mtp\", \"layer\": 0, \"experts\": 4, \"keep\": [0], \"score\": []}], "
+         "\"layers\": [" LAYER("[0]") "]}", "unknown key score"},
         {"{\"moecompress_plan\": 1, \"kind\": \"prune\", \"model\": \"\", \"top_k\": 2, \"new_top_k\": 3, \"layers\": []}",
          "new_top_k"},
         {"{\"moecompress_plan\": 1, \"kind\": \"prune\", \"model\": \"0123456789012345678901234567890123\", \"top_k\": 2, "
@@ -165,8 +218,17 @@ static void test_other_model(void **state)
     p->top_k = 3;
     refuse(p, "top_k");
     p = make(0x0f);
+    p->mtp = MOEC_PLAN_MTP_KEEP;
+    refuse(p, "no multi-token-prediction");
+    p = make(0x0f);
+    p->drop_groups = true;
+    refuse(p, "no groups");
+    p = make(0x0f);
+    p->pad = 6;
+    refuse(p, "padding");
+    p = make(0x0f);
     moec_free(p->layer[2].keep);
-    p->n_layers = 2;
+    p->n_layers = p->n_sets = 2;
     refuse(p, "2 layers");
 }
 
@@ -189,6 +251,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_extras),
         cmocka_unit_test(test_hostile),
         cmocka_unit_test(test_other_model),
         cmocka_unit_test(test_lines),

@@ -215,7 +215,7 @@ static void test_other_expert(void **state)
     moec_model *o;
     make_output();
     assert_int_equal(moec_model_open(&o, out, NULL), MOEC_OK);
-    const moec_tensor *a = o->layer[0].expert[1].up, *b = o->layer[0].expert[3].up;
+    const moec_tensor *a = o->layer[0].expert[1].up.of, *b = o->layer[0].expert[3].up.of;
     char *x, *path = tiny_path(out, moec_ckpt_shard_name(o->ckpt, moec_ckpt_shard_of(o->ckpt, (size_t)(a - moec_ckpt_at(o->ckpt, 0)))));
     assert_int_equal(moec_copy(&x, b->data, b->bytes, NULL), MOEC_OK);
     int fd = open(path, O_RDWR);

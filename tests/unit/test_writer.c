@@ -491,13 +491,72 @@ static void test_copy_range(void **state)
     moec_free(path);
 }
 
+static moec_status counting(void *to, void *ctx, uint64_t from, size_t n, moec_err *err)
+{
+    (void)err;
+    assert_int_equal(from % 4, 0); /* whole values, though pieces of the file are cut anywhere */
+    for (size_t i = 0; i < n; i += 4) {
+        uint32_t v = (uint32_t)((from + i) / 4 * *(const uint32_t *)ctx);
+        memcpy((char *)to + i, &v, 4);
+    }
+    return MOEC_OK;
+}
+
+/* Segments that are made: one value over and over, and bytes of a function, over more than one piece, at odd offsets. */
+static void test_made(void **state)
+{
+    (void)state;
+    enum { FILL = 3 << 20, MADE = 5 << 20, FROM = 12 };
+    static const unsigned char value[2] = {0x1c, 0xc6};
+    static uint32_t factor = 2654435761u;
+    const int64_t odd = 5, fill = FILL / 2 + 1, made = MADE / 4 + 1;
+    moec_out *o;
+    moec_writer *w;
+    moec_err err = {MOEC_OK, ""};
+    const moec_writer_options opt = {.dir = out, .identity = "made"};
+    clear();
+    assert_int_equal(moec_out_new(&o, NULL), MOEC_OK);
+    assert_int_equal(moec_out_shard(o, "model.safetensors", NULL, NULL), MOEC_OK);
+    assert_int_equal(moec_out_tensor(o, "odd", MOEC_U8, 1, &odd, NULL), MOEC_OK);
+    assert_int_equal(moec_out_bytes(o, fd, 0, 5, NULL), MOEC_OK);
+    assert_int_equal(moec_out_tensor(o, "fill", MOEC_BF16, 1, &fill, NULL), MOEC_OK);
+    assert_int_equal(moec_out_fill(o, value, 2, 3, NULL), MOEC_EINVAL);
+    assert_int_equal(moec_out_fill(o, value, 0, 2, NULL), MOEC_EINVAL);
+    assert_int_equal(moec_out_fill(o, value, 2, FILL + 2, NULL), MOEC_OK);
+    assert_int_equal(moec_out_tensor(o, "made", MOEC_F32, 1, &made, NULL), MOEC_OK);
+    assert_int_equal(moec_out_made(o, counting, &factor, FROM, MADE, NULL), MOEC_OK);
+    assert_int_equal(moec_out_made(o, counting, &factor, 0, 4, NULL), MOEC_OK);
+    assert_int_equal(moec_out_close(o, NULL), MOEC_OK);
+    if (moec_writer_open(&w, o, &opt, &err) != MOEC_OK || moec_writer_run(w, &err) != MOEC_OK ||
+        moec_writer_publish(w, &err) != MOEC_OK)
+        fail_msg("%s", err.text);
+    moec_writer_close(w);
+    char *bytes, *path = tiny_path(out, "model.safetensors");
+    size_t len, head;
+    assert_int_equal(moec_file_read(&bytes, &len, path, 1 << 30, NULL), MOEC_OK);
+    (void)moec_out_header(&head, o, 0);
+    assert_int_equal(len, head + 5 + FILL + 2 + MADE + 4);
+    const char *at = bytes + head;
+    assert_memory_equal(at, source, 5);
+    for (size_t i = 0; i < FILL + 2; i++)
+        assert_true((unsigned char)at[5 + i] == value[i % 2]);
+    at += 5 + FILL + 2;
+    for (uint32_t i = 0; i < MADE / 4; i++) {
+        uint32_t v = (i + FROM / 4) * factor;
+        assert_true(memcmp(at + 4 * (size_t)i, &v, 4) == 0);
+    }
+    moec_free(bytes);
+    moec_free(path);
+    moec_out_free(o);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bytes),     cmocka_unit_test(test_hashes), cmocka_unit_test(test_lists),
         cmocka_unit_test(test_places),    cmocka_unit_test(test_overwrite), cmocka_unit_test(test_lock),
         cmocka_unit_test(test_resume),    cmocka_unit_test(test_check),  cmocka_unit_test(test_other_identity),
-        cmocka_unit_test(test_full_disk), cmocka_unit_test(test_copy_range),
+        cmocka_unit_test(test_full_disk), cmocka_unit_test(test_copy_range), cmocka_unit_test(test_made),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -1,0 +1,248 @@
+/* Does a plan fit a model, and what a plan says of its output. */
+#include "method/plan.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char sets_differ[] = "clients load one count for all layers";
+
+int64_t moec_plan_least(const moec_plan *p)
+{
+    int64_t least = p->layer[0].n_keep;
+    for (int64_t i = 1; i < p->n_sets; i++)
+        least = p->layer[i].n_keep < least ? p->layer[i].n_keep : least;
+    return least;
+}
+
+int64_t moec_plan_experts(const moec_plan *p)
+{
+    return p->pad > 0 ? p->pad : p->layer[0].n_keep;
+}
+
+int64_t moec_plan_dead(const moec_plan *p)
+{
+    int64_t dead = 0;
+    for (int64_t i = 0; p->pad > 0 && i < p->n_sets; i++)
+        dead += p->pad - p->layer[i].n_keep;
+    return dead;
+}
+
+const moec_layer *moec_set_layer(const moec_model *m, int64_t set)
+{
+    const moec_set *s = &m->set[set];
+    if (s->kind != MOEC_SET_MTP)
+        return &m->layer[s->layer];
+    for (int64_t i = 0; i < m->mtp_layers; i++)
+        if (m->mtp[i].index == s->layer)
+            return &m->mtp[i];
+    return NULL;
+}
+
+/* --- groups ---------------------------------------------------------------------------------------------------------- */
+
+static int64_t least_in_group(const moec_model *m)
+{
+    return m->family->group == MOEC_GROUP_TOP2 ? 2 : 1;
+}
+
+static bool groups_hold(const moec_model *m, int64_t keep, int64_t top_k)
+{
+    const moec_dims *d = &m->dims;
+    int64_t each = keep / d->groups;
+    return keep % d->groups == 0 && each >= least_in_group(m) && top_k <= d->top_groups * each;
+}
+
+moec_status moec_plan_check_groups(const moec_model *m, int64_t keep, int64_t top_k, moec_err *err)
+{
+    const moec_dims *d = &m->dims;
+    if (d->groups <= 1 || keep == d->experts || groups_hold(m, keep, top_k))
+        return MOEC_OK;
+    char list[64] = "";
+    size_t n = 0;
+    int64_t below = keep / d->groups * d->groups;
+    for (int64_t k = below; k > 0 && n == 0; k -= d->groups) /* the next one below, and the next two above */
+        if (groups_hold(m, k, top_k))
+            n += (size_t)snprintf(list + n, sizeof list - n, "%lld", (long long)k);
+    int found = 0;
+    for (int64_t k = below + d->groups; k <= d->experts && found < 2; k += d->groups)
+        if (groups_hold(m, k, top_k) || k == d->experts) {
+            n += (size_t)snprintf(list + n, sizeof list - n, "%s%lld", n ? ", " : "", (long long)k);
+            found++;
+        }
+    return moec_fail(err, MOEC_EINVAL,
+                     "%lld experts do not fit the router's %lld groups, of which it takes %lld: every group must keep the "
+                     "same number, at least %lld, and the chosen groups must hold top-k %lld. Counts that work: %s; or "
+                     "--groups drop, which chooses among all experts at once and changes the routing",
+                     (long long)keep, (long long)d->groups, (long long)d->top_groups, (long long)least_in_group(m),
+                     (long long)top_k, list);
+}
+
+/* Every group must keep the same number: clients cut the list of experts into equal parts. */
+static moec_status check_members(const moec_plan_layer *l, const moec_model *m, moec_err *err)
+{
+    int64_t each = l->n_keep / m->dims.groups, width = l->n_experts / m->dims.groups;
+    for (int64_t k = 0; k < l->n_keep; k++)
+        if (l->keep[k] / width != k / each)
+            return moec_fail(err, MOEC_EFORMAT,
+                             "plan: %s layer %lld: its groups of experts do not keep %lld each; that, or \"groups\": "
+                             "\"drop\", is needed", moec_set_name(l->kind), (long long)l->layer, (long long)each);
+    return MOEC_OK;
+}
+
+static moec_status check_groups(const moec_plan *p, const moec_model *m, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    if (p->drop_groups && m->dims.groups <= 1)
+        return moec_fail(err, MOEC_EFORMAT, "plan: groups is drop, but the router of this model has no groups");
+    if (p->drop_groups || m->dims.groups <= 1)
+        return MOEC_OK;
+    for (int64_t i = 0; st == MOEC_OK && i < p->n_sets; i++) {
+        const moec_plan_layer *l = &p->layer[i];
+        if (l->kind == MOEC_SET_HEADS)
+            continue;
+        if (moec_plan_check_groups(m, l->n_keep, p->new_top_k, err) != MOEC_OK)
+            return moec_fail(err, MOEC_EFORMAT, "plan: layer %lld: %s", (long long)l->layer, err ? err->text : "");
+        st = check_members(l, m, err);
+    }
+    return st;
+}
+
+/* --- padding --------------------------------------------------------------------------------------------------------- */
+
+moec_status moec_plan_check_pad(const moec_model *m, bool drop_groups, int64_t pad, moec_err *err)
+{
+    const bool softmax = m->family->score == MOEC_SCORE_SOFTMAX;
+    if (pad > m->dims.experts)
+        return moec_fail(err, MOEC_EINVAL, "padding to %lld experts a layer: the model has %lld", (long long)pad,
+                         (long long)m->dims.experts);
+    if (m->dims.groups > 1 && !drop_groups)
+        return moec_fail(err, MOEC_EINVAL, "padding: the router chooses among %lld groups, and dead experts would count as "
+                         "the best of a group; --groups drop makes it possible", (long long)m->dims.groups);
+    for (int64_t i = 0; i < m->sets; i++) {
+        const moec_layer *l = moec_set_layer(m, i);
+        const bool heads = m->set[i].kind == MOEC_SET_HEADS;
+        if (!heads && l && l->bias[MOEC_MAT_ROUTER])
+            continue;
+        if (heads || !l || !l->vec[MOEC_VEC_SELECTION_BIAS])
+            return moec_fail(err, MOEC_EINVAL, "padding: layer %lld: its router has no bias that could keep a dead expert "
+                             "from being chosen; a zero row is chosen whenever the others are negative",
+                             (long long)m->set[i].layer);
+        if (softmax)
+            return moec_fail(err, MOEC_EINVAL, "padding: layer %lld: scores are a softmax over all experts, and dead ones "
+                             "would share its denominator", (long long)m->set[i].layer);
+    }
+    return MOEC_OK;
+}
+
+/* --- all of it ------------------------------------------------------------------------------------------------------- */
+
+static moec_status check_set(const moec_plan *p, int64_t i, const moec_model *m, moec_err *err)
+{
+    const moec_plan_layer *l = &p->layer[i];
+    const moec_set *s = &m->set[i];
+    if (i < p->n_layers && (l->layer != s->layer || l->kind != s->kind))
+        return moec_fail(err, MOEC_EFORMAT, "plan: layer %lld is no layer with experts in this model, or one is missing before "
+                         "it", (long long)l->layer);
+    if (l->layer != s->layer || l->kind != s->kind)
+        return moec_fail(err, MOEC_EFORMAT, "plan: others: %s layer %lld stands where the model has %s layer %lld",
+                         moec_set_name(l->kind), (long long)l->layer, moec_set_name(s->kind), (long long)s->layer);
+    if (l->n_experts != m->dims.experts)
+        return moec_fail(err, MOEC_EFORMAT, "plan: layer %lld is for %lld experts, the model has %lld",
+                         (long long)l->layer, (long long)l->n_experts, (long long)m->dims.experts);
+    if (p->pad > 0 && l->n_keep > p->pad)
+        return moec_fail(err, MOEC_EFORMAT, "plan: layer %lld keeps %lld experts, more than the %lld of pad",
+                         (long long)l->layer, (long long)l->n_keep, (long long)p->pad);
+    if (p->pad == 0 && l->n_keep != p->layer[0].n_keep)
+        return moec_fail(err, MOEC_EFORMAT, "plan: layer %lld keeps %lld experts, layer %lld keeps %lld; %s",
+                         (long long)l->layer, (long long)l->n_keep, (long long)p->layer[0].layer,
+                         (long long)p->layer[0].n_keep, sets_differ);
+    return MOEC_OK;
+}
+
+/* What is said of the sets that calibration does not see. */
+static moec_status check_others(const moec_plan *p, const moec_model *m, moec_err *err)
+{
+    int64_t mtp = 0, want = m->sets;
+    for (int64_t i = 0; i < m->sets; i++)
+        mtp += m->set[i].kind == MOEC_SET_MTP;
+    if (mtp > 0 && p->mtp == MOEC_PLAN_MTP_UNSAID)
+        return moec_fail(err, MOEC_EFORMAT, "plan: the model has %lld multi-token-prediction layers, and nothing says what "
+                         "becomes of them (\"mtp\": \"keep\" or \"drop\")", (long long)mtp);
+    if (mtp == 0 && p->mtp != MOEC_PLAN_MTP_UNSAID)
+        return moec_fail(err, MOEC_EFORMAT, "plan: mtp is said, but the model has no multi-token-prediction layers");
+    if (p->mtp == MOEC_PLAN_MTP_DROP)
+        want -= mtp;
+    if (p->n_sets != want)
+        return moec_fail(err, MOEC_EFORMAT, "plan: others has %lld sets, the model has %lld attention experts and "
+                         "multi-token-prediction layers that stay", (long long)(p->n_sets - p->n_layers),
+                         (long long)(want - m->moe_layers));
+    return MOEC_OK;
+}
+
+bool moec_top_k_may_shrink(const moec_model *m)
+{
+    for (int64_t i = m->moe_layers; i < m->sets; i++)
+        if (m->set[i].kind == MOEC_SET_HEADS)
+            return false;
+    return m->family->choice != MOEC_CHOOSE_SPARSEMIXER;
+}
+
+static moec_status check_top_k(const moec_plan *p, const moec_model *m, moec_err *err)
+{
+    if (p->top_k != m->dims.top_k)
+        return moec_fail(err, MOEC_EFORMAT, "plan: top_k is %lld, the model has %lld", (long long)p->top_k,
+                         (long long)m->dims.top_k);
+    if (p->new_top_k > moec_plan_least(p))
+        return moec_fail(err, MOEC_EFORMAT, "plan: new_top_k is %lld, more than the %lld experts that are kept",
+                         (long long)p->new_top_k, (long long)moec_plan_least(p));
+    if (p->new_top_k != p->top_k && !moec_top_k_may_shrink(m))
+        return moec_fail(err, MOEC_EFORMAT, "plan: new_top_k is %lld, but top-k of this model cannot change from %lld: its "
+                         "form depends on it", (long long)p->new_top_k, (long long)p->top_k);
+    return MOEC_OK;
+}
+
+moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    if (p->model[0] && strcmp(p->model, fingerprint) != 0)
+        return moec_fail(err, MOEC_EFORMAT, "plan: it is for another model (fingerprint %s, this one has %s)", p->model,
+                         fingerprint);
+    if (p->n_layers != m->moe_layers)
+        return moec_fail(err, MOEC_EFORMAT, "plan: it has %lld layers, the model has %lld with experts",
+                         (long long)p->n_layers, (long long)m->moe_layers);
+    MOEC_TRY(check_others(p, m, err));
+    for (int64_t i = 0; i < p->n_sets; i++)
+        MOEC_TRY(check_set(p, i, m, err));
+    MOEC_TRY(check_top_k(p, m, err));
+    MOEC_TRY(check_groups(p, m, err));
+    if (p->pad > 0 && moec_plan_check_pad(m, p->drop_groups, p->pad, err) != MOEC_OK)
+        st = moec_fail(err, MOEC_EFORMAT, "plan: %s", err ? err->text : "");
+done:
+    return st;
+}
+
+/* --- looking up ------------------------------------------------------------------------------------------------------ */
+
+int64_t moec_plan_number(const moec_plan *p, int64_t l, int64_t expert)
+{
+    const moec_plan_layer *pl = &p->layer[l];
+    int64_t lo = 0, hi = pl->n_keep;
+    while (lo < hi) {
+        int64_t mid = lo + (hi - lo) / 2;
+        if (pl->keep[mid] == expert)
+            return mid;
+        if (pl->keep[mid] < expert)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return -1;
+}
+
+const moec_plan_layer *moec_plan_find(const moec_plan *p, int64_t layer)
+{
+    for (int64_t i = 0; i < p->n_layers; i++)
+        if (p->layer[i].layer == layer)
+            return &p->layer[i];
+    return NULL;
+}

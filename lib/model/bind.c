@@ -1,0 +1,158 @@
+/* See bind.h: names, single tensors and matrices. */
+#include "model/bind.h"
+
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char layers[] = "model.layers.%d.", root[] = "model.", wrapped[] = "language_model.";
+
+/* One alternative with the prefix that this checkpoint has in place of "model.". */
+static void place_prefix(char out[MOEC_NAME], const moec_binder *b, const char *p, int len)
+{
+    const char *model = b->m->prefix ? b->m->prefix : root, *start = "";
+    if (b->mtp_layer && strncmp(p, layers, sizeof layers - 1) == 0) {
+        start = b->mtp_layer;
+        p += sizeof layers - 1;
+        len -= (int)sizeof layers - 1;
+    } else if (strncmp(p, root, sizeof root - 1) == 0) {
+        start = model;
+        p += sizeof root - 1;
+        len -= (int)sizeof root - 1;
+    } else if (strncmp(model, wrapped, sizeof wrapped - 1) == 0) {
+        start = wrapped;
+    }
+    snprintf(out, MOEC_NAME, "%s%.*s", start, len, p);
+}
+
+bool moec__name(char buf[MOEC_NAME], size_t *number_at, const moec_binder *b, const char *pattern, int n)
+{
+    char name[MOEC_NAME];
+    const char *p = pattern;
+    for (; n > 0 && p; n--) {
+        p = strchr(p, '|');
+        p = p ? p + 1 : NULL;
+    }
+    if (!p)
+        return false;
+    place_prefix(name, b, p, (int)strcspn(p, "|"));
+    size_t len = 0, at = SIZE_MAX;
+    int numbers = 0;
+    for (p = name; *p && len + 24 < MOEC_NAME;) {
+        if (p[0] != '%' || p[1] != 'd') {
+            buf[len++] = *p++;
+            continue;
+        }
+        if (numbers == 1)
+            at = len;
+        len += (size_t)snprintf(buf + len, MOEC_NAME - len, "%lld", (long long)(numbers == 0 ? b->layer : b->expert));
+        numbers++;
+        p += 2;
+    }
+    buf[len] = '\0';
+    if (number_at)
+        *number_at = at;
+    return true;
+}
+
+const moec_tensor *moec__find(const moec_binder *b, const char *pattern)
+{
+    char name[MOEC_NAME];
+    const moec_tensor *t = NULL;
+    for (int i = 0; pattern && !t && moec__name(name, NULL, b, pattern, i); i++)
+        t = moec_ckpt_find(b->m->ckpt, name);
+    return t;
+}
+
+static moec_status missing(const moec_binder *b, const char *pattern, moec_err *err)
+{
+    char name[MOEC_NAME];
+    (void)moec__name(name, NULL, b, pattern, 0);
+    return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is missing", moec_ckpt_dir(b->m->ckpt), name);
+}
+
+static moec_status check_shape(const moec_tensor *t, const moec_binder *b, int rank, const int64_t *dim, moec_err *err)
+{
+    char have[160], want[160];
+    if (t->rank == rank && memcmp(t->dim, dim, (size_t)rank * sizeof *dim) == 0)
+        return MOEC_OK;
+    return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is %s, expected %s", moec_ckpt_dir(b->m->ckpt), t->name,
+                     moec_shape_text(have, sizeof have, t->rank, t->dim), moec_shape_text(want, sizeof want, rank, dim));
+}
+
+static moec_status check_dtype(const moec_tensor *t, const moec_binder *b, moec_err *err)
+{
+    if (t->dtype == MOEC_F32 || t->dtype == MOEC_F16 || t->dtype == MOEC_BF16)
+        return MOEC_OK;
+    return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is %s, expected F32, F16 or BF16", moec_ckpt_dir(b->m->ckpt), t->name,
+                     moec_dtypes[t->dtype].name);
+}
+
+moec_status moec__bind(const moec_tensor **out, const moec_binder *b, const char *pattern, int rank, const int64_t *dim,
+                       moec_err *err)
+{
+    const moec_tensor *t = moec__find(b, pattern);
+    if (!t)
+        return missing(b, pattern, err);
+    moec_status st = check_shape(t, b, rank, dim, err);
+    if (st == MOEC_OK)
+        st = check_dtype(t, b, err);
+    *out = t;
+    return st;
+}
+
+/* "X.weight" in F8_E4M3 has its scales in "X.weight_scale_inv", one for each block. */
+static moec_status bind_scale(moec_weight *w, const moec_binder *b, moec_err *err)
+{
+    char name[MOEC_NAME + 16];
+    const moec_tensor *t = w->of;
+    snprintf(name, sizeof name, "%s_scale_inv", t->name);
+    w->scale = moec_ckpt_find(b->m->ckpt, name);
+    if (!w->scale)
+        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is F8_E4M3 and its scales %s are missing",
+                         moec_ckpt_dir(b->m->ckpt), t->name, name);
+    if (b->fp8_block[0] == 0)
+        return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s is F8_E4M3, but config.json has no quantization_config with "
+                         "quant_method fp8 and weight_block_size", moec_ckpt_dir(b->m->ckpt), t->name);
+    w->storage = MOEC_FP8;
+    w->block_rows = b->fp8_block[0];
+    w->block_cols = b->fp8_block[1];
+    const int64_t dim[2] = {(w->rows + w->block_rows - 1) / w->block_rows, (w->cols + w->block_cols - 1) / w->block_cols};
+    w->scale_cols = (int32_t)dim[1];
+    if (w->scale->dtype == MOEC_F8_E8M0)
+        return check_shape(w->scale, b, 2, dim, err);
+    moec_status st = check_shape(w->scale, b, 2, dim, err);
+    return st == MOEC_OK ? check_dtype(w->scale, b, err) : st;
+}
+
+moec_status moec__bind_matrix(moec_weight *out, const moec_binder *b, const char *pattern, int64_t rows, int64_t cols,
+                              moec_err *err)
+{
+    const int64_t dim[2] = {rows, cols};
+    const moec_tensor *t = moec__find(b, pattern);
+    if (!t)
+        return missing(b, pattern, err);
+    moec_status st = check_shape(t, b, 2, dim, err);
+    if (st != MOEC_OK)
+        return st;
+    *out = moec_weight_of(t);
+    return t->dtype == MOEC_F8_E4M3 ? bind_scale(out, b, err) : check_dtype(t, b, err);
+}
+
+moec_status moec__bind_bias(const moec_tensor **out, const moec_binder *b, const char *pattern, int64_t n, moec_err *err)
+{
+    static const char tail[] = ".weight";
+    char bias[MOEC_NAME];
+    size_t len = strcspn(pattern, "|"), cut = sizeof tail - 1;
+    *out = NULL;
+    /* every alternative of a matrix names its bias alike, so the first that is there decides */
+    for (const char *p = pattern; *p; p += len + (p[len] == '|')) {
+        len = strcspn(p, "|");
+        if (len < cut || len >= sizeof bias || strncmp(p + len - cut, tail, cut) != 0)
+            continue;
+        snprintf(bias, sizeof bias, "%.*s.bias", (int)(len - cut), p);
+        if (moec__find(b, bias))
+            return moec__bind(out, b, bias, 1, &n, err);
+    }
+    return MOEC_OK;
+}

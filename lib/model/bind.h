@@ -1,0 +1,38 @@
+/* Finds the tensors of a family in a checkpoint and checks their shapes; private to model.c and bind*.c. */
+#ifndef MOEC_MODEL_BIND_H
+#define MOEC_MODEL_BIND_H
+
+#include "model/model.h"
+
+enum { MOEC_NAME = 512 };
+
+/* Where names are looked up. */
+typedef struct moec_binder {
+    const moec_model *m;
+    const char *mtp_layer; /* NULL, or what stands for "model.layers.%d." */
+    int64_t layer, expert;
+    int32_t fp8_block[2];  /* 0: not an FP8 checkpoint */
+} moec_binder;
+
+/** The n-th alternative of a pattern under this layer, expert and prefix; false: there is no n-th. `number_at`: where the
+ *  expert's number stands (SIZE_MAX: nowhere); may be NULL. */
+bool moec__name(char buf[MOEC_NAME], size_t *number_at, const moec_binder *b, const char *pattern, int n);
+/** The tensor of the first alternative that is there; NULL: none, or no pattern. */
+const moec_tensor *moec__find(const moec_binder *b, const char *pattern);
+/** A tensor of exactly this shape in F32, F16 or BF16. MOEC_ESHAPE. */
+moec_status moec__bind(const moec_tensor **out, const moec_binder *b, const char *pattern, int rank, const int64_t *dim,
+                       moec_err *err) MOEC_USE_RESULT;
+/** A [rows, cols] matrix, plain or FP8 with its block scales. MOEC_ESHAPE. */
+moec_status moec__bind_matrix(moec_weight *out, const moec_binder *b, const char *pattern, int64_t rows, int64_t cols,
+                              moec_err *err) MOEC_USE_RESULT;
+/** "<pattern minus .weight>.bias" of n values if it is there. */
+moec_status moec__bind_bias(const moec_tensor **out, const moec_binder *b, const char *pattern, int64_t n, moec_err *err)
+    MOEC_USE_RESULT;
+/** Router, selection bias and experts of an MoE layer. */
+moec_status moec__bind_experts(moec_layer *l, const moec_binder *b, moec_err *err) MOEC_USE_RESULT;
+/** Everything of layer l->index; shared_width of dims is set where the config left it open. */
+moec_status moec__bind_layer(moec_layer *l, const moec_binder *b, moec_dims *dims, moec_err *err) MOEC_USE_RESULT;
+/** The row of the family's layouts that this layer's experts have; NULL: none of their tensors is there. */
+const moec_expert_names *moec__layout(const moec_binder *b);
+
+#endif

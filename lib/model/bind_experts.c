@@ -1,0 +1,189 @@
+/* See bind.h: the experts of a layer in every layout. */
+#include "base/mem.h"
+#include "model/bind.h"
+
+#include <stdio.h>
+#include <string.h>
+
+const moec_expert_names *moec__layout(const moec_binder *b)
+{
+    const moec_expert_names *row = b->m->family->experts;
+    moec_binder first = *b;
+    first.expert = 0;
+    for (int i = 0; i < MOEC_LAYOUTS && row[i].gate; i++)
+        if (moec__find(&first, row[i].gate))
+            return &row[i];
+    return NULL;
+}
+
+/* --- one tensor an expert -------------------------------------------------------------------------------------------- */
+
+static moec_status bind_split(moec_layer *l, const moec_binder *at, const moec_expert_names *names, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_binder b = *at;
+    const moec_dims *d = &b.m->dims;
+    for (b.expert = 0; b.expert < d->experts; b.expert++) {
+        moec_mlp *e = &l->expert[b.expert];
+        MOEC_TRY(moec__bind_matrix(&e->gate, &b, names->gate, d->expert_width, d->hidden, err));
+        MOEC_TRY(moec__bind_matrix(&e->up, &b, names->up, d->expert_width, d->hidden, err));
+        MOEC_TRY(moec__bind_matrix(&e->down, &b, names->down, d->hidden, d->expert_width, err));
+    }
+    /* One expert more than the config counts means that the config is not of these tensors. */
+    const moec_tensor *more = moec__find(&b, names->gate);
+    if (more)
+        st = moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is there, but config.json counts %lld experts",
+                       moec_ckpt_dir(b.m->ckpt), more->name, (long long)d->experts);
+done:
+    return st;
+}
+
+/* --- all experts in one tensor --------------------------------------------------------------------------------------- */
+
+static moec_weight part(const moec_tensor *t, int64_t rows, int64_t cols, int64_t at, int64_t row_step, int64_t col_step)
+{
+    return (moec_weight){.of = t, .rows = rows, .cols = cols, .at = at, .row_step = row_step, .col_step = col_step};
+}
+
+/* Views of expert e in gate_up and down (or gate, up and down) of a layout. */
+static moec_mlp view(moec_expert_layout layout, const moec_tensor *gate, const moec_tensor *up, const moec_tensor *down,
+                     const moec_dims *d, int64_t e)
+{
+    const int64_t I = d->expert_width, H = d->hidden, fused = e * 2 * I * H, one = e * I * H;
+    switch (layout) {
+    case MOEC_LAYOUT_OUT_IN:
+        return (moec_mlp){part(gate, I, H, fused, H, 1), part(gate, I, H, fused + I * H, H, 1), part(down, H, I, one, I, 1)};
+    case MOEC_LAYOUT_IN_OUT:
+        return (moec_mlp){part(gate, I, H, fused, 1, 2 * I), part(gate, I, H, fused + I, 1, 2 * I),
+                          part(down, H, I, one, 1, H)};
+    case MOEC_LAYOUT_IN_OUT_PAIRS:
+        return (moec_mlp){part(gate, I, H, fused, 2, 2 * I), part(gate, I, H, fused + 1, 2, 2 * I),
+                          part(down, H, I, one, 1, H)};
+    case MOEC_LAYOUT_MXFP4_PAIRS: /* out-in, as the blocks run along the input */
+        return (moec_mlp){part(gate, I, H, fused, 2 * H, 1), part(gate, I, H, fused + H, 2 * H, 1),
+                          part(down, H, I, one, I, 1)};
+    case MOEC_LAYOUT_FLAT:
+        return (moec_mlp){part(gate, I, H, one, H, 1), part(up, I, H, one, H, 1), part(down, H, I, one, 1, H)};
+    case MOEC_LAYOUT_SPLIT:
+        break;
+    }
+    return (moec_mlp){0};
+}
+
+static moec_status bind_stacked(moec_layer *l, const moec_binder *b, const moec_expert_names *n, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_dims *d = &b->m->dims;
+    const int64_t E = d->experts, I = d->expert_width, H = d->hidden;
+    const bool out_in = n->layout == MOEC_LAYOUT_OUT_IN, flat = n->layout == MOEC_LAYOUT_FLAT;
+    const int64_t gate_dim[3] = {flat ? E * I : E, flat ? H : out_in ? 2 * I : H, out_in ? H : 2 * I};
+    const int64_t down_dim[3] = {flat ? E * I : E, flat ? H : out_in ? H : I, out_in ? I : H};
+    const moec_tensor *gate, *up = NULL, *down;
+    MOEC_TRY(moec__bind(&gate, b, n->gate, flat ? 2 : 3, gate_dim, err));
+    if (flat)
+        MOEC_TRY(moec__bind(&up, b, n->up, 2, gate_dim, err));
+    MOEC_TRY(moec__bind(&down, b, n->down, flat ? 2 : 3, down_dim, err));
+    for (int64_t e = 0; e < E; e++)
+        l->expert[e] = view(n->layout, gate, up, down, d, e);
+done:
+    return st;
+}
+
+/* --- MXFP4 ----------------------------------------------------------------------------------------------------------- */
+
+/* Blocks [E, rows, cols/32, 16] and scales [E, rows, cols/32], all U8. */
+static moec_status bind_blocks(const moec_tensor **blocks, const moec_tensor **scales, const moec_binder *b,
+                               const char *pattern, int64_t rows, int64_t cols, moec_err *err)
+{
+    static const char tail[] = "_blocks";
+    char name[MOEC_NAME], have[160], want[160];
+    const int64_t dim[4] = {b->m->dims.experts, rows, cols / 32, 16};
+    const moec_tensor *found[2];
+    found[0] = moec__find(b, pattern);
+    if (!found[0] || cols % 32 != 0)
+        return moec_fail(err, MOEC_ESHAPE, "%s: layer %lld: %s", moec_ckpt_dir(b->m->ckpt), (long long)b->layer,
+                         found[0] ? "MXFP4 experts need widths that are multiples of 32" : "a tensor of MXFP4 blocks is missing");
+    snprintf(name, sizeof name, "%.*s_scales", (int)(strlen(found[0]->name) - (sizeof tail - 1)), found[0]->name);
+    found[1] = moec_ckpt_find(b->m->ckpt, name);
+    if (!found[1])
+        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is missing", moec_ckpt_dir(b->m->ckpt), name);
+    for (int i = 0; i < 2; i++) {
+        const moec_tensor *t = found[i];
+        if (t->dtype != MOEC_U8 || t->rank != 4 - i || memcmp(t->dim, dim, (size_t)(4 - i) * sizeof *dim) != 0)
+            return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is %s %s, expected U8 %s", moec_ckpt_dir(b->m->ckpt), t->name,
+                             moec_dtypes[t->dtype].name, moec_shape_text(have, sizeof have, t->rank, t->dim),
+                             moec_shape_text(want, sizeof want, 4 - i, dim));
+    }
+    *blocks = found[0];
+    *scales = found[1];
+    return MOEC_OK;
+}
+
+static moec_status bind_mxfp4(moec_layer *l, const moec_binder *b, const moec_expert_names *n, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_dims *d = &b->m->dims;
+    const moec_tensor *gate, *down, *gate_scale, *down_scale;
+    MOEC_TRY(bind_blocks(&gate, &gate_scale, b, n->gate, 2 * d->expert_width, d->hidden, err));
+    MOEC_TRY(bind_blocks(&down, &down_scale, b, n->down, d->hidden, d->expert_width, err));
+    for (int64_t e = 0; e < d->experts; e++) {
+        moec_mlp *x = &l->expert[e];
+        *x = view(n->layout, gate, NULL, down, d, e);
+        x->gate.storage = x->up.storage = x->down.storage = MOEC_MXFP4;
+        x->gate.scale = x->up.scale = gate_scale;
+        x->down.scale = down_scale;
+    }
+done:
+    return st;
+}
+
+/* --- a layer --------------------------------------------------------------------------------------------------------- */
+
+/* A config may say that there is no selection bias; else a family that has one must have it here. */
+static bool says_no(const moec_json *config, const char *key)
+{
+    bool v = true;
+    return moec_json_bool(moec_json_path(config, key), &v) && !v;
+}
+
+static moec_status bind_selection(moec_layer *l, const moec_binder *b, moec_err *err)
+{
+    const char *pattern = b->m->family->vec[MOEC_VEC_SELECTION_BIAS];
+    const moec_tensor *t = moec__find(b, pattern);
+    if (!pattern || (!t && (says_no(b->m->config, "use_expert_bias") || says_no(b->m->config, "use_routing_bias"))))
+        return MOEC_OK;
+    const int64_t flat[2] = {1, b->m->dims.experts};
+    const bool wide = t && t->rank == 2;
+    return moec__bind(&l->vec[MOEC_VEC_SELECTION_BIAS], b, pattern, wide ? 2 : 1, wide ? flat : flat + 1, err);
+}
+
+moec_status moec__bind_experts(moec_layer *l, const moec_binder *b, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_family *f = b->m->family;
+    const moec_dims *d = &b->m->dims;
+    const int64_t gate_bias[2] = {d->experts, 2 * d->expert_width}, down_bias[2] = {d->experts, d->hidden};
+    const moec_expert_names *names = moec__layout(b);
+    MOEC_TRY(moec__bind_matrix(&l->mat[MOEC_MAT_ROUTER], b, f->mat[MOEC_MAT_ROUTER], d->experts, d->hidden, err));
+    MOEC_TRY(moec__bind_bias(&l->bias[MOEC_MAT_ROUTER], b, f->mat[MOEC_MAT_ROUTER], d->experts, err));
+    if (f->mat[MOEC_MAT_ROUTER_NULL])
+        MOEC_TRY(moec__bind_matrix(&l->mat[MOEC_MAT_ROUTER_NULL], b, f->mat[MOEC_MAT_ROUTER_NULL], d->null_experts,
+                                   d->hidden, err));
+    MOEC_TRY(bind_selection(l, b, err));
+    MOEC_TRY(MOEC_NEW(l->expert, (size_t)d->experts, err));
+    if (!names)
+        names = &f->experts[0]; /* whose first tensor is then named as missing */
+    l->layout = names->layout;
+    if (names->layout == MOEC_LAYOUT_SPLIT)
+        MOEC_TRY(bind_split(l, b, names, err));
+    else if (names->layout == MOEC_LAYOUT_MXFP4_PAIRS)
+        MOEC_TRY(bind_mxfp4(l, b, names, err));
+    else
+        MOEC_TRY(bind_stacked(l, b, names, err));
+    if (names->gate_bias)
+        MOEC_TRY(moec__bind(&l->gate_up_bias, b, names->gate_bias, 2, gate_bias, err));
+    if (names->down_bias)
+        MOEC_TRY(moec__bind(&l->down_bias, b, names->down_bias, 2, down_bias, err));
+done:
+    return st;
+}

@@ -1,0 +1,35 @@
+/* DeepSeek-V3 and R1, V3.1, Moonlight, Kimi-K2: latent attention (MLA); sigmoid scores, selection bias, choice within the
+ * best groups, weights divided by their sum and scaled; shared expert; the first layers dense; multi-token prediction. */
+#include "model/family_names.h"
+
+const moec_family moec_family_deepseek_v3 = {
+    .model_type = "deepseek_v3",
+    .alias = {"kimi_k2"},
+    .architecture = "DeepseekV3ForCausalLM",
+    .source = "DeepSeek-V3 Technical Report, arXiv:2412.19437; transformers 5.23 modeling_deepseek_v3",
+    .models = "DeepSeek-V3, R1, V3.1, Moonlight, Kimi-K2",
+    MOEC_KEYS_DEEPSEEK,
+    .key_mtp = {"num_nextn_predict_layers", "num_mtp_layers"},
+    MOEC_NAMES_ENDS,
+    .mat = {MOEC_NAMES_LATENT, MOEC_NAMES_DENSE, MOEC_NAMES_SHARED("mlp.shared_experts."),
+            [MOEC_MAT_ROUTER] = P "mlp.gate.weight"},
+    .vec = {MOEC_NAMES_NORMS, MOEC_NAMES_LATENT_NORMS,
+            [MOEC_VEC_SELECTION_BIAS] = P "mlp.gate.e_score_correction_bias"},
+    .experts = {MOEC_EXPERTS_SPLIT("mlp."), MOEC_EXPERTS_JOINED("mlp.")},
+    MOEC_RULES_DEEPSEEK_V3,
+    .default_experts = 256,
+    .default_top_k = 8,
+    .default_shared = 1,
+    .default_dense = 3,
+    .renorm_default = true,
+    .dense = MOEC_DENSE_FIRST_K,
+    .default_rope_theta = 10000.0,
+    .default_norm_eps = 1e-6,
+    .latent_norm_eps = 1e-6, /* the class's default there, whatever rms_norm_eps says */
+    .mixer = MOEC_MIXER_LATENT,
+    .rotation = MOEC_ROTATE_PAIRS,
+    .loads_transformers = true,
+    .loads_vllm = true,
+    .loads_sglang = true,
+    .loads_llama_cpp = true,
+};

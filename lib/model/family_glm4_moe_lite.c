@@ -1,0 +1,32 @@
+/* GLM-4.7-Flash: DeepSeek-V3 in all but which layers are dense (mlp_layer_types; by default the first). */
+#include "model/family_names.h"
+
+const moec_family moec_family_glm4_moe_lite = {
+    .model_type = "glm4_moe_lite",
+    .architecture = "Glm4MoeLiteForCausalLM",
+    .source = "transformers 5.23 modeling_glm4_moe_lite",
+    .models = "GLM-4.7-Flash",
+    MOEC_KEYS_DEEPSEEK,
+    .key_mtp = {"num_nextn_predict_layers", "num_mtp_layers"},
+    MOEC_NAMES_ENDS,
+    .mat = {MOEC_NAMES_LATENT, MOEC_NAMES_DENSE, MOEC_NAMES_SHARED("mlp.shared_experts."),
+            [MOEC_MAT_ROUTER] = P "mlp.gate.weight"},
+    .vec = {MOEC_NAMES_NORMS, MOEC_NAMES_LATENT_NORMS,
+            [MOEC_VEC_SELECTION_BIAS] = P "mlp.gate.e_score_correction_bias"},
+    .experts = {MOEC_EXPERTS_SPLIT("mlp."), MOEC_EXPERTS_JOINED("mlp.")},
+    MOEC_RULES_DEEPSEEK_V3,
+    .default_experts = 64,
+    .default_top_k = 4,
+    .default_shared = 1,
+    .renorm_default = true,
+    .dense = MOEC_DENSE_TYPES,
+    .default_rope_theta = 10000.0,
+    .default_norm_eps = 1e-5,
+    .latent_norm_eps = 1e-6,
+    .mixer = MOEC_MIXER_LATENT,
+    .rotation = MOEC_ROTATE_PAIRS,
+    .loads_transformers = true,
+    .loads_vllm = true,
+    .loads_sglang = true,
+    .loads_llama_cpp = true,
+};

@@ -1,0 +1,66 @@
+/* Groups of tensor names that most families share, so that a family's file says only what is its own. */
+#ifndef MOEC_MODEL_FAMILY_NAMES_H
+#define MOEC_MODEL_FAMILY_NAMES_H
+
+#include "model/family.h"
+
+#define P "model.layers.%d."
+
+#define MOEC_NAMES_ENDS                                                                                                      \
+    .embed = "model.embed_tokens.weight", .final_norm = "model.norm.weight", .head = "lm_head.weight"
+
+#define MOEC_NAMES_QKVO                                                                                                      \
+    [MOEC_MAT_Q] = P "self_attn.q_proj.weight", [MOEC_MAT_K] = P "self_attn.k_proj.weight",                                  \
+    [MOEC_MAT_V] = P "self_attn.v_proj.weight", [MOEC_MAT_O] = P "self_attn.o_proj.weight"
+
+#define MOEC_NAMES_LATENT                                                                                                    \
+    [MOEC_MAT_Q] = P "self_attn.q_proj.weight", [MOEC_MAT_Q_A] = P "self_attn.q_a_proj.weight",                              \
+    [MOEC_MAT_Q_B] = P "self_attn.q_b_proj.weight", [MOEC_MAT_KV_A] = P "self_attn.kv_a_proj_with_mqa.weight",               \
+    [MOEC_MAT_KV_B] = P "self_attn.kv_b_proj.weight", [MOEC_MAT_O] = P "self_attn.o_proj.weight"
+
+#define MOEC_NAMES_LATENT_NORMS                                                                                              \
+    [MOEC_VEC_Q_A_NORM] = P "self_attn.q_a_layernorm.weight", [MOEC_VEC_KV_A_NORM] = P "self_attn.kv_a_layernorm.weight"
+
+#define MOEC_NAMES_DENSE                                                                                                     \
+    [MOEC_MAT_DENSE_GATE] = P "mlp.gate_proj.weight", [MOEC_MAT_DENSE_UP] = P "mlp.up_proj.weight",                          \
+    [MOEC_MAT_DENSE_DOWN] = P "mlp.down_proj.weight"
+
+/* `shared`: "mlp.shared_experts." and the like. */
+#define MOEC_NAMES_SHARED(shared)                                                                                            \
+    [MOEC_MAT_SHARED_GATE] = P shared "gate_proj.weight", [MOEC_MAT_SHARED_UP] = P shared "up_proj.weight",                  \
+    [MOEC_MAT_SHARED_DOWN] = P shared "down_proj.weight"
+
+#define MOEC_NAMES_NORMS                                                                                                     \
+    [MOEC_VEC_NORM_ATTN] = P "input_layernorm.weight", [MOEC_VEC_NORM_MLP] = P "post_attention_layernorm.weight"
+
+#define MOEC_NAMES_QK_NORMS                                                                                                  \
+    [MOEC_VEC_Q_NORM] = P "self_attn.q_norm.weight", [MOEC_VEC_K_NORM] = P "self_attn.k_norm.weight"
+
+/* Experts in a block `at`: "mlp.", "feed_forward."; one tensor each as on the hub, or joined as transformers 5 keeps them. */
+#define MOEC_EXPERTS_SPLIT(at)                                                                                               \
+    {                                                                                                                        \
+        .layout = MOEC_LAYOUT_SPLIT, .gate = P at "experts.%d.gate_proj.weight", .up = P at "experts.%d.up_proj.weight",     \
+        .down = P at "experts.%d.down_proj.weight"                                                                           \
+    }
+#define MOEC_EXPERTS_W123(at)                                                                                                \
+    {                                                                                                                        \
+        .layout = MOEC_LAYOUT_SPLIT, .gate = P at "experts.%d.w1.weight", .up = P at "experts.%d.w3.weight",                 \
+        .down = P at "experts.%d.w2.weight"                                                                                  \
+    }
+#define MOEC_EXPERTS_JOINED(at)                                                                                              \
+    {                                                                                                                        \
+        .layout = MOEC_LAYOUT_OUT_IN, .gate = P at "experts.gate_up_proj", .down = P at "experts.down_proj"                  \
+    }
+
+/* The MoE of DeepSeek-V3: sigmoid, selection bias, groups by their two best, weights divided by their sum and scaled. */
+#define MOEC_RULES_DEEPSEEK_V3                                                                                               \
+    .score = MOEC_SCORE_SIGMOID, .choice = MOEC_CHOOSE_TOP_K, .renorm = MOEC_RENORM_KEY, .renorm_eps = 1e-20,                \
+    .group = MOEC_GROUP_TOP2, .key_groups = "n_group", .key_top_groups = "topk_group",                                       \
+    .key_route_scale = "routed_scaling_factor"
+
+#define MOEC_KEYS_DEEPSEEK                                                                                                   \
+    .key_experts = {"n_routed_experts", "num_experts", "num_local_experts"}, .key_top_k = {"num_experts_per_tok"},           \
+    .key_expert_width = {"moe_intermediate_size"}, .key_dense_width = "intermediate_size",                                   \
+    .key_shared_count = {"n_shared_experts"}
+
+#endif

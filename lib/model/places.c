@@ -1,0 +1,204 @@
+/* What each tensor of a checkpoint is, for whoever rewrites or counts it. */
+#include "base/mem.h"
+#include "model/bind.h"
+#include "model/forward.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct marker {
+    const moec_model *m;
+    moec_place *all;
+} marker;
+
+static moec_place *at(const marker *k, const moec_tensor *t)
+{
+    return &k->all[t - moec_ckpt_at(k->m->ckpt, 0)];
+}
+
+static void stack(const marker *k, const moec_tensor *t, int64_t set, bool weights)
+{
+    if (!t)
+        return;
+    /* [1, E] counts its experts in the second dimension */
+    const int32_t axis = t->rank == 2 && t->dim[0] == 1 && k->m->dims.experts != 1;
+    *at(k, t) = (moec_place){.role = MOEC_ROLE_STACK, .weights = weights, .axis = axis, .set = set, .expert = -1};
+}
+
+static void expert(const marker *k, const moec_tensor *t, int64_t set, int64_t e, size_t number_at)
+{
+    if (t)
+        *at(k, t) = (moec_place){.role = MOEC_ROLE_EXPERT, .weights = true, .set = set, .expert = e, .number_at = number_at};
+}
+
+/* Where the expert's number stands in a tensor's name: the number of the second %d of the pattern that makes this name. */
+static size_t number_in(const marker *k, const moec_layer *l, int64_t e, const moec_tensor *t, bool mtp)
+{
+    char name[MOEC_NAME];
+    size_t found;
+    const moec_family *f = k->m->family;
+    const moec_binder b = {.m = k->m, .layer = l->index, .expert = e, .mtp_layer = mtp ? f->mtp_layer : NULL};
+    for (int i = 0; i < MOEC_LAYOUTS && f->experts[i].gate; i++) {
+        const char *const pattern[] = {f->experts[i].gate, f->experts[i].up, f->experts[i].down};
+        for (size_t p = 0; p < MOEC_COUNT(pattern); p++)
+            for (int n = 0; pattern[p] && moec__name(name, &found, &b, pattern[p], n); n++)
+                if (strcmp(name, t->name) == 0)
+                    return found;
+    }
+    return SIZE_MAX; /* not reached: the binder found it by one of these */
+}
+
+static void mark_layer(const marker *k, const moec_layer *l, int64_t set, bool mtp)
+{
+    stack(k, l->mat[MOEC_MAT_ROUTER].of, set, false);
+    stack(k, l->bias[MOEC_MAT_ROUTER], set, false);
+    stack(k, l->vec[MOEC_VEC_SELECTION_BIAS], set, false);
+    stack(k, l->gate_up_bias, set, true);
+    stack(k, l->down_bias, set, true);
+    for (int64_t e = 0; e < k->m->dims.experts; e++) {
+        const moec_weight *const w[] = {&l->expert[e].gate, &l->expert[e].up, &l->expert[e].down};
+        for (size_t i = 0; i < MOEC_COUNT(w); i++) {
+            if (l->layout != MOEC_LAYOUT_SPLIT) {
+                stack(k, w[i]->of, set, true);
+                stack(k, w[i]->scale, set, true);
+                continue;
+            }
+            size_t number_at = number_in(k, l, e, w[i]->of, mtp);
+            expert(k, w[i]->of, set, e, number_at);
+            expert(k, w[i]->scale, set, e, number_at); /* its name begins with that of the weights */
+        }
+        if (l->layout != MOEC_LAYOUT_SPLIT)
+            break; /* the views of the others are of the same tensors */
+    }
+}
+
+/* The router of a layer may be FP8 nowhere, but its scale would go with it. */
+static void mark_mtp(const marker *k)
+{
+    const moec_model *m = k->m;
+    char layer[MOEC_NAME];
+    for (size_t i = 0; i < moec_ckpt_count(m->ckpt); i++) {
+        const char *name = moec_ckpt_at(m->ckpt, i)->name, *end;
+        if (m->family->mtp_prefix) {
+            k->all[i].mtp = strncmp(name, m->family->mtp_prefix, strlen(m->family->mtp_prefix)) == 0;
+            continue;
+        }
+        const moec_binder b = {.m = m};
+        (void)moec__name(layer, NULL, &b, "model.layers.", 0);
+        if (strncmp(name, layer, strlen(layer)) != 0)
+            continue;
+        end = name + strlen(layer);
+        k->all[i].mtp = isdigit((unsigned char)*end) && strtoll(end, NULL, 10) >= m->dims.layers;
+    }
+}
+
+moec_status moec_model_places(moec_place **out, const moec_model *m, moec_err *err)
+{
+    moec_status st = MOEC_NEW(*out, moec_ckpt_count(m->ckpt), err);
+    if (st != MOEC_OK)
+        return st;
+    const marker k = {m, *out};
+    for (int64_t s = 0; s < m->sets; s++) {
+        const moec_set *set = &m->set[s];
+        if (set->kind == MOEC_SET_MOE) {
+            mark_layer(&k, &m->layer[set->layer], s, false);
+        } else if (set->kind == MOEC_SET_HEADS) {
+            stack(&k, set->router->of, s, false);
+            stack(&k, m->layer[set->layer].heads_in, s, true);
+            stack(&k, m->layer[set->layer].heads_out, s, true);
+        } else {
+            mark_layer(&k, &m->mtp[s - (m->sets - m->mtp_layers)], s, true);
+        }
+    }
+    if (m->family->key_mtp[0] || m->family->mtp_prefix)
+        mark_mtp(&k);
+    return MOEC_OK;
+}
+
+moec_status moec_model_rename_expert(char **out, const moec_tensor *t, moec_place place, int64_t new_expert, moec_err *err)
+{
+    *out = NULL;
+    if (place.role != MOEC_ROLE_EXPERT || place.number_at >= strlen(t->name))
+        return moec_fail(err, MOEC_EINVAL, "tensor %s has no expert number in its name", t->name);
+    const char *rest = t->name + place.number_at;
+    rest += strspn(rest, "0123456789");
+    return moec_format(out, err, "%.*s%lld%s", (int)place.number_at, t->name, (long long)new_expert, rest);
+}
+
+/* --- counting -------------------------------------------------------------------------------------------------------- */
+
+typedef struct used {
+    bool *out;
+    const moec_tensor *first;
+} used;
+
+static void mark_used(void *ctx, const moec_model *m, const moec_tensor *t)
+{
+    used *u = ctx;
+    (void)m;
+    if (t)
+        u->out[t - u->first] = true;
+}
+
+moec_status moec_model_used(bool **out, const moec_model *m, moec_err *err)
+{
+    used u = {.first = moec_ckpt_at(m->ckpt, 0)};
+    moec_status st = MOEC_NEW(u.out, moec_ckpt_count(m->ckpt), err);
+    *out = u.out;
+    if (st != MOEC_OK)
+        return st;
+    const moec_tensor *const single[] = {m->embed, m->final_norm, m->final_norm_bias, m->head.of, m->head.scale, m->head_bias};
+    for (size_t i = 0; i < MOEC_COUNT(single); i++)
+        mark_used(&u, m, single[i]);
+    for (int64_t i = 0; i < m->dims.layers; i++)
+        moec_layer_each(m, i, mark_used, &u);
+    return MOEC_OK;
+}
+
+static bool ends(const char *name, const char *tail)
+{
+    size_t n = strlen(name), k = strlen(tail);
+    return n >= k && strcmp(name + n - k, tail) == 0;
+}
+
+/* Parameters: block scales are none, a byte of MXFP4 is two. */
+static uint64_t values(const moec_tensor *t)
+{
+    if (ends(t->name, "_scale_inv") || (t->dtype == MOEC_U8 && ends(t->name, "_scales")))
+        return 0;
+    if (t->dtype == MOEC_U8 && ends(t->name, "_blocks"))
+        return 2 * t->bytes;
+    return t->bytes / (uint64_t)moec_dtypes[t->dtype].bytes;
+}
+
+moec_status moec_model_sizes(moec_sizes *out, const moec_model *m, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_place *all = NULL;
+    bool *reads = NULL;
+    uint64_t routed = 0; /* of the forward pass, without multi-token prediction */
+    memset(out, 0, sizeof *out);
+    MOEC_TRY(moec_model_places(&all, m, err));
+    MOEC_TRY(moec_model_used(&reads, m, err));
+    for (size_t i = 0; i < moec_ckpt_count(m->ckpt); i++) {
+        const moec_tensor *t = moec_ckpt_at(m->ckpt, i);
+        out->total += values(t);
+        out->bytes += t->bytes;
+        out->active += reads[i] ? values(t) : 0;
+        if (!all[i].weights)
+            continue;
+        routed += reads[i] ? values(t) : 0;
+        out->routed += values(t);
+        out->routed_bytes += t->bytes;
+    }
+    const int64_t chosen = m->dims.top_k < m->dims.experts ? m->dims.top_k : m->dims.experts;
+    const uint64_t unused = (uint64_t)(m->dims.experts - chosen), experts = (uint64_t)m->dims.experts;
+    out->active -= routed / experts * unused;
+    if (!m->dims.tied)
+        out->active -= values(m->embed); /* one row of it is looked up; tied, it is the head and is used */
+done:
+    moec_free(reads);
+    moec_free(all);
+    return st;
+}

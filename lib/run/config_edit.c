@@ -1,0 +1,312 @@
+/* The edits in config.json: values are replaced where they stand, every other byte stays. */
+#include "run/layout.h"
+
+#include "base/mem.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_PATH = 256 };
+
+/* The text as it is being edited, and what it said before. */
+typedef struct editor {
+    char **text;
+    const moec_model *m;
+    const moec_json *root;
+    const char *at; /* "" or "text_config." */
+} editor;
+
+static void full_path(char path[MAX_PATH], const editor *e, const char *key)
+{
+    snprintf(path, MAX_PATH, "%s%s", e->at, key);
+}
+
+static const moec_json *value_at(const editor *e, const char *key)
+{
+    char path[MAX_PATH];
+    full_path(path, e, key);
+    return moec_json_path(e->root, path);
+}
+
+/* Takes the new text over. */
+static moec_status take(const editor *e, moec_status st, char *next)
+{
+    if (st == MOEC_OK) {
+        moec_free(*e->text);
+        *e->text = next;
+    }
+    return st;
+}
+
+static moec_status edit(const editor *e, const char *path, const char *value, moec_err *err)
+{
+    char *next = NULL;
+    moec_status st = moec_json_edit(&next, *e->text, path, value, err);
+    return take(e, st, next);
+}
+
+/* Where the value of a path stands in the text: a byte that no JSON text has marks the place. */
+static moec_status find(size_t *at, size_t *len, const editor *e, const char *path, moec_err *err)
+{
+    char *marked;
+    moec_status st = moec_json_edit(&marked, *e->text, path, "\x01", err);
+    if (st != MOEC_OK)
+        return st;
+    *at = (size_t)(strchr(marked, '\x01') - marked);
+    *len = strlen(*e->text) - (strlen(marked) - 1);
+    moec_free(marked);
+    return MOEC_OK;
+}
+
+/* Puts a key in front of the others of its object: the family's default was in force, and is no longer right. */
+static moec_status insert(const editor *e, const char *key, const char *value, moec_err *err)
+{
+    char object[MAX_PATH], *next = NULL;
+    full_path(object, e, key);
+    char *dot = strrchr(object, '.');
+    const char *name = dot ? dot + 1 : object, *text = *e->text;
+    size_t at = strcspn(text, "{"), len;
+    moec_status st = MOEC_OK;
+    if (dot) {
+        *dot = '\0';
+        st = find(&at, &len, e, object, err);
+    }
+    if (st != MOEC_OK)
+        return st;
+    if (text[at] != '{')
+        return moec_fail(err, MOEC_EFORMAT, "config.json: %s is not a JSON object", dot ? object : "it");
+    st = moec_format(&next, err, "%.*s{\n  \"%s\": %s,%s", (int)at, text, name, value, text + at + 1);
+    return take(e, st, next);
+}
+
+/* Sets a number where a key stands; a list, one entry a layer, gets all its entries set. */
+static moec_status set_value(const editor *e, const char *key, int64_t value, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char path[MAX_PATH], number[32], *list = NULL;
+    const moec_json *old = value_at(e, key);
+    moec_json *new_list = NULL;
+    full_path(path, e, key);
+    snprintf(number, sizeof number, "%lld", (long long)value);
+    if (moec_json_type(old) == MOEC_JSON_ARRAY) {
+        new_list = moec_json_new_array();
+        for (size_t i = 0; i < moec_json_len(old); i++)
+            moec_json_push(new_list, moec_json_new_int(value));
+        MOEC_TRY(moec_json_dump(&list, new_list, 0, err));
+    }
+    MOEC_TRY(edit(e, path, list ? list : number, err));
+done:
+    moec_json_free(new_list);
+    moec_free(list);
+    return st;
+}
+
+/* Sets a number under every alias that is there; when none is, the family's default was in force and the first is added. */
+static moec_status set_number(const editor *e, const char *const *keys, int n, int64_t value, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char number[32];
+    bool found = false;
+    for (int i = 0; i < n && keys[i]; i++)
+        if (value_at(e, keys[i])) {
+            found = true;
+            MOEC_TRY(set_value(e, keys[i], value, err));
+        }
+    snprintf(number, sizeof number, "%lld", (long long)value);
+    if (!found && keys[0])
+        MOEC_TRY(insert(e, keys[0], number, err));
+done:
+    return st;
+}
+
+static moec_status drop_groups(const editor *e, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_family *f = e->m->family;
+    char path[MAX_PATH];
+    MOEC_TRY(set_number(e, &f->key_groups, 1, 1, err));
+    MOEC_TRY(set_number(e, &f->key_top_groups, 1, 1, err));
+    const char *method = moec_json_string(value_at(e, "topk_method"));
+    full_path(path, e, "topk_method");
+    if (method && strcmp(method, "group_limited_greedy") == 0)
+        MOEC_TRY(edit(e, path, "\"greedy\"", err));
+done:
+    return st;
+}
+
+/* --- modules that a quantization leaves out -------------------------------------------------------------------------- */
+
+/* The number behind `word` in a name, if there is one and a dot or the end behind it. */
+static const char *number_behind(int64_t *out, const char **end, const char *name, const char *word)
+{
+    for (const char *p = strstr(name, word); p; p = strstr(p + 1, word)) {
+        const char *digits = p + strlen(word);
+        size_t n = strspn(digits, "0123456789");
+        if (n > 0 && n < 10 && (digits[n] == '.' || digits[n] == '\0')) {
+            *out = strtoll(digits, NULL, 10);
+            *end = digits + n;
+            return digits;
+        }
+    }
+    return NULL;
+}
+
+/* The set that "..layers.L...experts.E.." of an MTP layer or another belongs to; -1: none. */
+static int64_t set_of(const moec_model *m, const char *name, int64_t layer)
+{
+    const char *mtp = m->family->mtp_prefix;
+    const bool is_mtp = mtp && strncmp(name, mtp, strlen(mtp)) == 0;
+    for (int64_t i = 0; i < m->sets; i++)
+        if (m->set[i].layer == layer && m->set[i].kind != MOEC_SET_HEADS &&
+            (!mtp || is_mtp == (m->set[i].kind == MOEC_SET_MTP)))
+            return i;
+    return -1;
+}
+
+/* One entry under the new numbers. *out NULL: the expert is gone. */
+static moec_status renumber(char **out, bool *changed, const char *name, const moec_model *m, const moec_plan *p,
+                            moec_err *err)
+{
+    int64_t layer, expert;
+    const char *end, *skip, *digits = number_behind(&expert, &end, name, ".experts.");
+    *out = NULL;
+    if (digits && number_behind(&layer, &skip, name, "layers.")) {
+        const int64_t set = set_of(m, name, layer);
+        const bool stays = set >= 0 && set < p->n_sets;
+        int64_t number = stays ? moec_plan_number(p, set, expert) : -1;
+        if (set >= 0 && expert < m->dims.experts && number != expert) {
+            *changed = true;
+            return number < 0 ? MOEC_OK : moec_format(out, err, "%.*s%lld%s", (int)(digits - name), name,
+                                                      (long long)number, end);
+        }
+    }
+    return moec_copy(out, name, strlen(name), err);
+}
+
+static moec_status renumber_list(const editor *e, const char *path, const moec_plan *p, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_json *old = moec_json_path(e->root, path);
+    moec_json *list = moec_json_new_array();
+    bool changed = false;
+    char *name = NULL, *text = NULL;
+    for (size_t i = 0; moec_json_type(old) == MOEC_JSON_ARRAY && i < moec_json_len(old); i++) {
+        const moec_json *entry = moec_json_at(old, i);
+        if (!moec_json_string(entry)) {
+            moec_json_push(list, moec_json_clone(entry));
+            continue;
+        }
+        MOEC_TRY(renumber(&name, &changed, moec_json_string(entry), e->m, p, err));
+        if (name)
+            moec_json_push(list, moec_json_new_string(name));
+        moec_free(name);
+        name = NULL;
+    }
+    if (changed) {
+        MOEC_TRY(moec_json_dump(&text, list, 0, err));
+        MOEC_TRY(edit(e, path, text, err));
+    }
+done:
+    moec_free(name);
+    moec_free(text);
+    moec_json_free(list);
+    return st;
+}
+
+/* Cuts a key and its value out, with the comma behind them or, of the last one, in front. */
+static moec_status cut(const editor *e, const char *path, moec_err *err)
+{
+    static const char space[] = " \t\r\n";
+    char *next = NULL;
+    size_t at, len;
+    moec_status st = find(&at, &len, e, path, err);
+    if (st != MOEC_OK)
+        return st;
+    const char *text = *e->text, *end = text + at + len, *begin = text + at;
+    while (*begin != ':')
+        begin--;
+    while (*begin != '"')
+        begin--; /* at the quote behind the key */
+    begin -= strlen(strrchr(path, '.') ? strrchr(path, '.') + 1 : path) + 1; /* the quote in front of the key */
+    end += strspn(end, space);
+    if (*end == ',') {
+        end++;
+        end += strspn(end, space);
+    } else {
+        while (begin > text && strchr(space, begin[-1]))
+            begin--;
+        begin -= begin > text && begin[-1] == ',';
+        end = text + at + len;
+    }
+    st = moec_format(&next, err, "%.*s%s", (int)(begin - text), text, end);
+    return take(e, st, next);
+}
+
+/* The quantization's object may stand beside the model's numbers or at the top. */
+static moec_status edit_quantization(const editor *e, const moec_plan *p, moec_err *err)
+{
+    static const char *const lists[] = {"modules_to_not_convert", "ignore", "ignored_layers"};
+    const char *const places[] = {"", e->at};
+    moec_status st = MOEC_OK;
+    char path[MAX_PATH];
+    for (int k = 0; k < (e->at[0] ? 2 : 1); k++) {
+        snprintf(path, sizeof path, "%squantization_config", places[k]);
+        if (!moec_json_path(e->root, path))
+            continue;
+        if (p->dtype != MOEC_DTYPE_COUNT) {
+            MOEC_TRY(cut(e, path, err));
+            continue;
+        }
+        for (size_t i = 0; i < MOEC_COUNT(lists); i++) {
+            snprintf(path, sizeof path, "%squantization_config.%s", places[k], lists[i]);
+            if (moec_json_path(e->root, path))
+                MOEC_TRY(renumber_list(e, path, p, err));
+        }
+    }
+done:
+    return st;
+}
+
+static moec_status edit_dtype(const editor *e, moec_dtype dtype, moec_err *err)
+{
+    static const char *const keys[] = {"torch_dtype", "dtype"};
+    const char *const places[] = {"", e->at};
+    const char *word = dtype == MOEC_BF16 ? "\"bfloat16\"" : dtype == MOEC_F16 ? "\"float16\"" : "\"float32\"";
+    moec_status st = MOEC_OK;
+    char path[MAX_PATH];
+    for (int k = 0; k < (e->at[0] ? 2 : 1); k++)
+        for (size_t i = 0; i < MOEC_COUNT(keys); i++) {
+            snprintf(path, sizeof path, "%s%s", places[k], keys[i]);
+            if (moec_json_string(moec_json_path(e->root, path)))
+                MOEC_TRY(edit(e, path, word, err));
+        }
+done:
+    return st;
+}
+
+moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan *p, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const char *text = moec_ckpt_config_text(m->ckpt);
+    const editor e = {.text = out, .m = m, .root = moec_ckpt_config(m->ckpt), .at = m->config_at ? m->config_at : ""};
+    const int64_t experts = moec_plan_experts(p);
+    MOEC_TRY(moec_copy(out, text, strlen(text), err));
+    if (experts != m->dims.experts)
+        MOEC_TRY(set_number(&e, m->family->key_experts, MOEC_KEY_ALIASES, experts, err));
+    if (p->new_top_k != m->dims.top_k)
+        MOEC_TRY(set_number(&e, m->family->key_top_k, MOEC_KEY_ALIASES, p->new_top_k, err));
+    if (p->drop_groups)
+        MOEC_TRY(drop_groups(&e, err));
+    if (p->mtp == MOEC_PLAN_MTP_DROP && m->key_mtp)
+        MOEC_TRY(set_number(&e, m->family->key_mtp, MOEC_KEY_ALIASES, 0, err));
+    MOEC_TRY(edit_quantization(&e, p, err));
+    if (p->dtype != MOEC_DTYPE_COUNT)
+        MOEC_TRY(edit_dtype(&e, p->dtype, err));
+done:
+    if (st != MOEC_OK) {
+        moec_free(*out);
+        *out = NULL;
+    }
+    return st;
+}

@@ -1,0 +1,120 @@
+/* What becomes of each tensor of a source under a plan: dropped, renumbered, some of its parts, dead ones added. */
+#include "base/mem.h"
+#include "run/layout.h"
+
+#include <string.h>
+
+/* --- dead experts ---------------------------------------------------------------------------------------------------- */
+
+size_t moec_dead_bytes(unsigned char out[8], moec_dtype t, moec_dead value)
+{
+    /* little-endian; -1e4 is -9984 in BF16, its nearest */
+    static const struct {
+        moec_dtype dtype;
+        unsigned char one[8], bar[8];
+    } rows[] = {
+        {MOEC_F64, {0, 0, 0, 0, 0, 0, 0xf0, 0x3f}, {0, 0, 0, 0, 0, 0x88, 0xc3, 0xc0}},
+        {MOEC_F32, {0, 0, 0x80, 0x3f}, {0, 0x40, 0x1c, 0xc6}},
+        {MOEC_BF16, {0x80, 0x3f}, {0x1c, 0xc6}},
+        {MOEC_F16, {0x00, 0x3c}, {0xe2, 0xf0}},
+        {MOEC_F8_E8M0, {127}, {0}},
+        {MOEC_U8, {127}, {0}}, /* a scale of MXFP4 */
+    };
+    memset(out, 0, 8);
+    for (size_t i = 0; value != MOEC_DEAD_ZERO && i < MOEC_COUNT(rows); i++)
+        if (rows[i].dtype == t)
+            memcpy(out, value == MOEC_DEAD_ONE ? rows[i].one : rows[i].bar, 8);
+    return (size_t)moec_dtypes[t].bytes;
+}
+
+static void mark(moec_forms *f, const moec_model *m, const moec_tensor *t, moec_dead value)
+{
+    if (t)
+        f->dead[t - moec_ckpt_at(m->ckpt, 0)] = value;
+}
+
+static void mark_layer(moec_forms *f, const moec_model *m, const moec_layer *l)
+{
+    mark(f, m, l->vec[MOEC_VEC_SELECTION_BIAS], MOEC_DEAD_BAR);
+    mark(f, m, l->bias[MOEC_MAT_ROUTER], MOEC_DEAD_BAR);
+    for (int64_t e = 0; l->expert && e < m->dims.experts; e++) {
+        mark(f, m, l->expert[e].gate.scale, MOEC_DEAD_ONE);
+        mark(f, m, l->expert[e].up.scale, MOEC_DEAD_ONE);
+        mark(f, m, l->expert[e].down.scale, MOEC_DEAD_ONE);
+    }
+}
+
+/* --- forms ----------------------------------------------------------------------------------------------------------- */
+
+moec_status moec_forms_new(moec_forms *out, const moec_model *m, const moec_plan *p, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    *out = (moec_forms){.n = moec_ckpt_count(m->ckpt)};
+    MOEC_TRY(moec_model_places(&out->place, m, err));
+    MOEC_TRY(MOEC_NEW(out->dead, out->n, err));
+    for (int64_t i = 0; i < m->dims.layers; i++)
+        mark_layer(out, m, &m->layer[i]);
+    for (int64_t i = 0; i < m->mtp_layers; i++)
+        mark_layer(out, m, &m->mtp[i]);
+    MOEC_TRY(moec_casts_new(&out->cast, m, p, out->place, err));
+done:
+    return st;
+}
+
+void moec_forms_release(moec_forms *f)
+{
+    moec_casts_free(f->cast, f->n);
+    moec_free(f->place);
+    moec_free(f->dead);
+    *f = (moec_forms){0};
+}
+
+/* --- fates ----------------------------------------------------------------------------------------------------------- */
+
+moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_forms *forms, size_t i)
+{
+    const moec_place *at = &forms->place[i];
+    moec_fate f = {.number = -1};
+    (void)m;
+    if (forms->cast[i].gone || (at->mtp && p->mtp == MOEC_PLAN_MTP_DROP)) {
+        f.dropped = true;
+        return f;
+    }
+    if (at->role == MOEC_ROLE_OTHER)
+        return f;
+    const moec_plan_layer *l = &p->layer[at->set];
+    const int64_t dead = p->pad > 0 ? p->pad - l->n_keep : 0;
+    if (at->role == MOEC_ROLE_STACK) {
+        if (l->n_keep < l->n_experts) {
+            f.parts = l;
+            f.dead = dead;
+        }
+        return f;
+    }
+    f.number = moec_plan_number(p, at->set, at->expert);
+    f.dropped = f.number < 0;
+    if (f.number == l->n_keep - 1) {
+        f.dead = dead;
+        f.first_dead = l->n_keep;
+    }
+    return f;
+}
+
+void moec_fate_shape(int64_t *dim, const moec_model *m, const moec_forms *forms, size_t i, moec_fate f)
+{
+    const moec_cast *c = &forms->cast[i];
+    const int32_t axis = forms->place[i].axis;
+    memcpy(dim, c->dim, sizeof c->dim);
+    if (f.parts)
+        dim[axis] = dim[axis] / m->dims.experts * (f.parts->n_keep + f.dead);
+}
+
+moec_status moec_fate_name(char **out, const moec_model *m, const moec_forms *forms, size_t i, int64_t number,
+                           moec_err *err)
+{
+    const moec_tensor *t = moec_ckpt_at(m->ckpt, i);
+    const char *name = forms->cast[i].name ? forms->cast[i].name : t->name;
+    if (number >= 0 && number != forms->place[i].expert)
+        return moec_model_rename_expert(out, t, forms->place[i], number, err);
+    return moec_copy(out, name, strlen(name), err);
+}

@@ -1,0 +1,281 @@
+/* What the families' forms ask of pruning: stacked experts, biases, multi-token-prediction layers, attention experts, groups,
+ * nested and listed numbers in config.json, padding, what clients load. */
+#include "base/file.h"
+#include "base/mem.h"
+#include "run/apply.h"
+#include "run/verify.h"
+#include "support/forms.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static void test_families(void **state)
+{
+    (void)state;
+    const moec_family *f;
+    for (int i = 0; (f = moec_family_at(i)) != NULL; i++) {
+        forms_write_tiny(f->model_type, 0, MOEC_F32);
+        moec_model *m = forms_open_dir(forms_source);
+        moec_digest print;
+        assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+        const int64_t counts[] = {m->dims.experts / 2, m->dims.experts};
+        for (size_t c = 0; c < MOEC_COUNT(counts); c++) {
+            const moec_request q = forms_request(m, &print, counts[c]);
+            moec_plan *p = forms_plan_of(&q);
+            moec_model *o = forms_apply(m, p);
+            forms_same_experts(m, o, p);
+            if (counts[c] == m->dims.experts)
+                assert_string_equal(moec_ckpt_config_text(m->ckpt), moec_ckpt_config_text(o->ckpt));
+            moec_model_close(o);
+            moec_plan_free(p);
+        }
+        moec_model_close(m);
+    }
+}
+
+static void test_groups(void **state)
+{
+    (void)state;
+    moec_digest print = {"0"};
+    forms_write_tiny("deepseek_v2", 0, MOEC_F32);
+    moec_model *m = forms_open_dir(forms_source); /* topk_method is group_limited_greedy */
+    assert_true(m->dims.groups > 1);
+    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+    moec_request q = forms_request(m, &print, 5);
+    forms_refuse_request(&q, "4, 6, 8");
+    q.keep = 6;
+    moec_plan *p = forms_plan_of(&q);
+    for (int64_t k = 0; k < 6; k++)
+        assert_int_equal(p->layer[0].keep[k] / 4, k / 3); /* three of each group of four */
+    assert_int_equal(moec_plan_check(p, m, print.hex, NULL), MOEC_OK);
+    memcpy(p->layer[0].keep, (const int32_t[]){0, 1, 2, 3, 4, 5}, 6 * sizeof(int32_t));
+    assert_int_equal(moec_plan_check(p, m, print.hex, NULL), MOEC_EFORMAT);
+    moec_plan_free(p);
+    q.keep = 5;
+    q.drop_groups = true;
+    p = forms_plan_of(&q);
+    moec_model *o = forms_apply(m, p);
+    forms_same_experts(m, o, p);
+    assert_int_equal(o->dims.groups, 1);
+    assert_int_equal(forms_config_int(o, "n_group"), 1);
+    assert_int_equal(forms_config_int(o, "topk_group"), 1);
+    assert_string_equal(moec_json_string(moec_json_get(moec_ckpt_config(o->ckpt), "topk_method")), "greedy");
+    moec_model_close(o);
+    moec_plan_free(p);
+    moec_model_close(m);
+    forms_write_tiny("deepseek_v3", 0, MOEC_F32);
+    m = forms_open_dir(forms_source);
+    q = forms_request(m, &print, 2); /* one in each group: its two best are not there */
+    forms_refuse_request(&q, "at least 2");
+    moec_model_close(m);
+}
+
+/* Layer 3 of a model of three layers, made of layer 2. */
+static void add_mtp(void)
+{
+    forms_pool *x = forms_pool_of(NULL);
+    const size_t n = x->n;
+    for (size_t i = 0; i < n; i++) {
+        char name[256];
+        const moec_st_entry *e = &x->entry[i];
+        if (strncmp(e->name, "model.layers.2.", 15) != 0)
+            continue;
+        snprintf(name, sizeof name, "model.layers.3.%s", e->name + 15);
+        forms_pool_add(x, name, e->dtype, e->rank, e->dim, x->data[i]);
+    }
+    const int64_t dim[2] = {1, 4};
+    forms_pool_add(x, "model.layers.3.eh_proj.weight", MOEC_F32, 2, dim, "0123456789abcdef");
+    forms_pool_key(x, "\"num_nextn_predict_layers\": 1");
+    forms_pool_write(x);
+}
+
+static void test_mtp(void **state)
+{
+    (void)state;
+    moec_digest print;
+    char *text;
+    forms_write_tiny("deepseek_v3", 0, MOEC_BF16);
+    add_mtp();
+    moec_model *m = forms_open_dir(forms_source);
+    assert_int_equal(m->mtp_layers, 1);
+    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+    moec_request q = forms_request(m, &print, 4);
+    moec_plan *p = forms_plan_of(&q);
+    assert_int_equal(p->n_sets, p->n_layers + 1);
+    assert_int_equal(moec_plan_to_text(&text, p, NULL), MOEC_OK);
+    assert_non_null(strstr(text, "\"mtp\": \"keep\""));
+    assert_non_null(strstr(text, "{\"kind\": \"mtp\", \"layer\": 3, \"experts\": 8, \"keep\": ["));
+    moec_free(text);
+    moec_model *o = forms_apply(m, p);
+    forms_same_experts(m, o, p);
+    assert_int_equal(o->mtp_layers, 1);
+    assert_non_null(moec_ckpt_find(o->ckpt, "model.layers.3.eh_proj.weight"));
+    assert_int_equal(forms_config_int(o, "num_nextn_predict_layers"), 1);
+    moec_model_close(o);
+    p->mtp = MOEC_PLAN_MTP_UNSAID; /* as a plan of an earlier version */
+    assert_int_equal(moec_plan_check(p, m, print.hex, NULL), MOEC_EFORMAT);
+    moec_plan_free(p);
+    q.drop_mtp = true;
+    p = forms_plan_of(&q);
+    o = forms_apply(m, p);
+    forms_same_experts(m, o, p);
+    assert_int_equal(o->mtp_layers, 0);
+    for (size_t i = 0; i < moec_ckpt_count(o->ckpt); i++)
+        assert_null(strstr(moec_ckpt_at(o->ckpt, i)->name, "model.layers.3."));
+    assert_int_equal(forms_config_int(o, "num_nextn_predict_layers"), 0);
+    moec_model_close(o);
+    moec_plan_free(p);
+    moec_model_close(m);
+}
+
+/* Router rows of growing norm in a set that calibration does not see: the last ones stay, of equal ones the first. */
+static void test_router_norm(void **state)
+{
+    (void)state;
+    moec_digest print;
+    static const float norm[8] = {3, 1, 2, 5, 5, 0, 5, 1};
+    static const int32_t want[] = {0, 3, 4, 6};
+    forms_write_tiny("jetmoe", 0, MOEC_F32);
+    forms_pool *x = forms_pool_of(NULL);
+    moec_model *m = forms_open_dir(forms_source);
+    const moec_tensor *router = m->layer[1].mat[MOEC_MAT_HEADS_ROUTER].of;
+    for (size_t i = 0; i < x->n; i++)
+        if (strcmp(x->entry[i].name, router->name) == 0)
+            for (int64_t v = 0; v < router->dim[0] * router->dim[1]; v++)
+                ((float *)x->data[i])[v] = v % router->dim[1] == 0 ? -norm[v / router->dim[1]] : 0.0f;
+    moec_model_close(m);
+    forms_pool_write(x);
+    m = forms_open_dir(forms_source);
+    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+    const moec_request q = forms_request(m, &print, 4), few = forms_request(m, &print, 1);
+    moec_plan *p = forms_plan_of(&q);
+    const moec_plan_layer *l = &p->layer[p->n_layers + 1];
+    assert_int_equal(l->kind, MOEC_SET_HEADS);
+    assert_int_equal(l->layer, 1);
+    assert_memory_equal(l->keep, want, sizeof want);
+    forms_refuse_request(&few, "top-k");
+    moec_plan_free(p);
+    moec_model_close(m);
+}
+
+static void test_pad(void **state)
+{
+    (void)state;
+    static const char *const able[] = {"gpt_oss", "minimax_m2", "lfm2_moe", "afmoe"}, *const unable[] = {"qwen3_moe", "ernie4_5_moe"};
+    moec_digest print;
+    for (size_t i = 0; i < MOEC_COUNT(able); i++) {
+        forms_write_tiny(able[i], 0, i % 2 ? MOEC_F32 : MOEC_BF16);
+        moec_model *m = forms_open_dir(forms_source);
+        assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+        moec_request q = forms_request(m, &print, 5);
+        q.pad = 7;
+        moec_plan *p = forms_plan_of(&q);
+        p->layer[0].n_keep = 4; /* with a pad, layers may keep different numbers */
+        moec_model *o = forms_apply(m, p);
+        forms_same_experts(m, o, p);
+        forms_check_dead(o, p);
+        moec_model_close(o);
+        assert_int_equal(moec_plan_dead(p), 2 * p->n_sets + 1);
+        p->pad = 4;
+        assert_int_equal(moec_plan_check(p, m, print.hex, NULL), MOEC_EFORMAT);
+        moec_plan_free(p);
+        q.pad = 9;
+        forms_refuse_request(&q, "the model has 8");
+        moec_model_close(m);
+    }
+    for (size_t i = 0; i < MOEC_COUNT(unable); i++) {
+        forms_write_tiny(unable[i], 0, MOEC_F32);
+        moec_model *m = forms_open_dir(forms_source);
+        moec_request q = forms_request(m, &print, 5);
+        q.pad = 8;
+        forms_refuse_request(&q, "padding");
+        moec_model_close(m);
+    }
+}
+
+static void test_config_forms(void **state)
+{
+    (void)state;
+    moec_digest print;
+    forms_write_tiny("llama4_text", 0, MOEC_F32);
+    forms_pool *x = forms_pool_of(NULL);
+    char *nested;
+    assert_int_equal(moec_format(&nested, NULL, "{\"model_type\": \"llama4\", \"text_config\": %s, \"vision\": {\"num_local_experts\": 3}}",
+                                 x->config), MOEC_OK);
+    moec_free(x->config);
+    x->config = nested;
+    forms_pool_write(x);
+    moec_model *m = forms_open_dir(forms_source);
+    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+    moec_request q = forms_request(m, &print, 3);
+    moec_plan *p = forms_plan_of(&q);
+    moec_model *o = forms_apply(m, p);
+    forms_same_experts(m, o, p);
+    assert_int_equal(forms_config_int(o, "text_config.num_local_experts"), 3);
+    assert_int_equal(forms_config_int(o, "vision.num_local_experts"), 3);
+    moec_model_close(o);
+    moec_plan_free(p);
+    moec_model_close(m);
+    forms_write_tiny("hunyuan_v1_moe", 0, MOEC_F32);
+    x = forms_pool_of(NULL);
+    forms_pool_edit(x, "num_experts", "[8, 8, 8]");
+    forms_pool_edit(x, "moe_topk", "[2, 2, 2]");
+    forms_pool_write(x);
+    m = forms_open_dir(forms_source);
+    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+    q = forms_request(m, &print, 1);
+    p = forms_plan_of(&q);
+    o = forms_apply(m, p);
+    forms_same_experts(m, o, p);
+    assert_non_null(strstr(moec_ckpt_config_text(o->ckpt), "\"num_experts\": [1, 1, 1]"));
+    assert_non_null(strstr(moec_ckpt_config_text(o->ckpt), "\"moe_topk\": [1, 1, 1]"));
+    moec_model_close(o);
+    moec_plan_free(p);
+    moec_model_close(m);
+}
+
+static void test_compat(void **state)
+{
+    (void)state;
+    static const struct { const char *family, *list; int64_t keep; moec_status st; const char *says; } rows[] = {
+        {"qwen3_moe", "vllm,transformers", 4, MOEC_OK, ""},
+        {"qwen3_moe", "vlm", 4, MOEC_EINVAL, "did you mean vllm"},
+        {"qwen3_moe", "", 4, MOEC_EINVAL, "no such client"},
+        {"qwen3_moe", "all", 4, MOEC_EFORMAT, "llama.cpp will not load the output (tokenizer)"},
+        {"jetmoe", "vllm", 4, MOEC_EFORMAT, "vllm will not load the output (class)"}};
+    moec_digest print;
+    for (size_t i = 0; i < MOEC_COUNT(rows); i++) {
+        moec_client c[MOEC_VERIFY_CLIENTS];
+        moec_err err = {MOEC_OK, ""};
+        int n;
+        forms_write_tiny(rows[i].family, 0, MOEC_F32);
+        moec_model *m = forms_open_dir(forms_source);
+        assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+        const moec_request q = forms_request(m, &print, rows[i].keep);
+        moec_plan *p = forms_plan_of(&q);
+        assert_int_equal(moec_compat_check(c, &n, rows[i].list, m, p, &err), rows[i].st);
+        if (!strstr(err.text, rows[i].says))
+            fail_msg("\"%s\" does not say \"%s\"", err.text, rows[i].says);
+        if (rows[i].st == MOEC_OK) {
+            assert_int_equal(n, 2);
+            assert_non_null(strstr(c[1].advice, "multiple of 8"));
+            assert_string_equal(c[0].advice, "");
+        }
+        moec_plan_free(p);
+        moec_model_close(m);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_families), cmocka_unit_test(test_groups), cmocka_unit_test(test_mtp),
+        cmocka_unit_test(test_router_norm), cmocka_unit_test(test_pad),
+        cmocka_unit_test(test_config_forms), cmocka_unit_test(test_compat),
+    };
+    return cmocka_run_group_tests(tests, forms_set_up, forms_tear_down);
+}
