@@ -94,13 +94,13 @@ static moec_status attend(void *ctx, int worker, int64_t lo, int64_t hi, moec_er
     const attention *a = ctx;
     const moec_forward *f = a->f;
     const moec_heads *h = a->h;
-    int64_t share = h->heads / h->kv_heads;
+    int64_t share = h->heads / h->kv_heads, v_step = h->v_step ? h->v_step : h->value_dim;
     float scale = (float)f->m->dims.score_scale, *scores = a->s->scores_qk + worker * MOEC_QUERIES * (f->o.max_seq + 16);
     (void)err;
     for (int64_t i = lo; i < hi; i++) {
         int64_t head = i / a->blocks, q0 = (a->blocks - 1 - i % a->blocks) * MOEC_QUERIES;
         int64_t from = h->tiled ? head % h->kv_heads : head / share;
-        const float *q = h->q + head * h->head_dim, *k = h->k + from * h->head_dim, *v = h->v + from * (h->v_step ? h->v_step : h->value_dim);
+        const float *q = h->q + head * h->head_dim, *k = h->k + from * h->head_dim, *v = h->v + from * v_step;
         float *out = h->out + head * h->value_dim;
         int64_t nq = h->length - q0 < MOEC_QUERIES ? h->length - q0 : MOEC_QUERIES;
         int64_t k_lo = first_key(f->layer, q0), nk = q0 + nq - k_lo, ld = (nk + 16) / 16 * 16;

@@ -151,8 +151,9 @@ static moec_status read_attention(moec_dims *d, const moec_family *f, const moec
 {
     moec_status st = MOEC_OK;
     const bool by_top_k = f->mixer == MOEC_MIXER_HEADS; /* k chosen experts of kv_heads queries each */
-    MOEC_TRY(read_int(&d->kv_heads, c, "num_key_value_heads|attn_config.kv_n_heads", by_top_k ? 0 : -1, by_top_k ? 1 : -1,
-                      1 << 16, err));
+    const int64_t kv_default = f->default_kv_heads ? f->default_kv_heads : by_top_k ? 0 : -1; /* -1: as many as heads */
+    MOEC_TRY(read_int(&d->kv_heads, c, "num_key_value_heads|attn_config.kv_n_heads", kv_default, by_top_k ? 1 : -1, 1 << 16,
+                      err));
     if (by_top_k)
         d->heads = d->kv_heads * d->top_k;
     else
@@ -161,8 +162,8 @@ static moec_status read_attention(moec_dims *d, const moec_family *f, const moec
     if (f->mixer == MOEC_MIXER_LATENT) {
         MOEC_TRY(read_latent(d, c, err));
     } else {
-        MOEC_TRY(read_int(&d->head_dim, c, by_top_k ? "kv_channels|head_dim" : "head_dim", d->hidden / d->heads, 1, 1 << 16,
-                          err));
+        MOEC_TRY(read_int(&d->head_dim, c, by_top_k ? "kv_channels|head_dim" : "head_dim",
+                          f->default_head_dim ? f->default_head_dim : d->hidden / d->heads, 1, 1 << 16, err));
         d->value_dim = d->head_dim;
     }
     if (d->kv_heads < 1 || d->heads % d->kv_heads != 0)
@@ -189,7 +190,9 @@ static moec_status read_scales(moec_dims *d, const moec_family *f, const moec_js
         d->embed_scale *= sqrt((double)d->hidden);
     MOEC_TRY(read_real(&d->residual_scale, c, "residual_multiplier", 1.0, -1e9, 1e9, err));
     MOEC_TRY(read_real(&d->logit_scale, c, "logits_scaling", 1.0, 1e-9, 1e9, err));
-    MOEC_TRY(read_real(&d->score_scale, c, "attention_multiplier", 1.0 / sqrt((double)d->head_dim), -1e9, 1e9, err));
+    MOEC_TRY(read_real(&d->score_scale, c, "attention_multiplier",
+                       f->default_score_scale != 0.0 ? f->default_score_scale : 1.0 / sqrt((double)d->head_dim), -1e9, 1e9,
+                       err));
     if (f->mixer == MOEC_MIXER_LATENT && d->rope.kind != MOEC_ROPE_DEFAULT && d->rope.mscale_all != 0.0 &&
         d->rope.factor > 1.0) {
         double m = 0.1 * d->rope.mscale_all * log(d->rope.factor) + 1.0;
@@ -234,8 +237,10 @@ static moec_status read_groups(moec_dims *d, const moec_family *f, const moec_js
     d->groups = d->top_groups = 1;
     if (f->group == MOEC_GROUP_NONE || (f->group == MOEC_GROUP_MAX && (!method || strcmp(method, "greedy") == 0)))
         return MOEC_OK;
-    MOEC_TRY(read_int(&d->groups, c, f->key_groups, 1, 1, d->experts, err));
-    MOEC_TRY(read_int(&d->top_groups, c, f->key_top_groups, 1, 1, d->groups, err));
+    const bool said = !is_absent(moec_json_path(c, f->key_groups)) || f->default_groups == 0;
+    MOEC_TRY(read_int(&d->groups, c, f->key_groups, said ? 1 : f->default_groups, 1, d->experts, err));
+    MOEC_TRY(read_int(&d->top_groups, c, f->key_top_groups, f->default_top_groups ? f->default_top_groups : 1, 1, d->groups,
+                      err));
     if (d->experts % d->groups != 0)
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "config.json: %s %lld does not divide the %lld experts of a layer",
                            f->key_groups, (long long)d->groups, (long long)d->experts));
@@ -271,7 +276,8 @@ static moec_status read_renorm(moec_dims *d, const moec_family *f, const moec_js
         MOEC_TRY(read_real(&d->renorm_min, c, f->key_renorm_min, 1e-12, 0.0, 1.0, err));
     d->route_scale = 1.0;
     if (f->key_route_scale)
-        MOEC_TRY(read_real(&d->route_scale, c, f->key_route_scale, 1.0, -1e9, 1e9, err));
+        MOEC_TRY(read_real(&d->route_scale, c, f->key_route_scale,
+                           f->default_route_scale != 0.0 ? f->default_route_scale : 1.0, -1e9, 1e9, err));
     if (f->choice == MOEC_CHOOSE_SPARSEMIXER)
         MOEC_TRY(read_real(&d->jitter, c, "router_jitter_noise", 0.01, 0.0, 1e9, err));
     if (f->choice == MOEC_CHOOSE_TOP_P)
@@ -392,6 +398,12 @@ static int64_t number(const moec_model *m, const char *key, int64_t fallback)
     return moec_json_int(moec_json_path(m->config, key), &v) ? v : fallback;
 }
 
+/* The same for a window: null says that there is none, absent that the default holds. */
+static int64_t size_of(const moec_model *m, const char *key, int64_t fallback)
+{
+    return number(m, key, moec_json_type(moec_json_path(m->config, key)) == MOEC_JSON_NULL ? 0 : fallback);
+}
+
 /* Entry of a list of texts, or NULL. */
 static const char *word_at(const moec_model *m, const char *key, int64_t i)
 {
@@ -457,14 +469,14 @@ void moec_config_layer(moec_layer *l, const moec_model *m)
     l->mixer = f->mixer;
     if (f->mixer == MOEC_MIXER_CONV || f->mixer == MOEC_MIXER_DELTA)
         l->mixer = is_full ? MOEC_MIXER_ATTENTION : f->mixer;
-    int64_t window = number(m, "sliding_window", 0);
+    int64_t window = size_of(m, "sliding_window", f->default_window);
     if (f->window == MOEC_WINDOW_IF_USED)
         used = moec_json_bool(moec_json_path(m->config, "use_sliding_window"), &used) && used;
     if (f->window == MOEC_WINDOW_ALL || (f->window == MOEC_WINDOW_IF_USED && used) ||
         (f->window == MOEC_WINDOW_TYPES && slides))
         l->window = window;
     if (f->window == MOEC_WINDOW_CHUNK && type && strcmp(type, chunked) == 0)
-        l->chunk = number(m, "attention_chunk_size", 0);
+        l->chunk = size_of(m, "attention_chunk_size", f->default_chunk);
     l->rotated = is_rotated(m, l->index);
     /* without a window no layer slides, and then all are rotated */
     if (f->nope == MOEC_NOPE_ON_FULL && is_full && window > 0)

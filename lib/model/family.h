@@ -136,6 +136,10 @@ typedef struct moec_family {
     const char *key_route_scale;                    /* factor on the weights; NULL: none */
     const char *key_mtp[MOEC_KEY_ALIASES];          /* number of multi-token-prediction layers; NULL: no such key */
     int64_t default_experts, default_top_k, default_shared; /* when no key is present; 0: the key is required / none */
+    int64_t default_kv_heads, default_head_dim;   /* 0: as many as heads; hidden / heads */
+    int64_t default_window, default_chunk;        /* when the key is absent (null means none); 0: none */
+    int64_t default_groups, default_top_groups;   /* 0: 1 */
+    double default_route_scale, default_score_scale; /* 0: 1; 1 / sqrt(head_dim) */
 
     /* Tensor names. */
     const char *embed, *final_norm, *final_norm_bias, *head; /* head absent: tied to embed */

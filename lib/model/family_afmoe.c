@@ -24,6 +24,8 @@ const moec_family moec_family_afmoe = {
             [MOEC_VEC_NORM_MLP] = P "pre_mlp_layernorm.weight", [MOEC_VEC_POST_MLP] = P "post_mlp_layernorm.weight",
             MOEC_NAMES_QK_NORMS, [MOEC_VEC_SELECTION_BIAS] = P "mlp.expert_bias"},
     .experts = {MOEC_EXPERTS_SPLIT("mlp."), MOEC_EXPERTS_JOINED("mlp.")},
+    .default_head_dim = 128,
+    .default_window = 1024,
     .default_rope_theta = 10000.0,
     .default_norm_eps = 1e-5,
     .nope = MOEC_NOPE_ON_FULL,

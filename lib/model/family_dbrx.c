@@ -23,6 +23,7 @@ const moec_family moec_family_dbrx = {
     .vec = {[MOEC_VEC_NORM_ATTN] = B "norm_attn_norm.norm_1.weight", [MOEC_VEC_NORM_MLP] = B "norm_attn_norm.norm_2.weight"},
     .experts = {{.layout = MOEC_LAYOUT_FLAT, .gate = B "ffn.experts.mlp.w1", .up = B "ffn.experts.mlp.v1",
                  .down = B "ffn.experts.mlp.w2"}},
+    .default_kv_heads = 1,
     .default_rope_theta = 10000.0,
     .default_norm_eps = 1e-5,
     .norm = MOEC_NORM_LAYER,

@@ -16,6 +16,8 @@ const moec_family moec_family_dots1 = {
     MOEC_RULES_DEEPSEEK_V3,
     .renorm_default = false,
     .dense = MOEC_DENSE_FIRST_K,
+    .default_kv_heads = 32,
+    .default_window = 4096,
     .default_rope_theta = 10000.0,
     .default_norm_eps = 1e-6,
     .window = MOEC_WINDOW_TYPES,

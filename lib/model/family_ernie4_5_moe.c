@@ -25,6 +25,7 @@ const moec_family moec_family_ernie4_5_moe = {
     .vec = {MOEC_NAMES_NORMS, [MOEC_VEC_SELECTION_BIAS] = P "mlp.moe_statics.e_score_correction_bias|" P
                                                             "mlp.gate.moe_statics.e_score_correction_bias"},
     .experts = {MOEC_EXPERTS_SPLIT("mlp."), MOEC_EXPERTS_JOINED("mlp.")},
+    .default_kv_heads = 4,
     .default_rope_theta = 500000.0,
     .default_norm_eps = 1e-5,
     .rotation = MOEC_ROTATE_PAIRS,

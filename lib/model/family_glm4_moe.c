@@ -22,6 +22,7 @@ const moec_family moec_family_glm4_moe = {
     .default_dense = 1,
     .renorm_default = true,
     .dense = MOEC_DENSE_FIRST_K,
+    .default_kv_heads = 8,
     .default_rope_theta = 10000.0,
     .default_partial_rotary = 0.5,
     .default_norm_eps = 1e-5,

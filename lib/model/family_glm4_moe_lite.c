@@ -20,6 +20,7 @@ const moec_family moec_family_glm4_moe_lite = {
     .default_shared = 1,
     .renorm_default = true,
     .dense = MOEC_DENSE_TYPES,
+    .default_route_scale = 1.8,
     .default_rope_theta = 10000.0,
     .default_norm_eps = 1e-5,
     .latent_norm_eps = 1e-6,

@@ -20,6 +20,9 @@ const moec_family moec_family_gpt_oss = {
                  .down_bias = P "mlp.experts.down_proj_bias"},
                 {.layout = MOEC_LAYOUT_IN_OUT_PAIRS, .gate = P "mlp.experts.gate_up_proj", .down = P "mlp.experts.down_proj",
                  .gate_bias = P "mlp.experts.gate_up_proj_bias", .down_bias = P "mlp.experts.down_proj_bias"}},
+    .default_kv_heads = 8,
+    .default_head_dim = 64,
+    .default_window = 128,
     .default_rope_theta = 150000.0,
     .default_rope = "{\"rope_scaling\": {\"rope_type\": \"yarn\", \"factor\": 32.0, \"beta_fast\": 32.0, \"beta_slow\": 1.0, "
                     "\"truncate\": false, \"original_max_position_embeddings\": 4096}, \"rope_theta\": 150000.0}",

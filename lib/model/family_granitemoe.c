@@ -19,6 +19,7 @@ const moec_family moec_family_granitemoe = {
     .experts = {{.layout = MOEC_LAYOUT_OUT_IN, .gate = P "block_sparse_moe.input_linear.weight",
                  .down = P "block_sparse_moe.output_linear.weight"},
                 MOEC_EXPERTS_JOINED("block_sparse_moe.")},
+    .default_score_scale = 1.0, /* the class default of attention_multiplier */
     .default_rope_theta = 10000.0,
     .default_norm_eps = 1e-6,
     .choice = MOEC_CHOOSE_TOP_K_SOFTMAX,

@@ -28,6 +28,7 @@ const moec_family moec_family_lfm2_moe = {
             [MOEC_VEC_Q_NORM] = P "self_attn.q_layernorm.weight", [MOEC_VEC_K_NORM] = P "self_attn.k_layernorm.weight",
             [MOEC_VEC_CONV] = P "conv.conv.weight", [MOEC_VEC_SELECTION_BIAS] = P "feed_forward.expert_bias"},
     .experts = {MOEC_EXPERTS_W123("feed_forward."), MOEC_EXPERTS_JOINED("feed_forward.")},
+    .default_kv_heads = 8,
     .default_rope_theta = 1e6,
     .default_norm_eps = 1e-5,
     .mixer = MOEC_MIXER_CONV,

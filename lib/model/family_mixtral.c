@@ -16,6 +16,7 @@ const moec_family moec_family_mixtral = {
     .mat = {MOEC_NAMES_QKVO, [MOEC_MAT_ROUTER] = P "block_sparse_moe.gate.weight|" P "mlp.gate.weight"},
     .vec = {MOEC_NAMES_NORMS},
     .experts = {MOEC_EXPERTS_W123("block_sparse_moe."), MOEC_EXPERTS_JOINED("mlp.")},
+    .default_kv_heads = 8,
     .default_rope_theta = 1e6,
     .default_norm_eps = 1e-5,
     .renorm = MOEC_RENORM_ALWAYS,

@@ -18,6 +18,7 @@ const moec_family moec_family_phimoe = {
     .vec = {MOEC_NAMES_NORMS, [MOEC_VEC_NORM_ATTN_BIAS] = P "input_layernorm.bias",
             [MOEC_VEC_NORM_MLP_BIAS] = P "post_attention_layernorm.bias"},
     .experts = {MOEC_EXPERTS_W123("block_sparse_moe."), MOEC_EXPERTS_JOINED("mlp.")},
+    .default_kv_heads = 8,
     .default_rope_theta = 1e6,
     .default_norm_eps = 1e-5,
     .norm = MOEC_NORM_LAYER,

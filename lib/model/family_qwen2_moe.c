@@ -19,6 +19,8 @@ const moec_family moec_family_qwen2_moe = {
             [MOEC_MAT_ROUTER] = P "mlp.gate.weight", [MOEC_MAT_SHARED_MIX] = P "mlp.shared_expert_gate.weight"},
     .vec = {MOEC_NAMES_NORMS},
     .experts = {MOEC_EXPERTS_SPLIT("mlp."), MOEC_EXPERTS_JOINED("mlp.")},
+    .default_kv_heads = 16,
+    .default_window = 4096,
     .default_rope_theta = 10000.0,
     .default_norm_eps = 1e-6,
     .renorm = MOEC_RENORM_KEY,

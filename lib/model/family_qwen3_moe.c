@@ -18,6 +18,7 @@ const moec_family moec_family_qwen3_moe = {
     .mat = {MOEC_NAMES_QKVO, MOEC_NAMES_DENSE, [MOEC_MAT_ROUTER] = P "mlp.gate.weight"},
     .vec = {MOEC_NAMES_NORMS, MOEC_NAMES_QK_NORMS},
     .experts = {MOEC_EXPERTS_SPLIT("mlp."), MOEC_EXPERTS_JOINED("mlp.")},
+    .default_kv_heads = 4,
     .default_rope_theta = 10000.0,
     .default_norm_eps = 1e-6,
     .renorm = MOEC_RENORM_KEY,

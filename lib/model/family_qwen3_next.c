@@ -26,6 +26,8 @@ const moec_family moec_family_qwen3_next = {
             [MOEC_VEC_DELTA_A_LOG] = P "linear_attn.A_log", [MOEC_VEC_DELTA_DT_BIAS] = P "linear_attn.dt_bias",
             [MOEC_VEC_DELTA_NORM] = P "linear_attn.norm.weight"},
     .experts = {MOEC_EXPERTS_SPLIT("mlp."), MOEC_EXPERTS_JOINED("mlp.")},
+    .default_kv_heads = 2,
+    .default_head_dim = 256,
     .default_rope_theta = 10000.0,
     .default_partial_rotary = 0.25,
     .default_norm_eps = 1e-6,

@@ -1,5 +1,6 @@
 /* Inside of the forward pass, shared by the files of this folder that compute: forward.c (memory, layers, chunks), mix_*.c
- * (what mixes tokens: attention and its kin), router.c (who is chosen), moe.c (experts). */
+ * (what mixes tokens: attention and its kin), router.c (who is chosen), moe.c (experts), forward_share.c (what threads do
+ * together in one chunk). */
 #ifndef MOEC_MODEL_FORWARD_PARTS_H
 #define MOEC_MODEL_FORWARD_PARTS_H
 

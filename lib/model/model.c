@@ -127,6 +127,31 @@ static moec_status same_parts(const moec_model *m, const moec_layer *l, const mo
     return MOEC_OK;
 }
 
+/* A bias that no role was bound to would be left out of the sum in silence. */
+static moec_status no_loose_bias(const moec_model *m, moec_err *err)
+{
+    moec_place *place = NULL;
+    bool *used = NULL;
+    char layers[MOEC_NAME];
+    moec_status st = MOEC_OK;
+    const moec_binder b = {.m = m};
+    (void)moec__name(layers, NULL, &b, "model.layers.", 0);
+    MOEC_TRY(moec_model_places(&place, m, err));
+    MOEC_TRY(moec_model_used(&used, m, err));
+    for (size_t i = 0; i < moec_ckpt_count(m->ckpt); i++) {
+        const char *name = moec_ckpt_at(m->ckpt, i)->name;
+        const size_t n = strlen(name);
+        if (!used[i] && !place[i].mtp && strncmp(name, layers, strlen(layers)) == 0 && n > 5 &&
+            strcmp(name + n - 5, ".bias") == 0)
+            MOEC_TRY(moec_fail(err, MOEC_ESHAPE, "%s: tensor %s: %s has no such bias", moec_ckpt_dir(m->ckpt), name,
+                               m->family->model_type));
+    }
+done:
+    moec_free(used);
+    moec_free(place);
+    return st;
+}
+
 static moec_status check_parts(const moec_model *m, moec_err *err)
 {
     const moec_layer *first[MOEC_MIXER_HEADS + 1][2] = {{NULL}};
@@ -172,6 +197,7 @@ static moec_status bind_all(moec_model *m, moec_err *err)
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: no layer has a router, nothing to do here", moec_ckpt_dir(m->ckpt)));
     MOEC_TRY(bind_mtp(m, &b, err));
     MOEC_TRY(list_sets(m, err));
+    MOEC_TRY(no_loose_bias(m, err));
 done:
     return st;
 }

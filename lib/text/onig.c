@@ -25,9 +25,9 @@ static const struct escape {
     {'d', "\\p{Nd}", "\\p{Nd}"},
     {'D', "\\P{Nd}", "\\P{Nd}"},
     {'w', "[" MOEC__WORD_ALONE "]", MOEC__WORD_CLASS},
-    {'W', "[^" MOEC__WORD_ALONE "]", NULL},
+    {'W', "[^" MOEC__WORD_ALONE "]", "[^" MOEC__WORD_CLASS "]"},
     {'h', "[0-9A-Fa-f]", "0-9A-Fa-f"},
-    {'H', "[^0-9A-Fa-f]", NULL},
+    {'H', "[^0-9A-Fa-f]", "[^0-9A-Fa-f]"},
     {'b', "(?:" BORDER NOT_AHEAD "|" NO_BORDER AHEAD ")", "\\x08"},
     {'B', "(?:" BORDER AHEAD "|" NO_BORDER NOT_AHEAD ")", NULL},
     {'v', "\\x0b", "\\x0b"},
@@ -82,6 +82,11 @@ static const struct property {
     {"Other", "C"},
 };
 
+/* Pairs that are one character as well to Oniguruma under (?i) (sharp s, the ligatures of f and st), never to PCRE2. */
+static const char *const folded[] = {"ss", "ff", "fi", "fl", "st"};
+
+static const char *const cased[] = {"Lu", "Ll", "Lt", "Uppercase", "Lowercase", "Mn"};
+
 typedef struct rewrite {
     moec__buf *out;
     const char *s;
@@ -90,7 +95,9 @@ typedef struct rewrite {
     bool has_atom;    /* something that a quantifier may follow */
     bool quantified;  /* the atom has its quantifier already */
     size_t group[64]; /* where in *out the open groups begin */
+    bool nocase, outer_nocase[64]; /* under (?i); in front of each open group */
     size_t depth;
+    int letter; /* the last atom, when it was an ASCII letter, in lower case; else 0 */
 } rewrite;
 
 static moec_status put(rewrite *r, const char *text, moec_err *err)
@@ -111,7 +118,7 @@ static void begin_atom(rewrite *r)
 }
 
 /* \p{Name}, \P{Name}, \p{^Name}; r->i is at the letter. */
-static moec_status put_property(rewrite *r, moec_err *err)
+static moec_status put_property(rewrite *r, bool inside, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char name[64];
@@ -137,10 +144,16 @@ static moec_status put_property(rewrite *r, moec_err *err)
             known = properties[k].pcre;
         }
     }
+    /* Under (?i) Oniguruma folds a class's properties, PCRE2 only its characters. Letters and marks gain by it what is
+     * the same but for case as U+0345. */
+    bool either = strcmp(known, "L") == 0 || strcmp(known, "M") == 0, folds = inside && r->nocase;
+    for (size_t k = 0; k < MOEC_COUNT(cased) && folds; k++)
+        if (strcmp(known, cased[k]) == 0 || (either && negated))
+            return refuse(r, "a property that knows case, in a class under (?i),", err);
     MOEC_TRY(put(r, negated ? "\\P{" : "\\p{", err));
     MOEC_TRY(put(r, prefix, err));
     MOEC_TRY(put(r, known, err));
-    MOEC_TRY(put(r, "}", err));
+    MOEC_TRY(put(r, either && folds ? "}\\x{345}" : "}", err));
     r->i = (size_t)(end - r->s) + 1;
 done:
     return st;
@@ -178,7 +191,7 @@ static moec_status put_escape(rewrite *r, bool inside, moec_err *err)
         return refuse(r, "a backslash at the end", err);
     unsigned char c = (unsigned char)r->s[r->i];
     if (c == 'p' || c == 'P')
-        return put_property(r, err);
+        return put_property(r, inside, err);
     if (c == 'x' || c == 'u')
         return put_code(r, err);
     if (!isalnum(c)) { /* itself; with all bytes of it */
@@ -200,31 +213,157 @@ static moec_status put_escape(rewrite *r, bool inside, moec_err *err)
     return refuse(r, what, err);
 }
 
-/* [...]; r->i is at the bracket. */
-static moec_status put_class(rewrite *r, moec_err *err)
+/* What was read of [...] up to the next && or its end: items that may stand side by side in one class of PCRE2, and
+ * alternatives of one character each that may not. */
+typedef struct side {
+    moec__buf plain, others;
+} side;
+
+static moec_status put_other(moec__buf *others, const moec__buf *one, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    MOEC_TRY(put(r, "[", err));
-    if (++r->i < r->n && r->s[r->i] == '^') {
-        MOEC_TRY(put(r, "^", err));
-        r->i++;
+    if (others->n > 0)
+        MOEC_TRY(moec__buf_add(others, "|", 1, err));
+    MOEC_TRY(moec__buf_add(others, one->p, one->n, err));
+done:
+    return st;
+}
+
+/* Appends an expression that matches one character of the side: [plain], or (?:[plain]|others). */
+static moec_status put_side(moec__buf *out, const side *s, bool negated, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    if (s->others.n > 0)
+        MOEC_TRY(moec__buf_add(out, "(?:", 3, err));
+    if (s->plain.n > 0) {
+        MOEC_TRY(moec__buf_add(out, negated ? "[^" : "[", negated ? 2 : 1, err));
+        MOEC_TRY(moec__buf_add(out, s->plain.p, s->plain.n, err));
+        MOEC_TRY(moec__buf_add(out, s->others.n > 0 ? "]|" : "]", s->others.n > 0 ? 2 : 1, err));
     }
+    if (s->others.n > 0) {
+        MOEC_TRY(moec__buf_add(out, s->others.p, s->others.n, err));
+        MOEC_TRY(moec__buf_add(out, ")", 1, err));
+    }
+done:
+    return st;
+}
+
+static bool at_and(const rewrite *r)
+{
+    return r->i + 1 < r->n && r->s[r->i] == '&' && r->s[r->i + 1] == '&';
+}
+
+static moec_status read_class(rewrite *r, side *out, int depth, moec_err *err);
+
+/* One item of a class. *open tells that a - behind it would make a range of it. */
+static moec_status read_item(rewrite *r, side *s, bool *open, int depth, moec_err *err)
+{
+    char c = r->s[r->i], next = r->i + 1 < r->n ? r->s[r->i + 1] : ']';
+    bool was_open = *open;
+    *open = false;
+    if (c == '[' && next == ':')
+        return refuse(r, "a POSIX bracket", err);
+    if (c == '[')
+        return read_class(r, s, depth + 1, err);
+    moec__buf *out = r->out, one = {0};
+    if (c == '\\' && (next == 'W' || next == 'H')) { /* complements of several things: no item of a plain class */
+        r->out = &one;
+        moec_status st = put_escape(r, true, err);
+        r->out = out;
+        if (st == MOEC_OK)
+            st = put_other(&s->others, &one, err);
+        moec_free(one.p);
+        return st;
+    }
+    r->out = &s->plain;
+    moec_status st = MOEC_OK;
+    if (c == '\\') {
+        st = put_escape(r, true, err);
+        *open = true;
+    } else {
+        r->i++;
+        bool range = c == '-' && was_open && next != ']';
+        if (range && (next == '[' || at_and(r))) /* Oniguruma forgets the item in front, too */
+            st = refuse(r, "a range to a class", err);
+        else if ((c == '-' && !range) || (c == '^' && s->plain.n == 0))
+            st = put(r, "\\", err);
+        if (st == MOEC_OK)
+            st = moec__buf_add(r->out, &c, 1, err);
+        *open = c != '-';
+    }
+    r->out = out;
+    return st;
+}
+
+/* [...] inside or outside of another; r->i is at the bracket. A list of items is appended to out->plain, anything else
+ * to out->others: PCRE2 before 10.45 has neither classes in classes nor intersections, so these become lookaheads at
+ * the one character. */
+static moec_status read_class(rewrite *r, side *out, int depth, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    side now = {0};
+    moec__buf all = {0}; /* (?:(?!(?:(?=side)(?=side)side))(?s:.)) or a part of it */
+    bool negated = r->i + 1 < r->n && r->s[r->i + 1] == '^', open = false, ands = false;
+    if (depth > 16)
+        return refuse(r, "a class in classes, deeper than 16,", err);
+    r->i += 1 + negated;
     if (r->i < r->n && r->s[r->i] == ']')
         return refuse(r, "an empty class", err);
     while (r->i < r->n && r->s[r->i] != ']') {
-        if (r->s[r->i] == '[')
-            return refuse(r, "a class inside a class", err);
-        if (r->s[r->i] == '&' && r->i + 1 < r->n && r->s[r->i + 1] == '&')
-            return refuse(r, "an intersection of classes (&&)", err);
-        if (r->s[r->i] == '\\')
-            MOEC_TRY(put_escape(r, true, err));
-        else
-            MOEC_TRY(moec__buf_add(r->out, r->s + r->i++, 1, err));
+        if (!at_and(r)) {
+            MOEC_TRY(read_item(r, &now, &open, depth, err));
+            continue;
+        }
+        r->i += 2;
+        if (now.plain.n + now.others.n == 0 || r->i >= r->n || r->s[r->i] == ']' || at_and(r)) {
+            st = refuse(r, "an intersection (&&) with nothing", err);
+            goto done;
+        }
+        MOEC_TRY(moec__buf_add(&all, "(?=", 3, err));
+        MOEC_TRY(put_side(&all, &now, false, err));
+        MOEC_TRY(moec__buf_add(&all, ")", 1, err));
+        now.plain.n = now.others.n = 0;
+        open = false;
+        ands = true;
     }
-    if (r->i++ >= r->n)
-        return refuse(r, "a class without end", err);
-    MOEC_TRY(put(r, "]", err));
+    if (r->i++ >= r->n) {
+        st = refuse(r, "a class without end", err);
+        goto done;
+    }
+    if (!ands && now.others.n == 0 && !negated) {
+        MOEC_TRY(moec__buf_add(&out->plain, now.plain.p, now.plain.n, err));
+        goto done;
+    }
+    MOEC_TRY(put_side(&all, &now, negated && !ands && now.others.n == 0, err));
+    bool simple = !ands && now.others.n == 0;
+    if (!simple && r->nocase) { /* case is folded before or behind the set operations, which differs */
+        st = refuse(r, "a class of classes under (?i)", err);
+        goto done;
+    }
+    now.plain.n = 0;
+    MOEC_TRY(moec__buf_add(&now.plain, simple ? "" : negated ? "(?:(?!" : "(?:", simple ? 0 : negated ? 6 : 3, err));
+    MOEC_TRY(moec__buf_add(&now.plain, all.p, all.n, err));
+    if (!simple)
+        MOEC_TRY(moec__buf_add(&now.plain, negated ? ")(?s:.))" : ")", negated ? 8 : 1, err));
+    MOEC_TRY(put_other(&out->others, &now.plain, err));
 done:
+    moec_free(all.p);
+    moec_free(now.others.p);
+    moec_free(now.plain.p);
+    return st;
+}
+
+/* A class that is an atom of the expression; r->i is at the bracket. */
+static moec_status put_class(rewrite *r, moec_err *err)
+{
+    side whole = {0};
+    moec_status st = read_class(r, &whole, 0, err);
+    if (st == MOEC_OK && whole.others.n > 0) /* one alternative, in parentheses or brackets of its own */
+        st = moec__buf_add(r->out, whole.others.p, whole.others.n, err);
+    else if (st == MOEC_OK)
+        st = put_side(r->out, &whole, false, err);
+    moec_free(whole.others.p);
+    moec_free(whole.plain.p);
     return st;
 }
 
@@ -232,8 +371,11 @@ done:
 static moec_status put_flags(rewrite *r, bool at_start, moec_err *err)
 {
     moec_status st = MOEC_OK;
+    bool on = true;
     for (; r->i < r->n && r->s[r->i] != ':' && r->s[r->i] != ')'; r->i++) {
         char c = r->s[r->i];
+        on = on && c != '-';
+        r->nocase = c == 'i' ? on : r->nocase;
         if (c != 'i' && c != 'm' && c != '-')
             return refuse(r, "a group of this kind", err);
         MOEC_TRY(put(r, c == 'm' ? "s" : c == 'i' ? "i" : "-", err));
@@ -259,6 +401,7 @@ static moec_status put_group(rewrite *r, moec_err *err)
     bool at_start = !r->has_atom;
     if (r->depth >= MOEC_COUNT(r->group))
         return refuse(r, "nesting deeper than 64 groups", err);
+    r->outer_nocase[r->depth] = r->nocase;
     r->group[r->depth++] = r->out->n;
     r->has_atom = false;
     r->i++;
@@ -324,6 +467,8 @@ static moec_status put_next(rewrite *r, moec_err *err)
     char c = r->s[r->i];
     size_t end = r->i + 1;
     bool one = false, interval = c == '{' && is_interval(r, &end, &one);
+    if (interval || strchr("?*+()|", c))
+        r->letter = 0;
     if (interval || c == '?' || c == '*' || c == '+')
         return r->has_atom ? put_quantifier(r, end, interval, one, err)
                            : refuse(r, "a quantifier behind nothing", err);
@@ -335,6 +480,7 @@ static moec_status put_next(rewrite *r, moec_err *err)
         r->i++;
         begin_atom(r);
         r->atom = r->group[--r->depth];
+        r->nocase = r->outer_nocase[r->depth];
         return put(r, ")", err);
     }
     if (c == '|') {
@@ -343,6 +489,11 @@ static moec_status put_next(rewrite *r, moec_err *err)
         return put(r, "|", err);
     }
     begin_atom(r);
+    int before = r->letter;
+    r->letter = isalpha((unsigned char)c) ? tolower((unsigned char)c) : 0;
+    for (size_t k = 0; k < MOEC_COUNT(folded) && r->nocase && before; k++)
+        if (folded[k][0] == before && folded[k][1] == r->letter)
+            return refuse(r, "a pair of letters that fold to one character, under (?i),", err);
     if (c == '\\')
         return put_escape(r, false, err);
     if (c == '[')

@@ -10,8 +10,8 @@
 #define MOEC__WORD_ALONE MOEC__WORD_CLASS "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 
 /** Appends the rewritten pattern and a NUL (not counted in out->n). MOEC_EFORMAT names a construct that would
- * silently mean something else (nested classes, class intersection, some escapes); what PCRE2 itself refuses is left
- * to it. MOEC_ENOMEM. */
+ * silently mean something else (POSIX brackets, classes of classes under (?i), some escapes); what PCRE2 itself refuses
+ * is left to it. MOEC_ENOMEM. */
 moec_status moec__onig_to_pcre(moec__buf *out, const char *pattern, size_t n, moec_err *err) MOEC_USE_RESULT;
 
 #endif

@@ -37,7 +37,8 @@ KINDS = {
     "norms_res": ("<f8", "L3", 0, "add"), "ratio_hist": ("<u4", "Ljr", 0, "add"), "cumgate_hist": ("<u4", "Lkc", 0, "add"),
     "topp_count": ("<u4", "Lpf", 0, "add"), "coact": ("<u8", "LEE", 0, "add"), "trans": ("<u8", "PEE", 0, "add"),
     "prefetch_hit": ("<u8", "Pk", 0, "add"), "cos_router": ("<f8", "LE", 0, "add"),
-    "cos_router_max": ("<f8", "LE", 0, "max"), "logit_gram": ("<f8", "LEE", 1, "add"), "y_sum": ("<f8", "LEH", 1, "add"),
+    "cos_router_max": ("<f8", "LE", 0, "max"), "active": ("<u8", "Lf", 0, "add"),
+    "logit_gram": ("<f8", "LEE", 1, "add"), "y_sum": ("<f8", "LEH", 1, "add"),
     "gy_sum": ("<f8", "LEH", 1, "add"), "act_abs": ("<f8", "LEI", 1, "add"), "act_sq": ("<f8", "LEI", 1, "add"),
     "gact_sq": ("<f8", "LEI", 1, "add"), "xin_abs": ("<f8", "LEH", 1, "add"), "xin_sq": ("<f8", "LEH", 1, "add"),
 }
@@ -165,6 +166,8 @@ def check_laws(where, v, n, k):
     law(np.abs(v["cos_router"]) <= v["selected"] * (1 + 1e-5), "cosines")
     law((v["cos_router_max"] == -1) == (v["selected"] == 0), "cos_router_max of the unseen")
     law(v["cos_router"] <= v["cos_router_max"] * v["selected"] + 1e-6, "mean <= max")
+    law(v["active"][:, k] == n, "every token uses k experts")
+    law(v["active"].sum(1) == n, "active")
     law(np.abs(v["cos_moe"]) <= n, "cos_moe")
     law(near(np.diag(v["cos_block"]), float(v["block_tokens"])), "cos_block's diagonal")
     law(v["norms_res"][:, 2] == 0, "no shared expert")

@@ -41,6 +41,12 @@ EXAONE = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{
           r"|\s*[\r\n]|\s+(?!\S)|\s+")
 HAN_FIRST = r"\p{Han}+|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
 
+_KUP, _KLOW, _CON = _UP[:-1] + r"&&[^\p{Han}]]", _LOW[:-1] + r"&&[^\p{Han}]]", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+KIMI = (rf"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?{_KUP}*{_KLOW}+{_CON}|[^\r\n\p{{L}}\p{{N}}]?{_KUP}+{_KLOW}*{_CON}"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+THOUSANDS = r"\d{1,3}(?=(?:\d{3})*\b)"  # groups of three digits counted from the right
+ASIAN = "[一-鿿㐀-䶿豈-﫿぀-ゟ゠-ヿ･-ﾟ⼀-⿟เ-๿຀-໿ក-៿က-႟ꩠ-ꩿꧠ-꧿가-힯ᄀ-ᇿ]+"
+BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"  # a class in a class
 
 def split(regex, behavior="Isolated", invert=False, kind="Regex"):
     return {"type": "Split", "pattern": {kind: regex}, "behavior": behavior, "invert": invert}
@@ -62,6 +68,10 @@ def added(id_, content, **flags):
     row = {"id": id_, "content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
            "special": True}
     return row | flags
+
+
+def many(first, *contents):
+    return [added(first + i, text) for i, text in enumerate(contents)]
 
 
 def template(before, after=()):
@@ -204,9 +214,29 @@ def byte_chains(texts):
                        added_tokens=[added(len(words), "<|begin_of_text|>"), added(len(words) + 1, "<|eot_id|>")],
                        post_processor=sequence(byte_level(True, True), template([("<|begin_of_text|>", len(words))]),
                                                key="processors")),
+        "gpt-oss": dict(pre_tokenizer=sequence(split(O200K), byte_level()), model={"ignore_merges": True},
+                        added_tokens=many(len(words), "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|channel|>", "<|start|>",
+                                          "<|end|>", "<|message|>", *(f"<|reserved_{200000 + i}|>" for i in range(1100)))),
+        "glm4": dict(pre_tokenizer=sequence(split(LL), byte_level()), model={"ignore_merges": True},
+                     added_tokens=many(len(words), "<|endoftext|>", "[MASK]", "[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "/nothink")
+                     + [added(len(words) + 7, "<think>", special=False), added(len(words) + 8, "<tool_call>", special=False)],
+                     post_processor=sequence(byte_level(True, True), template([("[gMASK]", len(words) + 2), ("<sop>", len(words) + 3)]),
+                                             key="processors")),
+        "granite": dict(pre_tokenizer=sequence(split(r"\p{N}"), byte_level(False, True)),
+                        added_tokens=many(end, "<|start_of_role|>", "<|end_of_role|>", "<fim_prefix>", "<fim_suffix>")),
+        "hunyuan": dict(pre_tokenizer=sequence(split(QWEN), byte_level()), added_tokens=many(
+            end, "<|startoftext|>", "<|extra_0|>", *(f"<|extra_{i}|>" for i in range(1, 210)))),
+        "kimi": dict(pre_tokenizer=sequence(split(KIMI), byte_level()), added_tokens=many(
+            end, "[BOS]", "[EOS]", "<|im_end|>", "<|im_user|>", *(f"<|reserved_token_{end + i}|>" for i in range(4, 256)))),
+        "afmoe": dict(pre_tokenizer=sequence(split(THOUSANDS), split(ASIAN), split(DSV3), byte_level())),
+        "afmoe-digits": dict(pre_tokenizer=sequence(split(r"\p{Nd}{1,3}(?=(?:\p{Nd}{3})*(?!\p{Nd}))"), split(ASIAN), split(DSV3),
+                                                    byte_level())),
+        "superbpe": dict(pre_tokenizer=sequence(split(r"\p{N}+"), split(r"(?=(\d{3})+(?!\d))"), byte_level())),
+        "cohere": dict(pre_tokenizer=sequence(split(THOUSANDS), split(O200K), byte_level())),
+        "exaone-moe": dict(normalizer={"type": "NFC"}, pre_tokenizer=sequence(split(EXAONE.replace("{1,3}", "")), byte_level())),
         "gap-ids": dict(pre_tokenizer=byte_level(), added_tokens=[added(end + 70, "<y>"), added(end + 50, "<s>")]),
     }
-    docs = {n: document(words if n == "llama3" else vocab, [list(m) for m in merges], **(bytes_ | c)) for n, c in chains.items()}
+    docs = {n: document(words if c.get("model") else vocab, [list(m) for m in merges], **(bytes_ | c)) for n, c in chains.items()}
     docs["whole-text"] = document(number(wide), [" ".join(m) for m in wide_merges], pre_tokenizer=byte_level(), **bytes_)
     return docs
 
@@ -231,6 +261,13 @@ def sp_chains(texts):
         "phi": sp(vocab, merges, full, normalizer=SP_NORMALIZER,
                   added_tokens=[added(0, "<unk>"), added(1, "<s>"), added(2, "</s>", rstrip=True),
                                 added(len(vocab), "<|user|>", rstrip=True), added(len(vocab) + 1, "[MASK]", lstrip=True, rstrip=True)]),
+        "ernie": sp(vocab, merges, full, normalizer=sequence({"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+                                                             key="normalizers"),
+                    pre_tokenizer=split(" ", "MergedWithPrevious", kind="String"), post_processor=None,
+                    decoder=sequence(*SP_DECODER["decoders"][:3], key="decoders"),
+                    added_tokens=specials + many(len(vocab), *(f"<|IMAGE_{i}|>" for i in range(100)), "<mask:1>", "<|CROSS|>")),
+        "metaspace-old": sp(vocab, merges, full, pre_tokenizer={"type": "Metaspace", "replacement": "▁", "add_prefix_space": True},
+                            decoder={"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}),
         "no-fallback": sp(plain, merges, dict(unk_token="<unk>", fuse_unk=True), normalizer=SP_NORMALIZER),
         "no-fuse": sp(plain, merges, dict(unk_token="<unk>"), normalizer=SP_NORMALIZER),
         "some-bytes": sp(some, merges, full, normalizer=SP_NORMALIZER),
@@ -265,9 +302,12 @@ def node_chains():
                 docs[f"split-{behavior}-{name}{'-invert' if invert else ''}"] = document(
                     vocab, merges, model=full, pre_tokenizer=split(pattern, behavior, invert, kind))
     patterns = [r"\w", r"\W", r"\s", r"\S", r"\d", r"\D", r"\h+", r"\bx", r"\b", r"\B.", r"^.", r".$", r"[\w.]+", r"[^\s\d]+", r"\p{Han}+",
-                r"\p{Greek}+|\p{^Cyrillic}", r"\p{Alphabetic}", r"\p{Uppercase_Letter}\p{Lower}*", r"\p{N}{1,3}+", r"\p{N}{2}?x|a{,2}b", r"(?i)straSSe|K",
+                r"\p{Greek}+|\p{^Cyrillic}", r"\p{Alphabetic}", r"\p{Uppercase_Letter}\p{Lower}*", r"\p{N}{1,3}+", r"\p{N}{2}?x|a{,2}b", r"(?i)traSe|K",
                 r"a+?b|(?:ab){2,3}", r"(?m:a.b)|a.b", r"\u0041|\x{e9}|\x20", r"(?=[A-Z])", r"(?<=[a-z])(?=[A-Z])|\s+", r"(?>a|ab)c", r"\v|\f",
-                r"\A.|.\z", r"[\-\]\[\\]", r"[a-c-]", r"\p{L}++", r"(?:\p{L}\p{M}*)+"]
+                r"\A.|.\z", r"[\-\]\[\\]", r"[a-c-]", r"\p{L}++", r"(?:\p{L}\p{M}*)+",
+                THOUSANDS, r"\b\d+\b", BLOOM, r"(?:\r?\n)+(?!\r?\n)", r"[a-z&&[^aeiou]]+", r"[\w&&[^\d_]&&[^a-f]]+", r"[^\p{L}&&[^\p{Lu}]]+",
+                r"[[a-c][x-z]1-3]+", r"[^[a-c]\W]+", r"[-[0-9]z]+", r"[[a-c-]-z]", r"[\p{Ll}&&[a-zé]x-z]{2,}?", r"[&a&]+", r"[a^b]|[a&&^b]",
+                r"(?i:k[a-z])[\p{L}&&\p{Latin}]", r"[[^a-z]&&[^ ]]+", r"[^[^a-z]]++", r"[\H&&\S]+", r"(?:[^\s&&[^-]])", r"[\s\S&&[^\n]]+$", r"[a&&&b]|[ab&&[b]&]"]
     for i, p in enumerate(patterns):
         docs[f"regex-{i}-{p}"] = document(vocab, merges, model=full, pre_tokenizer=split(p))
     # Left out because younger Unicode versions changed old code points: \p{Alphabetic} (38), \p{Lowercase} (5), \p{Mn} (2).
@@ -275,7 +315,8 @@ def node_chains():
               r"\p{L}", r"\p{Lu}", r"\p{Ll}", r"\p{Lt}", r"\p{Lm}", r"\p{Lo}", r"\p{M}", r"\p{N}", r"\p{Nd}", r"\p{Nl}", r"\p{No}", r"\p{P}", r"\p{S}",
               r"\p{Z}", r"\p{C}", r"\p{Cf}", r"\P{L}", r"\p{^N}", r"[\p{L}\p{M}]", r"[^\s\p{L}\p{N}]", r"\p{Han}", r"\p{Hiragana}", r"\p{Katakana}", r"\p{Greek}",
               r"\p{Cyrillic}", r"\p{Arabic}", r"\p{Thai}", r"\p{Hangul}", r"\p{Latin}", r"\p{Common}", r"\p{Upper}", r"\p{Uppercase}", r"\p{Space}", r"\p{White_Space}", r"\p{Digit}", r"\p{Letter}", r"\p{Other_Number}",
-              r"(?i:[sdmtk])", r"(?i:é|σ|ǆ)", r"(?i:[a-z])", r".", r"[^a]"):
+              r"[\W]", r"[^\W]", r"[\w&&[^\p{Han}]]", r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]", r"[^\p{L}&&\p{Latin}]", r"[^(\s|[.,!?…])]", r"[\p{L}&&[\p{Greek}\p{Han}]]",
+              r"(?i:[sdmtk])", r"(?i:é|σ|ǆ)", r"(?i:[a-z])", r"(?i:[\p{L}])", r"(?i:[^\p{M}])", r"(?i:[^\s\p{L}\p{N}])", r"(?i:\p{Lu})", r".", r"[^a]"):
         docs[f"class-{p}"] = document(vocab, merges, model=full, pre_tokenizer=split(p, "Removed"))
     for kind in ({"type": "Whitespace"}, {"type": "WhitespaceSplit"}, {"type": "CharDelimiterSplit", "delimiter": "-"},
                  {"type": "Punctuation", "behavior": "Isolated"}, {"type": "Punctuation", "behavior": "Contiguous"}):
@@ -318,6 +359,10 @@ def compare(tool, name, doc, strings, folder, rng, ids_only=False):
             json.dump(doc, f, ensure_ascii=rng.random() < 0.5)
     ref = Tokenizer.from_file(path)
     bad = []
+    tokens = [] if isinstance(doc, str) or ids_only else [a["content"] for a in doc["added_tokens"]]
+    between = ["", "", " ", "  ", "\n", "a", "Hello", " x", "é", "的", "12345", ".", "<", "<|", "|>", "\t ", "'s", "▁"]
+    strings = strings + ["".join(rng.choice(tokens)[:rng.choice((99, 99, 99, 5))] + rng.choice(between) + rng.choice(between)
+                                 for _ in range(rng.randint(1, 9))) for _ in range(300 if tokens else 0)]
     for mode in ([],) if ids_only else ([], ["--special"]):
         got = run(tool, mode, path, [s.encode() for s in strings])
         want = [" ".join(map(str, e.ids)) for e in ref.encode_batch(strings, add_special_tokens=bool(mode))]

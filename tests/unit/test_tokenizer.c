@@ -413,6 +413,31 @@ static void merging_equals_the_plain_way(void **state)
     }
 }
 
+static void classes_of_classes(void **state)
+{
+    (void)state;
+    /* What the class matches is taken away; the rest shows what it did not. */
+#define REST(regex, text, want) \
+    assert_ids(FILE_OF("null", \
+                       "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"" regex "\"},\"behavior\":\"Removed\"}", "", \
+                       "\"a\":0,\"b\":1,\"c\":2,\"x\":3,\"[\":4,\"-\":5,\"\xe4\xb8\xad\":6,\"\xe3\x80\x82\":7", ""), \
+               text, want)
+#define ALL "abcx[-\xe4\xb8\xad\xe3\x80\x82"
+    REST("[a-c&&[^b]]", ALL, "1 3 4 5 6 7");
+    REST("[a-c&&b-x&&[^b]]", ALL, "0 1 3 4 5 6 7");
+    REST("[^a-c&&b-x]+", ALL, "1 2"); /* ^ holds for the whole intersection */
+    REST("[a[bc]-]", ALL, "3 4 6 7");
+    REST("[^a[bc]]", ALL, "0 1 2");
+    REST("[^[^a]]+", "aab", "1");
+    REST("[\\\\p{L}&&[^\\\\p{Han}]]+", ALL, "4 5 6 7"); /* Kimi-K2's */
+    REST("\\\\p{Han}", ALL, "0 1 2 3 4 5 7");               /* by script, not by script extensions */
+    REST("[\\\\W&&[^-]]", ALL, "0 1 2 3 5 6");
+    REST("[a&b]", ALL, "2 3 4 5 6 7");
+    REST("(?:(?i:A)|[b&&[ab]]){2}", ALL, "2 3 4 5 6 7");
+#undef ALL
+#undef REST
+}
+
 /* ---- hostile files and texts ---- */
 
 static void bad_files_are_refused_with_a_reason(void **state)
@@ -443,8 +468,17 @@ static void bad_files_are_refused_with_a_reason(void **state)
         {SPLIT("("), "regular expression: missing closing parenthesis"},
         {SPLIT("a)"), "a closing parenthesis without an opening one"},
         {SPLIT("[a"), "a class without end"},
-        {SPLIT("[a&&b]"), "an intersection of classes"},
-        {SPLIT("[a[b]]"), "a class inside a class"},
+        {SPLIT("[a&&]"), "an intersection (&&) with nothing"},
+        {SPLIT("[&&a]"), "an intersection (&&) with nothing"},
+        {SPLIT("(?i:[a&&[b]])"), "a class of classes under (?i)"},
+        {SPLIT("(?i:a|xST)"), "a pair of letters that fold to one character"},
+        {SPLIT("(?i:[\\\\p{Lu}])"), "a property that knows case"},
+        {SPLIT("(?i:[\\\\P{L}])"), "a property that knows case"},
+        {SPLIT("[a-[b]]"), "a range to a class"},
+        {SPLIT("[a&&[]"), "an empty class"},
+        {SPLIT("[[a]"), "a class without end"},
+        {SPLIT("[[:alpha:]]"), "a POSIX bracket"},
+        {SPLIT("[[[[[[[[[[[[[[[[[[[[a]]]]]]]]]]]]]]]]]]]]"), "deeper than 16"},
         {SPLIT("\\\\q"), "escape \\q in this place"},
         {SPLIT("\\\\p{Nonsense}"), "regular expression"},
         {SPLIT("*a"), "a quantifier behind nothing"},
@@ -704,6 +738,7 @@ int main(void)
         cmocka_unit_test(merges_go_by_rank_then_from_the_left),
         cmocka_unit_test(unknown_characters),
         cmocka_unit_test(splits_do_what_they_are_called),
+        cmocka_unit_test(classes_of_classes),
         cmocka_unit_test(added_tokens),
         cmocka_unit_test(merging_equals_the_plain_way),
         cmocka_unit_test(bad_files_are_refused_with_a_reason),
