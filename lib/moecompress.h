@@ -16,6 +16,7 @@
 
 #include "num/gemm.h"
 #include "num/tensor.h"
+#include "num/weight.h"
 
 #include "ckpt/ckpt.h"
 #include "ckpt/safetensors.h"

@@ -59,7 +59,8 @@ static void print_list(const char *what, const moec_json *experts)
         snprintf(text + strlen(text), sizeof text - strlen(text), "%s%" PRId64 "/%" PRId64, i ? ", " : "", layer, expert);
     }
     if (n > 0)
-        moec_warn("%zu %s (layer/expert): %s%s", n, what, text, strlen(text) >= sizeof text - 40 ? ", ..." : "");
+        moec_warn("%zu expert%s %s (layer/expert): %s%s", n, n == 1 ? " was" : "s were", what, text,
+                  strlen(text) >= sizeof text - 40 ? ", ..." : "");
 }
 
 /* Coverage: what the statistics cannot speak of, named. */
@@ -71,8 +72,8 @@ static moec_status warn_coverage(moec_json **coverage, const moec_stats *stats, 
     if (st != MOEC_OK)
         return st;
     const moec_json *c = moec_json_get(about, "coverage");
-    print_list("experts were never selected", moec_json_get(c, "never_experts"));
-    snprintf(what, sizeof what, "experts were selected by fewer than %" PRId64 " tokens", floor);
+    print_list("never selected", moec_json_get(c, "never_experts"));
+    snprintf(what, sizeof what, "selected by fewer than %" PRId64 " tokens", floor);
     print_list(what, moec_json_get(c, "below_floor_experts"));
     *coverage = moec_json_clone(c);
     moec_json_free(about);
@@ -115,8 +116,8 @@ static moec_status dry_run(const calibrate_params *p, const moec_model *m, const
         st = tool_print_json(j, err);
     } else {
         char memory[32], size[32];
-        printf("tokens        %" PRId64 " in %d texts\nthreads       %d\nmemory        about %s, hidden states %s\n", tokens,
-               corpus->n_domains, plan.threads, moec_size_text(memory, sizeof memory, plan.bytes),
+        printf("tokens        %" PRId64 " in %d text%s\nthreads       %d\nmemory        about %s, hidden states %s\n", tokens,
+               corpus->n_domains, tool_s(corpus->n_domains), plan.threads, moec_size_text(memory, sizeof memory, plan.bytes),
                plan.on_disk ? "on disk" : "in memory");
         printf("statistics    at most %s\ntime          about %.0f s on a server core's vector units\n",
                moec_size_text(size, sizeof size, statistics), seconds < 1 ? 1.0 : seconds);
@@ -128,7 +129,8 @@ static moec_status print_result(const calibrate_params *p, const moec_model *m, 
                                 int64_t tokens, double began, moec_err *err)
 {
     double seconds = moec_now() - began;
-    moec_say("%s: %" PRId64 " tokens, %d texts, %.1f s", p->output, tokens, stats->n_domains, seconds);
+    moec_say("%s: %" PRId64 " tokens, %d text%s, %.1f s", p->output, tokens, stats->n_domains,
+             tool_s(stats->n_domains), seconds);
     if (!p->common.json) {
         moec_json_free(coverage);
         return MOEC_OK;

@@ -15,7 +15,7 @@ static const moec_opt rows[] = {
     TOOL_END_ROW,
 };
 
-enum { TEXT = 256 };
+enum { TEXT = TOOL_ROUTING };
 
 static void add(char text[TEXT], const char *sep, const char *word)
 {
@@ -41,7 +41,7 @@ static void attention_text(char text[TEXT], const moec_family *f)
         add(text, ", ", "output gate");
 }
 
-static void routing_text(char text[TEXT], const moec_family *f)
+void tool_routing_text(char text[TOOL_ROUTING], const moec_family *f)
 {
     static const char *const scores[] = {[MOEC_SCORE_SOFTMAX] = "softmax", [MOEC_SCORE_SIGMOID] = "sigmoid",
                                          [MOEC_SCORE_RELU] = "ReLU"};
@@ -54,10 +54,16 @@ static void routing_text(char text[TEXT], const moec_family *f)
     add(text, ", ", choices[f->choice]);
     if (f->vec[MOEC_VEC_SELECTION_BIAS])
         add(text, ", ", "selection bias");
-    if (f->group != MOEC_GROUP_NONE)
-        add(text, ", ", "groups");
     if (f->mat[MOEC_MAT_ROUTER_NULL])
         add(text, ", ", "null experts");
+}
+
+/* That, and what only some models of a family have. */
+static void routing_text(char text[TEXT], const moec_family *f)
+{
+    tool_routing_text(text, f);
+    if (f->group != MOEC_GROUP_NONE)
+        add(text, ", ", "groups");
     if (f->mat[MOEC_MAT_SHARED_DOWN])
         add(text, ", ", f->mat[MOEC_MAT_SHARED_MIX] ? "gated shared expert" : "shared experts");
 }
@@ -74,6 +80,20 @@ static const char *type_text(char text[TEXT], const moec_family *f, const char *
     }
     if (f->detect)
         add(text, " ", "(key)");
+    return text;
+}
+
+static const char *clients_text(char text[TEXT], const moec_family *f)
+{
+    text[0] = '\0';
+    if (f->loads_transformers || f->remote_code)
+        add(text, ", ", f->loads_transformers ? "transformers" : "transformers with the model's own code");
+    if (f->loads_vllm)
+        add(text, ", ", "vLLM");
+    if (f->loads_sglang)
+        add(text, ", ", "SGLang");
+    if (f->loads_llama_cpp)
+        add(text, ", ", "llama.cpp");
     return text;
 }
 
@@ -99,7 +119,7 @@ static void print_markdown(void)
 
 static moec_json *to_json(void)
 {
-    moec_json *all = moec_json_new_array();
+    moec_json *all = moec_json_new_array(), *aliases;
     const moec_family *f;
     char text[TEXT];
     for (int i = 0; (f = moec_family_at(i)) != NULL; i++) {
@@ -107,6 +127,11 @@ static moec_json *to_json(void)
         moec_json_set(o, "model_type", moec_json_new_string(f->model_type));
         moec_json_set(o, "architecture", moec_json_new_string(f->architecture));
         moec_json_set(o, "models", moec_json_new_string(f->models));
+        moec_json_set(o, "aliases", aliases = moec_json_new_array());
+        for (size_t k = 0; k < MOEC_COUNT(f->alias) && f->alias[k]; k++)
+            moec_json_push(aliases, moec_json_new_string(f->alias[k]));
+        if (f->detect)
+            moec_json_set(o, "known_by_key", moec_json_new_string(f->detect));
         attention_text(text, f);
         moec_json_set(o, "attention", moec_json_new_string(text));
         routing_text(text, f);
@@ -116,6 +141,7 @@ static moec_json *to_json(void)
         moec_json_set(clients, "vllm", moec_json_new_bool(f->loads_vllm));
         moec_json_set(clients, "sglang", moec_json_new_bool(f->loads_sglang));
         moec_json_set(clients, "llama.cpp", moec_json_new_bool(f->loads_llama_cpp));
+        moec_json_set(o, "own_code", moec_json_new_bool(f->remote_code));
         moec_json_set(o, "clients", clients);
         moec_json_push(all, o);
     }
@@ -125,12 +151,12 @@ static moec_json *to_json(void)
 static void print_list(void)
 {
     const moec_family *f;
-    char type[TEXT], attention[TEXT], routing[TEXT];
+    char type[TEXT], attention[TEXT], routing[TEXT], clients[TEXT];
     for (int i = 0; (f = moec_family_at(i)) != NULL; i++) {
         attention_text(attention, f);
         routing_text(routing, f);
-        printf("%s%s  (%s)\n  attention  %s\n  routing    %s\n", i ? "\n" : "", type_text(type, f, ""), f->models, attention,
-               routing);
+        printf("%s%s  (%s)\n  attention  %s\n  routing    %s\n  loaded by  %s\n", i ? "\n" : "", type_text(type, f, ""), f->models,
+               attention, routing, clients_text(clients, f));
     }
 }
 

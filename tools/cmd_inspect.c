@@ -54,8 +54,8 @@ static void note_dense(facts *f)
     for (int64_t i = 0; i < d->layers && n + 24 < sizeof list; i++)
         if (!f->model->layer[i].expert)
             n += (size_t)snprintf(list + n, sizeof list - n, "%s%lld", n ? ", " : "", (long long)i);
-    note(f, "%lld dense layers without a router: %s%s", (long long)(d->layers - f->model->moe_layers), list,
-         n + 24 < sizeof list ? "" : ", ...");
+    note(f, "%lld dense layer%s without a router: %s%s", (long long)(d->layers - f->model->moe_layers),
+         tool_s(d->layers - f->model->moe_layers), list, n + 24 < sizeof list ? "" : ", ...");
 }
 
 static void note_window(facts *f)
@@ -71,10 +71,11 @@ static void note_window(facts *f)
     if (windows == f->model->dims.layers)
         note(f, "attention sees the last %lld tokens only (sliding window)", (long long)window);
     else if (windows > 0)
-        note(f, "attention of %lld layers sees the last %lld tokens only (sliding window)", (long long)windows,
-             (long long)window);
+        note(f, "attention of %lld layer%s sees the last %lld tokens only (sliding window)", (long long)windows,
+             tool_s(windows), (long long)window);
     if (chunks > 0)
-        note(f, "attention of %lld layers sees its own chunk of %lld tokens only", (long long)chunks, (long long)chunk);
+        note(f, "attention of %lld layer%s sees its own chunk of %lld tokens only", (long long)chunks, tool_s(chunks),
+             (long long)chunk);
 }
 
 static void note_shape(facts *f)
@@ -88,26 +89,28 @@ static void note_shape(facts *f)
     if (d->rope.kind != MOEC_ROPE_DEFAULT)
         note(f, "rotary positions are scaled: %s, factor %g", rope_names[d->rope.kind], d->rope.factor);
     if (m->mtp_layers > 0)
-        note(f, "%lld multi-token-prediction layers with experts, which calibration does not run; prune keeps (--mtp keep) or "
-             "leaves them out (--mtp drop)", (long long)m->mtp_layers);
+        note(f, "%lld multi-token-prediction layer%s with experts, which calibration does not run; prune leaves as many experts "
+             "there as in the others, or leaves the layer%s out (--mtp drop)", (long long)m->mtp_layers, tool_s(m->mtp_layers),
+             tool_s(m->mtp_layers));
     if (d->null_experts > 0)
-        note(f, "%lld rows of the router are experts that do nothing", (long long)d->null_experts);
+        note(f, "%lld row%s of the router stand%s for experts that do nothing", (long long)d->null_experts,
+             tool_s(d->null_experts), d->null_experts == 1 ? "s" : "");
     if (!moec_top_k_may_shrink(m))
         note(f, "top-k cannot change: the form of the layers depends on it");
     if (m->config_at && m->config_at[0])
-        note(f, "the model of the text is one part of the checkpoint (%.*s); the other parts are copied as they are",
+        note(f, "the language model is one part of the checkpoint (%.*s); the other parts are copied as they are",
              (int)strlen(m->config_at) - 1, m->config_at);
 }
 
 /* --- in words --------------------------------------------------------------------------------------------------------- */
 
-/* How tokens are mixed: "latent attention", "attention in 12 layers, gated delta net in 36". */
+/* How tokens are mixed: "latent (MLA)", "grouped-query in 12 layers, gated delta net in 36 layers". */
 static const char *mixer_text(char *buf, size_t cap, const moec_model *m)
 {
-    static const char *const names[] = {
-        [MOEC_MIXER_ATTENTION] = "attention", [MOEC_MIXER_LATENT] = "latent attention (MLA)",
-        [MOEC_MIXER_CONV] = "short convolution", [MOEC_MIXER_DELTA] = "gated delta net",
-        [MOEC_MIXER_HEADS] = "attention experts"};
+    const char *const names[] = {
+        [MOEC_MIXER_ATTENTION] = m->dims.heads == m->dims.kv_heads ? "multi-head" : "grouped-query",
+        [MOEC_MIXER_LATENT] = "latent (MLA)", [MOEC_MIXER_CONV] = "short convolution",
+        [MOEC_MIXER_DELTA] = "gated delta net", [MOEC_MIXER_HEADS] = "attention experts"};
     size_t n = 0;
     buf[0] = '\0';
     for (size_t k = 0; k < MOEC_COUNT(names); k++) {
@@ -117,7 +120,8 @@ static const char *mixer_text(char *buf, size_t cap, const moec_model *m)
         if (layers == m->dims.layers)
             snprintf(buf, cap, "%s", names[k]);
         else if (layers > 0 && n < cap)
-            n += (size_t)snprintf(buf + n, cap - n, "%s%s in %lld layers", n ? ", " : "", names[k], (long long)layers);
+            n += (size_t)snprintf(buf + n, cap - n, "%s%s in %lld layer%s", n ? ", " : "", names[k], (long long)layers,
+                                  tool_s(layers));
     }
     return buf;
 }
@@ -153,13 +157,15 @@ static const char *weights_name(const moec_model *m)
 static void note_dtypes(facts *f)
 {
     int most = 0;
+    if (moec_json_get(moec_ckpt_config(f->model->ckpt), "quantization_config"))
+        return; /* values, scales and what was left alone are of different types: nothing unusual */
     for (int t = 1; t < MOEC_DTYPE_COUNT; t++)
         if (f->dtype_bytes[t] > f->dtype_bytes[most])
             most = t;
     for (int t = 0; t < MOEC_DTYPE_COUNT; t++)
         if (t != most && f->dtype_tensors[t])
-            note(f, "%llu tensors are %s among %s", (unsigned long long)f->dtype_tensors[t], moec_dtypes[t].name,
-                 moec_dtypes[most].name);
+            note(f, "%llu tensor%s %s among %s", (unsigned long long)f->dtype_tensors[t],
+                 f->dtype_tensors[t] == 1 ? " is" : "s are", moec_dtypes[t].name, moec_dtypes[most].name);
     const moec_json *config = moec_ckpt_config(f->model->ckpt);
     const moec_json *said = moec_json_get(config, "dtype");
     const char *word = moec_json_string(said ? said : moec_json_get(config, "torch_dtype"));
@@ -215,7 +221,8 @@ static moec_status note_unbound(facts *f, moec_err *err)
         first = first ? first : moec_ckpt_at(f->model->ckpt, i)->name;
     }
     if (n > 0)
-        note(f, "%zu tensors have no part in the forward pass and are copied as they are, the first is %.100s", n, first);
+        note(f, "%zu tensor%s without a part in the forward pass, copied unchanged: %.100s%s", n, tool_s((int64_t)n), first,
+             n > 1 ? ", ..." : "");
 done:
     moec_free(used);
     moec_free(place);
@@ -267,6 +274,19 @@ static int64_t heads_layers(const moec_model *m)
     return n;
 }
 
+/* What config.json calls the model: a family goes by several names, and a language model may be a part of more. */
+static const char *config_type(const moec_model *m)
+{
+    const char *type = moec_json_string(moec_json_get(moec_ckpt_config(m->ckpt), "model_type"));
+    return type ? type : m->family->model_type;
+}
+
+static const char *config_class(const moec_model *m)
+{
+    const char *name = moec_json_string(moec_json_at(moec_json_get(moec_ckpt_config(m->ckpt), "architectures"), 0));
+    return name ? name : m->family->architecture;
+}
+
 static moec_json *clients_json(const moec_model *m)
 {
     moec_client client[MOEC_VERIFY_CLIENTS];
@@ -289,10 +309,13 @@ static moec_json *to_json(const facts *f)
     moec_json *o = moec_json_new_object(), *dtypes = moec_json_new_object();
     moec_json *notes = moec_json_new_array();
     moec_json_set(o, "model_type", moec_json_new_string(f->model->family->model_type));
-    moec_json_set(o, "architecture", moec_json_new_string(f->model->family->architecture));
+    moec_json_set(o, "models", moec_json_new_string(f->model->family->models));
+    moec_json_set(o, "config_model_type", moec_json_new_string(config_type(f->model)));
+    moec_json_set(o, "architecture", moec_json_new_string(config_class(f->model)));
     const struct { const char *key; int64_t value; } numbers[] = {
         {"layers", d->layers}, {"moe_layers", f->model->moe_layers}, {"experts", d->experts}, {"top_k", d->top_k},
         {"hidden_size", d->hidden}, {"expert_intermediate_size", d->expert_width}, {"vocab_size", d->vocab},
+        {"attention_heads", d->heads}, {"key_value_heads", d->kv_heads}, {"head_dim", d->head_dim},
         {"shared_intermediate_size", d->shared_width}, {"dense_intermediate_size", d->dense_width},
         {"groups", d->groups}, {"chosen_groups", d->top_groups}, {"null_experts", d->null_experts},
         {"mtp_layers", f->model->mtp_layers}, {"attention_expert_layers", heads_layers(f->model)}};
@@ -333,6 +356,15 @@ static const char *count_text(char *buf, size_t cap, uint64_t n)
     return buf;
 }
 
+/* How many experts the shared one is as wide as: configs count them. */
+static const char *shared_text(char *buf, size_t cap, const moec_dims *d)
+{
+    buf[0] = '\0';
+    if (d->expert_width > 0 && d->shared_width > d->expert_width && d->shared_width % d->expert_width == 0)
+        snprintf(buf, cap, " (as %lld experts)", (long long)(d->shared_width / d->expert_width));
+    return buf;
+}
+
 static double percent(uint64_t part, uint64_t whole)
 {
     return whole ? 100.0 * (double)part / (double)whole : 0.0;
@@ -363,14 +395,40 @@ static void print_sizes(const facts *f)
 static void print_experts(const moec_model *m)
 {
     const moec_dims *d = &m->dims;
+    char routing[TOOL_ROUTING], shared[48];
     printf("%-14s %lld a layer, %s%lld chosen for a token\n", "experts", (long long)d->experts,
            d->slots > d->top_k ? "usually " : "", (long long)d->top_k);
+    if (heads_layers(m) > 0)
+        printf("%-14s the attention of %lld layer%s chooses among %lld more, %lld for a token\n", "",
+               (long long)heads_layers(m), tool_s(heads_layers(m)), (long long)d->experts, (long long)d->top_k);
+    tool_routing_text(routing, m->family);
+    printf("%-14s %s\n", "routing", routing);
     if (d->groups > 1)
         printf("%-14s %lld of %lld experts each, %lld of them chosen first\n", "groups", (long long)d->groups,
                (long long)(d->experts / d->groups), (long long)d->top_groups);
     if (d->shared_width > 0)
-        printf("%-14s %lld wide, for every token\n", "shared expert", (long long)d->shared_width);
+        printf("%-14s %lld wide%s, for every token\n", "shared expert", (long long)d->shared_width,
+               shared_text(shared, sizeof shared, d));
     printf("%-14s %s\n", "expert storage", storage_text(m));
+}
+
+/* How far prune can go without a token using fewer experts. */
+static void print_room(const moec_model *m)
+{
+    const moec_dims *d = &m->dims;
+    int64_t least = d->top_k;
+    if (d->experts <= d->top_k)
+        return;
+    if (d->groups > 1) {
+        least += (d->groups - least % d->groups) % d->groups;
+        while (least < d->experts && moec_plan_check_groups(m, least, d->top_k, NULL) != MOEC_OK)
+            least += d->groups;
+        printf("%-14s up to %lld of %lld experts a layer, as many of each group; up to %lld with --groups drop\n", "can go",
+               (long long)(d->experts - least), (long long)d->experts, (long long)(d->experts - d->top_k));
+        return;
+    }
+    printf("%-14s up to %lld of %lld experts a layer; %s\n", "can go", (long long)(d->experts - least), (long long)d->experts,
+           moec_top_k_may_shrink(m) ? "beyond that a token uses fewer" : "as many as a token uses must stay");
 }
 
 static void print_table(const facts *f)
@@ -380,19 +438,21 @@ static void print_table(const facts *f)
     moec_client client[MOEC_VERIFY_CLIENTS];
     int n_clients = moec_clients(client, m);
     char mixer[200];
-    printf("%-14s %s (%s)\n", "family", m->family->model_type, m->family->architecture);
+    printf("%-14s %s (%s)\n", "family", m->family->model_type, m->family->models);
+    printf("%-14s model_type %s, architecture %s\n", "config.json", config_type(m), config_class(m));
     printf("%-14s %lld, %lld of them with experts\n", "layers", (long long)d->layers, (long long)m->moe_layers);
-    printf("%-14s %s\n", "mixing", mixer_text(mixer, sizeof mixer, m));
+    printf("%-14s %s; %lld heads of %lld", "attention", mixer_text(mixer, sizeof mixer, m), (long long)d->heads,
+           (long long)d->head_dim);
+    if (d->kv_heads != d->heads)
+        printf(", %lld key-value head%s", (long long)d->kv_heads, tool_s(d->kv_heads));
+    printf("\n");
     print_experts(m);
-    printf("%-14s hidden %lld, expert %lld, %lld heads of %lld over %lld keys, vocabulary %lld\n", "widths",
-           (long long)d->hidden, (long long)d->expert_width, (long long)d->heads, (long long)d->head_dim,
-           (long long)d->kv_heads, (long long)d->vocab);
+    printf("%-14s hidden %lld, expert %lld, vocabulary %lld\n", "widths", (long long)d->hidden, (long long)d->expert_width,
+           (long long)d->vocab);
     print_sizes(f);
     printf("%-14s %zu%s\n", "shards", moec_ckpt_shards(m->ckpt), moec_ckpt_is_sharded(m->ckpt) ? " with an index" : "");
     printf("%-14s %s\n", "tokenizer", f->tokenizer ? "tokenizer.json" : "none");
-    if (d->experts > d->top_k)
-        printf("%-14s experts: up to %lld of %lld a layer can go (%lld are needed for a token)\n", "prune",
-               (long long)(d->experts - d->top_k), (long long)d->experts, (long long)d->top_k);
+    print_room(m);
     for (int i = 0; i < n_clients; i++)
         printf("%-14s %-13s %s: %s%s%s\n", i ? "" : "clients", client[i].name, client[i].loads ? "yes" : "no",
                client[i].reason, client[i].advice[0] ? "; but " : "", client[i].advice);
@@ -427,8 +487,8 @@ const moec_verb moec_verb_inspect = {
     .name = "inspect",
     .args = "MODEL [options]",
     .brief = "family, layers, experts, sizes, dtypes, and which programs load it",
-    .about = "Says what a model is and what it weighs: its family, layers, experts, parameters (all, those a token uses, "
-             "those in routed experts), bytes, number formats, shards, which programs load it and why, and whatever about "
+    .about = "Says what a model is and what it weighs: its family, layers, experts, parameters (all; those a token uses, "
+             "without the embedding table; those in routed experts), bytes, number formats, shards, which programs load it and why, and whatever about "
              "it is unusual. MODEL is a folder with config.json and safetensors. Only headers are read, no weights.",
     .examples = "moecompress inspect ~/models/Qwen3-30B-A3B\n"
                 "moecompress inspect ~/models/Qwen3-30B-A3B --json",

@@ -113,7 +113,7 @@ static moec_status prune(const prune_params *p, const char *dir, moec_err *err)
     if (p->dtype > 0)
         plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
     if (p->protect)
-        moec_say("protected: %lld experts", (long long)guard.count);
+        moec_say("protected: %lld expert%s", (long long)guard.count, tool_s(guard.count));
     const tool_job job = {.common = &p->common, .model = m, .fingerprint = print.hex, .plan = plan,
                           .output = p->output, .compat = p->compat, .plan_only = p->plan_only, .began = began};
     MOEC_TRY(tool_carry_out(&job, err));

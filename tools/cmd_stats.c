@@ -146,7 +146,8 @@ static moec_status merge(const stats_params *params, const moec_opt_list *words,
     uint64_t tokens = 0;
     for (int d = 0; d < stats->n_domains; d++)
         tokens += stats->domain[d].tokens;
-    moec_say("%s: %d files, %d domains, %" PRIu64 " tokens", params->output, words->n - 1, stats->n_domains, tokens);
+    moec_say("%s: %d file%s, %d text%s, %" PRIu64 " tokens", params->output, words->n - 1, tool_s(words->n - 1),
+             stats->n_domains, tool_s(stats->n_domains), tokens);
     if (params->common.json) {
         moec_json *o = moec_json_new_object();
         moec_json_set(o, "output", moec_json_new_string(params->output));

@@ -74,7 +74,8 @@ static int run(const moec_verb *verb, int argc, char **argv)
         return rc;
     moec_status st = verify(&p, &words, &problems, &err);
     if (st == MOEC_OK && problems > 0) /* the list itself is the result and went to standard output */
-        st = moec_fail(&err, MOEC_EFORMAT, "%s: %" PRIu64 " problems", words.at[0], problems);
+        st = moec_fail(&err, MOEC_EFORMAT, "%s: %" PRIu64 " problem%s", words.at[0], problems,
+                       tool_s((int64_t)problems));
     return tool_end(st, &err);
 }
 

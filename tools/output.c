@@ -24,19 +24,33 @@ static tally count(const moec_plan *p)
     return t;
 }
 
+/* Experts of which no statistics are kept. */
+static void say_unwatched(const moec_plan *p)
+{
+    bool heads = false, mtp = false;
+    for (int64_t i = p->n_layers; i < p->n_sets; i++) {
+        heads = heads || p->layer[i].kind == MOEC_SET_HEADS;
+        mtp = mtp || p->layer[i].kind == MOEC_SET_MTP;
+    }
+    if (heads || mtp)
+        moec_say("calibration does not see %s%s%s: as many experts are kept there, by the norm of the router's rows",
+                 heads ? "attention experts" : "", heads && mtp ? " and " : "", mtp ? "multi-token-prediction layers" : "");
+}
+
 static void say_policy(const moec_plan *p)
 {
     tally t = count(p);
+    if (moec_plan_least(p) == p->layer[0].n_experts)
+        moec_warn("no expert is removed: all %" PRId64 " of a layer are kept", p->layer[0].n_experts);
     if (t.unseen > 0)
         moec_warn("experts that no calibration token selected, of which nothing is known: %" PRId64 "; removed %" PRId64
                   ", kept %" PRId64, t.unseen, t.unseen - t.unseen_kept, t.unseen_kept);
     if (p->new_top_k < p->top_k)
-        moec_warn("only %" PRId64 " experts are kept in a layer: a token will use %" PRId64 " instead of %" PRId64,
-                  moec_plan_least(p), p->new_top_k, p->top_k);
+        moec_warn("only %" PRId64 " expert%s kept in a layer: a token will use %" PRId64 " instead of %" PRId64,
+                  moec_plan_least(p), moec_plan_least(p) == 1 ? " is" : "s are", p->new_top_k, p->top_k);
     if (p->drop_groups)
         moec_warn("the router will choose among all experts at once instead of among groups: routing changes, evaluate it");
-    if (p->n_sets > p->n_layers)
-        moec_say("attention experts and multi-token-prediction layers are not seen by calibration: kept by router-row norm");
+    say_unwatched(p);
     if (moec_plan_dead(p) > 0)
         moec_say("dead experts that only pad the layers to %" PRId64 ": %" PRId64 " in all; they cost disk and memory, no time",
                  p->pad, moec_plan_dead(p));
@@ -77,7 +91,7 @@ static void print_score(double v)
         printf(" %12.6g", v);
 }
 
-static void print_plan(const moec_plan *p)
+static void print_plan(const moec_plan *p, const moec_model *m)
 {
     printf("%5s %8s %6s %8s %8s %10s %12s %12s\n", "layer", "experts", "kept", "removed", "unseen", "protected",
            "least kept", "most removed");
@@ -93,11 +107,15 @@ static void print_plan(const moec_plan *p)
     }
     for (int64_t i = p->n_layers; i < p->n_sets; i++) {
         const moec_plan_layer *l = &p->layer[i];
-        printf("%5" PRId64 " %8" PRId64 " %6" PRId64 " %8" PRId64 "   %s, by router-row norm\n", l->layer, l->n_experts, l->n_keep,
-               l->n_experts - l->n_keep, l->kind == MOEC_SET_MTP ? "multi-token prediction" : "attention experts");
+        printf("%5" PRId64 " %8" PRId64 " %6" PRId64 " %8" PRId64 "   %s, by the norm of the router's rows\n", l->layer,
+               l->n_experts, l->n_keep, l->n_experts - l->n_keep,
+               l->kind == MOEC_SET_MTP ? "multi-token prediction" : "attention experts");
     }
     if (p->mtp == MOEC_PLAN_MTP_DROP)
         printf("\nmulti-token-prediction layers are left out");
+    if (m->dims.groups > 1 && !p->drop_groups)
+        printf("\neach of the router's %" PRId64 " groups keeps as many experts, so a removed one may score higher than a kept one",
+               m->dims.groups);
     printf("\nmethod %s; scores are those of the method; unseen: no calibration token selected the expert\n",
            p->method[0] ? p->method : "none");
 }
@@ -164,7 +182,7 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, moec_er
 {
     moec_json *plan = NULL;
     if (!j->common->json) {
-        print_plan(j->plan);
+        print_plan(j->plan, j->model);
         print_sizes(j, r);
         return MOEC_OK;
     }
@@ -210,7 +228,7 @@ static moec_status write_plan(const tool_job *j, moec_err *err)
         moec_json_set(o, "peak_memory_bytes", moec_json_new_int((int64_t)moec_peak_memory()));
         st = tool_print_json(o, err);
     } else {
-        print_plan(j->plan);
+        print_plan(j->plan, j->model);
     }
 done:
     moec_free(text);

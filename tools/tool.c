@@ -145,3 +145,8 @@ moec_status tool_print_json(moec_json *v, moec_err *err)
     moec_json_free(v);
     return st;
 }
+
+const char *tool_s(int64_t n)
+{
+    return n == 1 ? "" : "s";
+}

@@ -65,6 +65,13 @@ uint64_t tool_file_bytes(const char *path);
 /** True when both names are one file, written or not yet. */
 bool tool_same_file(const char *a, const char *b);
 
+/** "s", or "" for one: the plural of a word that ends so. */
+const char *tool_s(int64_t n);
+
+enum { TOOL_ROUTING = 256 };
+/** How a family's router scores and chooses: "sigmoid, top-k, selection bias". */
+void tool_routing_text(char text[TOOL_ROUTING], const moec_family *f);
+
 /** Prints a JSON value on standard output with a newline and frees it. */
 moec_status tool_print_json(moec_json *v, moec_err *err) MOEC_USE_RESULT;
 

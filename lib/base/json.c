@@ -80,9 +80,29 @@ moec_json_kind moec_json_type(const moec_json *v)
     return MOEC_JSON_NONE;
 }
 
+bool moec_json_absent(const moec_json *v)
+{
+    return moec_json_type(v) == MOEC_JSON_NONE || moec_json_type(v) == MOEC_JSON_NULL;
+}
+
 moec_json *moec_json_get(const moec_json *object, const char *key)
 {
     return wrap(json_object_get(raw(object), key));
+}
+
+const moec_json *moec_json_path(const moec_json *object, const char *path)
+{
+    char key[128];
+    for (const char *p = path; object && *p;) {
+        size_t n = strcspn(p, ".");
+        if (n >= sizeof key)
+            return NULL;
+        memcpy(key, p, n);
+        key[n] = '\0';
+        object = moec_json_get(object, key);
+        p += n + (p[n] == '.');
+    }
+    return object;
 }
 
 moec_json *moec_json_at(const moec_json *array, size_t i)

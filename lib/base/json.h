@@ -32,7 +32,9 @@ MOEC_API void moec_json_free(moec_json *v);
 
 /* Getters: NULL in, NONE / NULL / false out; never fail otherwise. */
 MOEC_API moec_json_kind moec_json_type(const moec_json *v);
+MOEC_API bool moec_json_absent(const moec_json *v);              /* NONE or NULL: config files use both for "not given" */
 MOEC_API moec_json *moec_json_get(const moec_json *object, const char *key);
+MOEC_API const moec_json *moec_json_path(const moec_json *object, const char *path); /* keys joined by '.' */
 MOEC_API moec_json *moec_json_at(const moec_json *array, size_t i);
 MOEC_API size_t moec_json_len(const moec_json *v); /* elements of an array or object, bytes of a string */
 MOEC_API bool moec_json_int(const moec_json *v, int64_t *out);   /* integers only */
@@ -43,7 +45,8 @@ MOEC_API const char *moec_json_string(const moec_json *v);       /* NUL-terminat
 MOEC_API bool moec_json_each(moec_json *object, void **it, const char **key, moec_json **value);
 
 /* Builders. A failed allocation is remembered and makes moec_json_dump return MOEC_ENOMEM. set and push take the value.
- * A file name may hold any bytes: a value that is not UTF-8 becomes "(not UTF-8)", in such a key every byte above 127 a '?'. */
+ * A file name may hold any bytes: a value that is not UTF-8 becomes "(not UTF-8)", in such a key every byte above 127
+ * a '?'. */
 MOEC_API moec_json *moec_json_new_object(void);
 MOEC_API moec_json *moec_json_new_array(void);
 MOEC_API moec_json *moec_json_new_string(const char *utf8);

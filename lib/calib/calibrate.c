@@ -163,7 +163,8 @@ static moec_status see(void *ctx, int worker, const moec_chunk *c, const moec_mo
     int32_t *prev = carry->prev + c->token * carry->slots, *guess = carry->guess + c->token * carry->slots;
     bool first = j->m->layer[v->layer].moe_index == 0;
     (void)err;
-    moec_event ev = {.model = j->m, .moe_layer = j->m->layer[v->layer].moe_index, .n = v->n, .seq = v->seq, .n_seq = v->n_seq};
+    moec_event ev = {.model = j->m, .moe_layer = j->m->layer[v->layer].moe_index, .n = v->n, .seq = v->seq,
+                     .n_seq = v->n_seq};
     ev.h = v->h;
     ev.x = v->x;
     ev.r = v->r;
@@ -326,7 +327,8 @@ static moec_pass_opts pass_opts(const moec_model *m, const moec_stats_meta *meta
     int64_t tokens = moec_corpus_tokens(corpus);
     moec_pass_opts po = {.compute = o->compute, .watch = true, .sums = o->tier > 0, .max_memory = o->max_memory,
                          .worker_bytes = moec_partial_bytes(meta), .dir = dir, .keep = true, .what = "calibrate"};
-    po.fixed_bytes = calibrate_bytes(meta, m->dims.slots, corpus->n_domains, tokens) + (o->trace ? moec_trace_bytes(m, tokens) : 0);
+    po.fixed_bytes = calibrate_bytes(meta, m->dims.slots, corpus->n_domains, tokens) +
+                     (o->trace ? moec_trace_bytes(m, tokens) : 0);
     return po;
 }
 

@@ -25,8 +25,9 @@ typedef struct moec_calibrate_opts {
  *
  * @param out   the statistics, also written to `path`; free with moec_stats_free. May be NULL.
  * @param path  the HDF5 file; replaced when it is there, unless keep_existing.
- * @return MOEC_OK; MOEC_EEXIST: keep_existing, or another process is at work in the folder; MOEC_EINTR: a signal came, the folder is left for the next run; MOEC_ENUMERIC: a weight or a layer's
- *         output is not finite; MOEC_ENOFIT, MOEC_ENOMEM, MOEC_EIO; MOEC_EFORMAT: an id outside the vocabulary.
+ * @return MOEC_OK; MOEC_EEXIST: keep_existing, or another process is at work in the folder; MOEC_EINTR: a signal came,
+ *         the folder is left for the next run; MOEC_ENUMERIC: a weight or a layer's output is not finite; MOEC_ENOFIT,
+ *         MOEC_ENOMEM, MOEC_EIO; MOEC_EFORMAT: an id outside the vocabulary.
  * Memory: one layer, hidden states (or a chunk of them for each worker), the statistics.
  * Cost: one forward pass.
  */

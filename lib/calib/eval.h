@@ -12,8 +12,8 @@
  */
 typedef struct moec_final moec_final;
 
-/** Runs the layer pass over the corpus. `what` names the progress line. Errors of moec_pass_*; MOEC_ENUMERIC when the head or
- *  the final norm is not finite. The model is borrowed. Free with moec_final_free. */
+/** Runs the layer pass over the corpus. `what` names the progress line. Errors of moec_pass_*; MOEC_ENUMERIC when the
+ *  head or the final norm is not finite. The model is borrowed. Free with moec_final_free. */
 MOEC_API moec_status moec_final_run(moec_final **out, const moec_model *m, const moec_corpus *corpus, moec_compute compute,
                                     uint64_t max_memory, const char *what, moec_err *err)
     MOEC_USE_RESULT;
@@ -24,8 +24,8 @@ MOEC_API moec_status moec_final_run_before(moec_final **out, const moec_model *n
                                            const char *what, moec_err *err) MOEC_USE_RESULT;
 /** Rows of the head. */
 MOEC_API int64_t moec_final_vocab(const moec_final *f);
-/** A safetensors file: hidden F32 [tokens, hidden], head [vocab, hidden], with the corpus digest and the model's fingerprint in
- *  its metadata. MOEC_EIO, MOEC_ENOFIT, MOEC_EEXIST. */
+/** A safetensors file: hidden F32 [tokens, hidden], head [vocab, hidden], with the corpus digest and the model's
+ *  fingerprint in its metadata. MOEC_EIO, MOEC_ENOFIT, MOEC_EEXIST. */
 MOEC_API moec_status moec_final_save(const moec_final *f, const moec_corpus *corpus, const char *path, moec_err *err)
     MOEC_USE_RESULT;
 /** MOEC_EFORMAT: not such a file, or made from other text, windows or token limits than `corpus`; MOEC_ENUMERIC; MOEC_EIO,
@@ -59,7 +59,8 @@ MOEC_API moec_status moec_score(moec_scores *out, const moec_final *model, const
                                 const moec_corpus *corpus, moec_compute compute, uint64_t max_memory, moec_err *err)
     MOEC_USE_RESULT;
 MOEC_API void moec_scores_release(moec_scores *s);
-/** {"overall": {"cross_entropy", "perplexity", "tokens", "stderr", "kl", "kl_stderr", "top1", "top1_stderr"}, "domains": ..} */
+/** {"overall": {"cross_entropy", "perplexity", "tokens", "stderr", "kl", "kl_stderr", "top1", "top1_stderr"},
+ *  "domains": ..} */
 MOEC_API moec_json *moec_scores_json(const moec_scores *s, const moec_corpus *corpus);
 
 #endif

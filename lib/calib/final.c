@@ -311,7 +311,8 @@ static moec_status bind_reference(moec_final *f, const moec_st_index *ix, const 
     }
     if (ix->metadata)
         MOEC_TRY(moec_json_parse(&meta, ix->metadata, strlen(ix->metadata), path, err));
-    const char *format = moec_json_string(moec_json_get(meta, "format")), *made = moec_json_string(moec_json_get(meta, "text"));
+    const char *format = moec_json_string(moec_json_get(meta, "format"));
+    const char *made = moec_json_string(moec_json_get(meta, "text"));
     const char *model = moec_json_string(moec_json_get(meta, "model"));
     if (!format || strcmp(format, bias ? format_2 : format_1) != 0 || !made || !model || strlen(model) != 32 ||
         !fits_together(hidden, head, bias)) {

@@ -12,8 +12,8 @@ typedef struct moec_hidden moec_hidden;
 
 /** Room for n tokens of `width` floats.
  *  @param dir        NULL: in memory. Else the folder for the two files.
- *  @param keep       the files keep their names (hidden.0, hidden.1), so that a later run can open them; else they vanish with
- *                    the process.
+ *  @param keep       the files keep their names (hidden.0, hidden.1), so that a later run can open them; else they
+ *                    vanish with the process.
  *  @param workers, max_tokens  read buffers on disk: one of max_tokens for each worker.
  *  MOEC_ENOMEM, MOEC_EIO, MOEC_ENOFIT (disk). Free with moec_hidden_free. */
 MOEC_API moec_status moec_hidden_new(moec_hidden **out, int64_t n, int64_t width, const char *dir, bool keep, int workers,
@@ -34,7 +34,8 @@ MOEC_API int moec_hidden_side(const moec_hidden *s);
 MOEC_API void moec_hidden_set_side(moec_hidden *s, int side);
 
 /** Copies rows [at, at+n) of the current state; from any thread. */
-MOEC_API moec_status moec_hidden_read(float *out, const moec_hidden *s, int64_t at, int64_t n, moec_err *err) MOEC_USE_RESULT;
+MOEC_API moec_status moec_hidden_read(float *out, const moec_hidden *s, int64_t at, int64_t n, moec_err *err)
+    MOEC_USE_RESULT;
 
 /** Current state to an open file at its position, for checkpoints; on disk it is there already and is only synced.
  *  MOEC_EIO, MOEC_ENOFIT. */

@@ -196,8 +196,8 @@ moec_status moec_checkpoint_load(const moec_checkpoint *c, moec_stats **stats, m
 {
     moec_status st = MOEC_OK;
     char *path = NULL, *file = NULL;
-    /* On disk the hidden states of a checkpoint lie in the file whose number is the layers' parity, see moec_hidden_turn: the
-     * embeddings went to 1, layer 0's output to 0, and so on. */
+    /* On disk the hidden states of a checkpoint lie in the file whose number is the layers' parity, see
+     * moec_hidden_turn: the embeddings went to 1, layer 0's output to 0, and so on. */
     moec_hidden_set_side(hidden, (int)((c->layers_done + 1) % 2));
     MOEC_TRY(moec_format(&path, err, "%s/carry.%d", c->dir, c->turn));
     MOEC_TRY(moec_format(&file, err, "%s/stats.%d.h5", c->dir, c->turn));

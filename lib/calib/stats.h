@@ -123,13 +123,15 @@ MOEC_API void *moec_stat_at(const moec_stats *s, int domain, moec_stat kind, int
 
 /** HDF5 file: /meta attributes, /domains/NAME attributes and datasets t0/KIND (chunked and compressed) and t1/KIND
  *  (plain), each with its unit, meaning and merge rule; the same bytes for the same content. In NAME the bytes '/', '%',
- *  a leading '.' and control characters are written %XX. The file's first 512 bytes (an HDF5 user block) hold a checksum of the rest.
+ *  a leading '.' and control characters are written %XX. /meta's attribute kinds lists what is collected. The file's first
+ *  512 bytes (an HDF5 user block) hold a checksum of the rest.
  *  Written aside as PATH.tmp and renamed. MOEC_EIO, MOEC_ENOFIT (disk full); MOEC_ENUMERIC: a cell is not finite or below
  *  its kind's bound (the text names domain, kind, layer and expert); nothing is written then. */
 MOEC_API moec_status moec_stats_save(const moec_stats *s, const char *path, moec_err *err) MOEC_USE_RESULT;
 /** MOEC_EIO; MOEC_EFORMAT: not ours, damaged (the checksum differs), another format version, a missing attribute or
  *  dataset, a dataset of another type or shape than the attributes say, sizes out of range, a count or sum that is
- *  negative or not finite. Memory: what is read, at most some 1100 times the file's length. */
+ *  negative or not finite. Kinds that are not known are passed over, those that the file does not list are NULL: files of
+ *  older and newer programs can be read. Memory: what is read, at most some 1100 times the file's length. */
 MOEC_API moec_status moec_stats_load(moec_stats **out, const char *path, moec_err *err) MOEC_USE_RESULT;
 /** The same from bytes in memory; `what` is what errors call them. */
 MOEC_API moec_status moec_stats_load_memory(moec_stats **out, const void *bytes, size_t len, const char *what,

@@ -215,6 +215,28 @@ static moec_status check_index(const moec_ckpt *c, moec_err *err)
     return MOEC_OK;
 }
 
+/* What people have in place of a checkpoint folder, and what to give instead. */
+static moec_status no_config(const char *dir, moec_err *err)
+{
+    static const struct { const char *name, *advice; } known[] = {
+        {"snapshots", "a hub cache; give the folder under snapshots"},
+        {"model_index.json", "a diffusers pipeline; give the folder of its text model"},
+        {"adapter_config.json", "a LoRA adapter; give the base model, merged with it"},
+    };
+    for (size_t i = 0; i < MOEC_COUNT(known); i++) {
+        char *path;
+        moec_status st = moec_path_join(&path, dir, known[i].name, err);
+        if (st != MOEC_OK)
+            return st;
+        const bool there = moec_path_exists(path);
+        moec_free(path);
+        if (there)
+            return moec_fail(err, MOEC_EFORMAT, "%s: no config.json, not a checkpoint folder but %s", dir, known[i].advice);
+    }
+    return moec_fail(err, MOEC_EFORMAT, "%s: no config.json, not a checkpoint folder (a Hugging Face folder with config.json and "
+                     "safetensors)", dir);
+}
+
 moec_status moec_ckpt_open(moec_ckpt **out, const char *dir, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -223,14 +245,16 @@ moec_status moec_ckpt_open(moec_ckpt **out, const char *dir, moec_err *err)
     size_t len;
     *out = NULL;
     if (!moec_path_is_dir(dir))
-        return moec_fail(err, moec_path_exists(dir) ? MOEC_EFORMAT : MOEC_EIO, "%s: not a folder", dir);
+        return moec_path_exists(dir) ? moec_fail(err, MOEC_EFORMAT, "%s: a file, not a checkpoint folder (GGUF and single "
+                                                 "files are not read)", dir)
+                                     : moec_fail(err, MOEC_EIO, "%s: there is no such folder", dir);
     MOEC_TRY(MOEC_NEW(c, 1, err));
     MOEC_TRY(moec_copy(&c->dir, dir, strlen(dir), err));
     for (size_t n = strlen(c->dir); n > 1 && c->dir[n - 1] == '/'; n--)
         c->dir[n - 1] = '\0';
     MOEC_TRY(moec_path_join(&path, c->dir, "config.json", err));
     if (!moec_path_exists(path)) {
-        st = moec_fail(err, MOEC_EFORMAT, "%s: no config.json, not a checkpoint folder", c->dir);
+        st = no_config(c->dir, err);
         goto done;
     }
     MOEC_TRY(moec_file_read(&c->config_text, &len, path, MAX_CONFIG, err));

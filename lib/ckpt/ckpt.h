@@ -16,8 +16,8 @@ typedef struct moec_ckpt moec_ckpt;
  *          moec_st_parse refuses; config.json above 8 MiB or index.json above 128 MiB. MOEC_ENOMEM. */
 MOEC_API moec_status moec_ckpt_open(moec_ckpt **out, const char *dir, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_ckpt_close(moec_ckpt *c);
-/** MOEC_EFORMAT when a shard's size or time of change is no longer what it was when the folder was opened: what was read from
- *  it since may be of two models. */
+/** MOEC_EFORMAT when a shard's size or time of change is no longer what it was when the folder was opened: what was
+ *  read from it since may be of two models. */
 MOEC_API moec_status moec_ckpt_unchanged(const moec_ckpt *c, moec_err *err) MOEC_USE_RESULT;
 
 MOEC_API const char *moec_ckpt_dir(const moec_ckpt *c);
@@ -32,8 +32,8 @@ MOEC_API size_t moec_ckpt_shard_of(const moec_ckpt *c, size_t i);
 /** Offset of tensor i in its shard file. */
 MOEC_API uint64_t moec_ckpt_offset(const moec_ckpt *c, size_t i);
 
-/** Copies n bytes at byte `at` of one of its tensors without mapping pages: for places far apart, since a touched page of a map
- *  can bring megabytes around it into resident memory. From any thread. MOEC_EIO. */
+/** Copies n bytes at byte `at` of one of its tensors without mapping pages: for places far apart, since a touched page
+ *  of a map can bring megabytes around it into resident memory. From any thread. MOEC_EIO. */
 MOEC_API moec_status moec_ckpt_read(void *out, const moec_ckpt *c, const moec_tensor *t, size_t at, size_t n, moec_err *err)
     MOEC_USE_RESULT;
 

@@ -28,10 +28,11 @@ typedef struct moec_st_index {
  *  @param bytes, size  at least the whole header: the first min(file_size, 8+N) bytes.
  *  @param file_size    length of the file that the offsets must lie in.
  *  @param what         name for error texts.
- *  @return MOEC_OK; MOEC_EFORMAT: header cut short, longer than 100 MB or than the file; not a JSON object from its first byte; an entry
- *          that is not {dtype, shape, data_offsets}; unknown dtype; more than 8 dimensions, a negative one, or a product
- *          that overflows; offsets negative, descending, past the file, overlapping, leaving holes, or of another length
- *          than the shape says; a name twice; metadata that is not text to text. MOEC_ENOMEM.
+ *  @return MOEC_OK; MOEC_EFORMAT: header cut short, longer than 100 MB or than the file; not a JSON object from its
+ *          first byte; an entry that is not {dtype, shape, data_offsets}; unknown dtype; more than 8
+ *          dimensions, a negative one, or a product that overflows; offsets negative, descending, past the file,
+ *          overlapping, leaving holes, or of another length than the shape says; a name twice; metadata that is not text
+ *          to text. MOEC_ENOMEM.
  *  Release with moec_st_index_release, also after failure. */
 MOEC_API moec_status moec_st_parse(moec_st_index *out, const void *bytes, size_t size, uint64_t file_size,
                                    const char *what, moec_err *err) MOEC_USE_RESULT;

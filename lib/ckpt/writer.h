@@ -1,7 +1,7 @@
 /* Writes a checkpoint folder: a list of shards whose bytes come from ranges of source files or are made, and side files.
  * Everything is written into OUT.partial under a lock, shard by shard (temporary name, sync, rename), read back, hashed, and
- * the folder gets its final name last. What a killed run left in OUT.partial is taken up again when it belongs to the same output.
- * What the bytes mean is the caller's business (run/apply, run/verify); the source is only ever read. */
+ * the folder gets its final name last. What a killed run left in OUT.partial is taken up again when it belongs to the
+ * same output. What the bytes mean is the caller's business (run/apply, run/verify); the source is only ever read. */
 #ifndef MOEC_CKPT_WRITER_H
 #define MOEC_CKPT_WRITER_H
 
@@ -21,16 +21,18 @@ MOEC_API moec_status moec_out_shard(moec_out *o, const char *name, const char *m
  *  MOEC_EINVAL without a shard or when the tensor before it has not all its bytes. */
 MOEC_API moec_status moec_out_tensor(moec_out *o, const char *name, moec_dtype dtype, int rank, const int64_t *dim,
                                      moec_err *err) MOEC_USE_RESULT;
-/** The next `length` bytes of the last tensor are those at `from` of the open file `fd` (borrowed). Neighbours are joined. */
+/** The next `length` bytes of the last tensor are those at `from` of the open file `fd` (borrowed). Neighbours are
+ *  joined. */
 MOEC_API moec_status moec_out_bytes(moec_out *o, int fd, uint64_t from, uint64_t length, moec_err *err) MOEC_USE_RESULT;
-/** The next `length` bytes of the last tensor are `size` (1 to 8) bytes over and over. MOEC_EINVAL: length is no multiple. */
+/** The next `length` bytes of the last tensor are `size` (1 to 8) bytes over and over. MOEC_EINVAL: length is no
+ *  multiple. */
 MOEC_API moec_status moec_out_fill(moec_out *o, const void *bytes, size_t size, uint64_t length, moec_err *err)
     MOEC_USE_RESULT;
 /* Makes bytes [from, from+n) of something. Called from several threads; `from` is a multiple of 8
  * behind a segment's begin, n too or up to its end; always with the same result. */
 typedef moec_status moec_make_fn(void *out, void *ctx, uint64_t from, size_t n, moec_err *err);
-/** The next `length` bytes of the last tensor are those from `from` on that `make` makes; ctx is borrowed until moec_out_free.
- *  What decides about these bytes must be in the writer's identity. */
+/** The next `length` bytes of the last tensor are those from `from` on that `make` makes; ctx is borrowed until
+ *  moec_out_free. What decides about these bytes must be in the writer's identity. */
 MOEC_API moec_status moec_out_made(moec_out *o, moec_make_fn *make, void *ctx, uint64_t from, uint64_t length,
                                    moec_err *err) MOEC_USE_RESULT;
 /** A side file with these bytes (copied). */
@@ -68,8 +70,8 @@ typedef struct moec_writer_options {
 typedef struct moec_writer moec_writer;
 
 /** Checks all that can be checked before the first byte and takes OUT.partial.
- *  @return MOEC_OK; MOEC_EEXIST: OUT is there and overwrite was not asked, or it is not a folder that this program would have
- *          written, or OUT.partial is somebody else's; MOEC_EINVAL: OUT is the source, lies in it or holds it; MOEC_ENOFIT:
+ *  @return MOEC_OK; MOEC_EEXIST: OUT is there and overwrite was not asked, or it is not a folder that this program
+ *          would have written, or OUT.partial is somebody else's; MOEC_EINVAL: OUT is the source, lies in it or holds it; MOEC_ENOFIT:
  *          the disk has fewer free bytes than needed (the text says both); MOEC_EIO: another run holds the lock, ...
  *  Close with moec_writer_close. */
 MOEC_API moec_status moec_writer_open(moec_writer **out, moec_out *o, const moec_writer_options *opt, moec_err *err)

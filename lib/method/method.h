@@ -72,8 +72,8 @@ MOEC_API moec_status moec_method_plan(moec_plan **out, moec_method_kind kind, co
  *  Errors: moec_method_plan. Cost: O(L E log E). Same result on any number of threads. */
 MOEC_API moec_status moec_select(moec_plan **out, const moec_method *me, const moec_request *q, const double *score,
                                  moec_err *err) MOEC_USE_RESULT;
-/** K of the formula above. MOEC_EINVAL: out of range, or not of the model's form: top-k that cannot shrink, groups that cannot
- *  share K, padding that is not exact. */
+/** K of the formula above. MOEC_EINVAL: out of range, or not of the model's form: top-k that cannot shrink, groups that
+ *  cannot share K, padding that is not exact. */
 MOEC_API moec_status moec_kept_experts(int64_t *out, const moec_request *q, moec_err *err) MOEC_USE_RESULT;
 
 /** Reads what --protect names: "super", or a file with lines "LAYER EXPERT" ('#' begins a comment), or JSON

@@ -40,46 +40,47 @@ typedef struct moec_plan {
 
 /** NULL-safe. */
 MOEC_API void moec_plan_free(moec_plan *p);
-/** A plan with its sets (index, n_experts; nothing kept yet) and top_k taken from a model; `fingerprint` may be NULL. MTP layers
- *  are kept. */
+/** A plan with its sets (index, n_experts; nothing kept yet) and top_k taken from a model; `fingerprint` may be NULL.
+ *  MTP layers are kept. */
 MOEC_API moec_status moec_plan_new(moec_plan **out, const moec_model *m, const char *method, const char *fingerprint,
                                    moec_err *err) MOEC_USE_RESULT;
 /** Leaves the MTP layers out. */
 MOEC_API void moec_plan_drop_mtp(moec_plan *p);
 /** {"moecompress_plan": 1, "kind": "prune", "model", "model_type", "method", "options", "stats", "top_k", "new_top_k",
- *  "layers": [{"layer", "experts", "keep", "unseen", "protected", "score"}]}; score only where there is one. Where they apply, in
- *  front of "layers": "mtp": "keep"|"drop", "groups": "drop", "pad": N, "dtype": "bf16"|"f16"|"f32"; behind it
+ *  "layers": [{"layer", "experts", "keep", "unseen", "protected", "score"}]}; score only where there is one. Where they
+ *  apply, in front of "layers": "mtp": "keep"|"drop", "groups": "drop", "pad": N, "dtype": "bf16"|"f16"|"f32"; behind it
  *  "others": [{"kind": "attention"|"mtp", "layer", "experts", "keep"}], sets that calibration does not see. */
 MOEC_API moec_status moec_plan_to_json(moec_json **out, const moec_plan *p, moec_err *err) MOEC_USE_RESULT;
 /** The same as text, one layer a line, so that plans can be read and compared. Free with moec_free. */
 MOEC_API moec_status moec_plan_to_text(char **out, const moec_plan *p, moec_err *err) MOEC_USE_RESULT;
 /** From an edited or hostile file: MOEC_EFORMAT for a wrong version, kind or type, indices out of range, not ascending or
  *  repeated, an empty or missing layer, sets out of order, sizes out of range. Unknown keys are refused: an edit
- *  that is misspelt must not be silently without effect. Needed: moecompress_plan, kind, model, top_k, new_top_k, layers with layer, experts, keep. */
+ *  that is misspelt must not be silently without effect. Needed: moecompress_plan, kind, model, top_k, new_top_k,
+ *  layers with layer, experts, keep. */
 MOEC_API moec_status moec_plan_parse(moec_plan **out, const char *text, size_t len, const char *what, moec_err *err)
     MOEC_USE_RESULT;
 MOEC_API moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *what, moec_err *err) MOEC_USE_RESULT;
 /** moec_plan_parse of a file. MOEC_EIO too. */
 MOEC_API moec_status moec_plan_read(moec_plan **out, const char *path, moec_err *err) MOEC_USE_RESULT;
-/** The plan fits this model: fingerprint (that of m), sets, expert counts, top-k as before, new top-k <= kept and unchanged where
- *  more hangs on it (attention experts, sparsemixer); one count of kept experts in all sets (no client loads anything else)
- *  unless they are padded to one; "mtp" said exactly where there are MTP layers; moec_plan_check_groups for every set and
- *  moec_plan_check_pad. MOEC_EFORMAT. */
+/** The plan fits this model: fingerprint (that of m), sets, expert counts, top-k as before, new top-k <= kept and
+ *  unchanged where more hangs on it (attention experts, sparsemixer); one count of kept experts in all sets (no client
+ *  loads anything else) unless they are padded to one; "mtp" said exactly where there are MTP layers;
+ *  moec_plan_check_groups for every set and moec_plan_check_pad. MOEC_EFORMAT. */
 MOEC_API moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
     MOEC_USE_RESULT;
-/** Can `keep` experts be shared by the model's groups, top_k of them chosen? keep is a multiple of n_group, a group keeps two at
- *  least where its two best count (one elsewhere), and topk_group groups hold top_k. MOEC_EINVAL: no; the text names counts
- *  that work and --groups drop. True for models without groups and when all are kept. */
+/** Can `keep` experts be shared by the model's groups, top_k of them chosen? keep is a multiple of n_group, a group
+ *  keeps two at least where its two best count (one elsewhere), and topk_group groups hold top_k. MOEC_EINVAL: no; the
+ *  text names counts that work and --groups drop. True for models without groups and when all are kept. */
 MOEC_API moec_status moec_plan_check_groups(const moec_model *m, int64_t keep, int64_t top_k, moec_err *err)
     MOEC_USE_RESULT;
-/** Can a layer have experts that are never chosen? Exact only with a bias of -1e4 on the router's logits, or on scores that do not
- *  depend on each other (not a softmax over all: dead experts would share its denominator), and without groups.
+/** Can a layer have experts that are never chosen? Exact only with a bias of -1e4 on the router's logits, or on scores
+ *  that do not depend on each other (not a softmax over all: dead experts would share its denominator), and without groups.
  *  MOEC_EINVAL: no, the text says why. */
 MOEC_API moec_status moec_plan_check_pad(const moec_model *m, bool drop_groups, int64_t pad, moec_err *err)
     MOEC_USE_RESULT;
 
-/** May top-k be smaller in the output? Not where attention experts are chosen with it (it is their number of heads), nor with
- *  sparsemixer, which is two draws. */
+/** May top-k be smaller in the output? Not where attention experts are chosen with it (it is their number of heads),
+ *  nor with sparsemixer, which is two draws. */
 MOEC_API bool moec_top_k_may_shrink(const moec_model *m);
 /** Experts a layer of the output has: pad, or what is kept. */
 MOEC_API int64_t moec_plan_experts(const moec_plan *p);

@@ -1,5 +1,5 @@
-/* Random scores: the baseline that every method has to beat. A score depends on seed, layer and expert alone, so plans of one
- * seed nest (25 % is part of 50 %), and any machine makes the same plan.
+/* Random scores: the baseline that every method has to beat. A score depends on seed, layer and expert alone, so plans
+ * of one seed nest (25 % is part of 50 %), and any machine makes the same plan.
  * Source: splitmix64, the finaliser of Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators (OOPSLA 2014). */
 #include "method/method.h"
 

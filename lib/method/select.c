@@ -14,8 +14,8 @@ static moec_status check_form(const moec_request *q, int64_t keep, moec_err *err
     const moec_model *m = q->model;
     const int64_t k = m->dims.top_k;
     if (keep < k && !moec_top_k_may_shrink(m))
-        return moec_fail(err, MOEC_EINVAL, "keeping %lld experts: top-k of this model cannot change from %lld, as its form "
-                         "depends on it", (long long)keep, (long long)k);
+        return moec_fail(err, MOEC_EINVAL, "keeping %lld experts is fewer than this model's top-k of %lld, which its router or "
+                         "attention is built for; keep at least %lld", (long long)keep, (long long)k, (long long)k);
     if (q->drop_groups && m->dims.groups <= 1)
         return moec_fail(err, MOEC_EINVAL, "--groups drop: the router of this model has no groups");
     if (q->pad > 0 && q->pad < keep)

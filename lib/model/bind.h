@@ -22,15 +22,20 @@ const moec_tensor *moec__find(const moec_binder *b, const char *pattern);
 /** A tensor of exactly this shape in F32, F16 or BF16. MOEC_ESHAPE. */
 moec_status moec__bind(const moec_tensor **out, const moec_binder *b, const char *pattern, int rank, const int64_t *dim,
                        moec_err *err) MOEC_USE_RESULT;
-/** A [rows, cols] matrix, plain or FP8 with its block scales. MOEC_ESHAPE. */
+/** A [rows, cols] matrix, plain or FP8 with its block scales. MOEC_ESHAPE; MOEC_EFORMAT: FP8 and no block size in the
+ *  config. */
 moec_status moec__bind_matrix(moec_weight *out, const moec_binder *b, const char *pattern, int64_t rows, int64_t cols,
                               moec_err *err) MOEC_USE_RESULT;
-/** "<pattern minus .weight>.bias" of n values if it is there. */
+/** "<pattern minus .weight>.bias" of n values if it is there, else NULL. MOEC_ESHAPE. */
 moec_status moec__bind_bias(const moec_tensor **out, const moec_binder *b, const char *pattern, int64_t n, moec_err *err)
     MOEC_USE_RESULT;
-/** Router, selection bias and experts of an MoE layer. */
+/** Rows of a router and their bias if there is one: never FP8, as its blocks of 128 rows could not be cut. MOEC_ESHAPE. */
+moec_status moec__bind_router(moec_layer *l, const moec_binder *b, moec_mat which, int64_t rows, moec_err *err)
+    MOEC_USE_RESULT;
+/** Router, selection bias and experts of an MoE layer. MOEC_ESHAPE, MOEC_EFORMAT, MOEC_ENOMEM. */
 moec_status moec__bind_experts(moec_layer *l, const moec_binder *b, moec_err *err) MOEC_USE_RESULT;
-/** Everything of layer l->index; shared_width of dims is set where the config left it open. */
+/** Everything of layer l->index; shared_width of dims is set where the config left it open. MOEC_ESHAPE, MOEC_EFORMAT,
+ *  MOEC_ENOMEM. */
 moec_status moec__bind_layer(moec_layer *l, const moec_binder *b, moec_dims *dims, moec_err *err) MOEC_USE_RESULT;
 /** The row of the family's layouts that this layer's experts have; NULL: none of their tensors is there. */
 const moec_expert_names *moec__layout(const moec_binder *b);

@@ -5,15 +5,51 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Shapes of gate (with up, where they are one) and down in a layout of stacked experts; rank of both. */
+static int stacked_shapes(int64_t gate[3], int64_t down[3], moec_expert_layout layout, const moec_dims *d)
+{
+    const int64_t E = d->experts, I = d->expert_width, H = d->hidden;
+    const bool out_in = layout == MOEC_LAYOUT_OUT_IN;
+    if (layout == MOEC_LAYOUT_FLAT) {
+        gate[0] = down[0] = E * I;
+        gate[1] = down[1] = H;
+        return 2;
+    }
+    gate[0] = down[0] = E;
+    gate[1] = out_in ? 2 * I : H;
+    gate[2] = out_in ? H : 2 * I;
+    down[1] = out_in ? H : I;
+    down[2] = out_in ? I : H;
+    return 3;
+}
+
+/* Two layouts may share their names; then the shapes tell them apart. */
+static bool fits(const moec_binder *b, const moec_expert_names *row)
+{
+    int64_t dim[2][3];
+    const moec_tensor *const t[] = {moec__find(b, row->gate), moec__find(b, row->down)};
+    if (row->layout == MOEC_LAYOUT_SPLIT || row->layout == MOEC_LAYOUT_MXFP4_PAIRS)
+        return true;
+    const int rank = stacked_shapes(dim[0], dim[1], row->layout, &b->m->dims);
+    for (int i = 0; i < 2; i++)
+        if (!t[i] || t[i]->rank != rank || memcmp(t[i]->dim, dim[i], (size_t)rank * sizeof *dim[i]) != 0)
+            return false;
+    return true;
+}
+
 const moec_expert_names *moec__layout(const moec_binder *b)
 {
-    const moec_expert_names *row = b->m->family->experts;
+    const moec_expert_names *row = b->m->family->experts, *named = NULL;
     moec_binder first = *b;
     first.expert = 0;
-    for (int i = 0; i < MOEC_LAYOUTS && row[i].gate; i++)
-        if (moec__find(&first, row[i].gate))
+    for (int i = 0; i < MOEC_LAYOUTS && row[i].gate; i++) {
+        if (!moec__find(&first, row[i].gate))
+            continue;
+        if (fits(&first, &row[i]))
             return &row[i];
-    return NULL;
+        named = named ? named : &row[i];
+    }
+    return named;
 }
 
 /* --- one tensor an expert -------------------------------------------------------------------------------------------- */
@@ -74,16 +110,15 @@ static moec_status bind_stacked(moec_layer *l, const moec_binder *b, const moec_
 {
     moec_status st = MOEC_OK;
     const moec_dims *d = &b->m->dims;
-    const int64_t E = d->experts, I = d->expert_width, H = d->hidden;
-    const bool out_in = n->layout == MOEC_LAYOUT_OUT_IN, flat = n->layout == MOEC_LAYOUT_FLAT;
-    const int64_t gate_dim[3] = {flat ? E * I : E, flat ? H : out_in ? 2 * I : H, out_in ? H : 2 * I};
-    const int64_t down_dim[3] = {flat ? E * I : E, flat ? H : out_in ? H : I, out_in ? I : H};
+    const bool flat = n->layout == MOEC_LAYOUT_FLAT;
+    int64_t gate_dim[3], down_dim[3];
+    const int rank = stacked_shapes(gate_dim, down_dim, n->layout, d);
     const moec_tensor *gate, *up = NULL, *down;
-    MOEC_TRY(moec__bind(&gate, b, n->gate, flat ? 2 : 3, gate_dim, err));
+    MOEC_TRY(moec__bind(&gate, b, n->gate, rank, gate_dim, err));
     if (flat)
         MOEC_TRY(moec__bind(&up, b, n->up, 2, gate_dim, err));
-    MOEC_TRY(moec__bind(&down, b, n->down, flat ? 2 : 3, down_dim, err));
-    for (int64_t e = 0; e < E; e++)
+    MOEC_TRY(moec__bind(&down, b, n->down, rank, down_dim, err));
+    for (int64_t e = 0; e < d->experts; e++)
         l->expert[e] = view(n->layout, gate, up, down, d, e);
 done:
     return st;
@@ -102,7 +137,8 @@ static moec_status bind_blocks(const moec_tensor **blocks, const moec_tensor **s
     found[0] = moec__find(b, pattern);
     if (!found[0] || cols % 32 != 0)
         return moec_fail(err, MOEC_ESHAPE, "%s: layer %lld: %s", moec_ckpt_dir(b->m->ckpt), (long long)b->layer,
-                         found[0] ? "MXFP4 experts need widths that are multiples of 32" : "a tensor of MXFP4 blocks is missing");
+                         found[0] ? "MXFP4 experts need widths that are multiples of 32"
+                                  : "a tensor of MXFP4 blocks is missing");
     snprintf(name, sizeof name, "%.*s_scales", (int)(strlen(found[0]->name) - (sizeof tail - 1)), found[0]->name);
     found[1] = moec_ckpt_find(b->m->ckpt, name);
     if (!found[1])
@@ -157,6 +193,18 @@ static moec_status bind_selection(moec_layer *l, const moec_binder *b, moec_err 
     return moec__bind(&l->vec[MOEC_VEC_SELECTION_BIAS], b, pattern, wide ? 2 : 1, wide ? flat : flat + 1, err);
 }
 
+moec_status moec__bind_router(moec_layer *l, const moec_binder *b, moec_mat which, int64_t rows, moec_err *err)
+{
+    const int64_t dim[2] = {rows, b->m->dims.hidden};
+    const char *pattern = b->m->family->mat[which];
+    const moec_tensor *t;
+    moec_status st = moec__bind(&t, b, pattern, 2, dim, err);
+    if (st != MOEC_OK)
+        return st;
+    l->mat[which] = moec_weight_of(t);
+    return moec__bind_bias(&l->bias[which], b, pattern, rows, err);
+}
+
 moec_status moec__bind_experts(moec_layer *l, const moec_binder *b, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -164,11 +212,9 @@ moec_status moec__bind_experts(moec_layer *l, const moec_binder *b, moec_err *er
     const moec_dims *d = &b->m->dims;
     const int64_t gate_bias[2] = {d->experts, 2 * d->expert_width}, down_bias[2] = {d->experts, d->hidden};
     const moec_expert_names *names = moec__layout(b);
-    MOEC_TRY(moec__bind_matrix(&l->mat[MOEC_MAT_ROUTER], b, f->mat[MOEC_MAT_ROUTER], d->experts, d->hidden, err));
-    MOEC_TRY(moec__bind_bias(&l->bias[MOEC_MAT_ROUTER], b, f->mat[MOEC_MAT_ROUTER], d->experts, err));
+    MOEC_TRY(moec__bind_router(l, b, MOEC_MAT_ROUTER, d->experts, err));
     if (f->mat[MOEC_MAT_ROUTER_NULL])
-        MOEC_TRY(moec__bind_matrix(&l->mat[MOEC_MAT_ROUTER_NULL], b, f->mat[MOEC_MAT_ROUTER_NULL], d->null_experts,
-                                   d->hidden, err));
+        MOEC_TRY(moec__bind_router(l, b, MOEC_MAT_ROUTER_NULL, d->null_experts, err));
     MOEC_TRY(bind_selection(l, b, err));
     MOEC_TRY(MOEC_NEW(l->expert, (size_t)d->experts, err));
     if (!names)

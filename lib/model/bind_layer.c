@@ -33,11 +33,12 @@ static moec_status take_head_norm(moec_layer *l, const moec_binder *b, moec_vec 
 }
 
 /* Rows [at, at+rows) of a bound matrix. FP8 scales belong to whole blocks of rows, so cutting between them is refused. */
-static moec_status cut(moec_weight *out, const moec_weight *all, const moec_binder *b, int64_t at, int64_t rows, moec_err *err)
+static moec_status cut(moec_weight *out, const moec_weight *all, const moec_binder *b, int64_t at, int64_t rows,
+                       moec_err *err)
 {
     if (all->storage != MOEC_PLAIN)
-        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is F8_E4M3; parts of a joined matrix are read in F32, F16 or BF16 only",
-                         moec_ckpt_dir(b->m->ckpt), all->of->name);
+        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is F8_E4M3; parts of a joined matrix are read in F32, F16 or BF16 "
+                         "only", moec_ckpt_dir(b->m->ckpt), all->of->name);
     *out = *all;
     out->at += at * all->row_step;
     out->rows = rows;
@@ -112,7 +113,10 @@ static moec_status bind_heads(moec_layer *l, const moec_binder *b, moec_err *err
     const moec_dims *d = &b->m->dims;
     const int64_t kv = d->kv_heads * d->head_dim, in[3] = {d->experts, kv, d->hidden}, out[3] = {d->experts, d->hidden, kv};
     MOEC_TRY(take_joined(l, b, 0, kv, kv, err));
-    MOEC_TRY(take(l, b, MOEC_MAT_HEADS_ROUTER, d->experts, d->hidden, err));
+    MOEC_TRY(moec__bind_router(l, b, MOEC_MAT_HEADS_ROUTER, d->experts, err));
+    if (l->bias[MOEC_MAT_HEADS_ROUTER])
+        MOEC_TRY(moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is not known", moec_ckpt_dir(b->m->ckpt),
+                           l->bias[MOEC_MAT_HEADS_ROUTER]->name));
     MOEC_TRY(moec__bind(&l->heads_in, b, f->heads_in, 3, in, err));
     MOEC_TRY(moec__bind(&l->heads_out, b, f->heads_out, 3, out, err));
     MOEC_TRY(take_vec(l, b, MOEC_VEC_HEADS_BIAS, d->hidden, false, err));
@@ -145,7 +149,7 @@ static moec_status bind_delta(moec_layer *l, const moec_binder *b, moec_err *err
     const moec_dims *d = &b->m->dims;
     const int64_t k = d->delta_key_heads * d->delta_key_dim, v = d->delta_value_heads * d->delta_value_dim;
     const int64_t heads = d->delta_value_heads, H = d->hidden;
-    if (moec__find(b, b->m->family->mat[MOEC_MAT_DELTA_QKVZ])) {
+    if (!b->m->family->mat[MOEC_MAT_DELTA_QKV] || moec__find(b, b->m->family->mat[MOEC_MAT_DELTA_QKVZ])) {
         MOEC_TRY(take(l, b, MOEC_MAT_DELTA_QKVZ, 2 * k + 2 * v, H, err));
         MOEC_TRY(take(l, b, MOEC_MAT_DELTA_BA, 2 * heads, H, err));
     } else {
@@ -180,9 +184,13 @@ static moec_status bind_shared(moec_layer *l, const moec_binder *b, moec_dims *d
     const moec_family *f = b->m->family;
     const int64_t H = dims->hidden;
     const moec_tensor *joined = moec__find(b, f->shared_gate_up), *gate = moec__find(b, f->mat[MOEC_MAT_SHARED_GATE]);
-    int64_t width = dims->shared_width;
+    int64_t width = dims->shared_width, count;
     if (!f->mat[MOEC_MAT_SHARED_DOWN] || (!joined && !gate && width == 0))
         return MOEC_OK;
+    for (int i = 0; width == 0 && i < MOEC_KEY_ALIASES && f->key_shared_count[i]; i++)
+        if (moec_json_int(moec_json_path(b->m->config, f->key_shared_count[i]), &count) && count == 0)
+            return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is there, but by config.json %s is 0",
+                             moec_ckpt_dir(b->m->ckpt), (joined ? joined : gate)->name, f->key_shared_count[i]);
     if (width == 0)
         width = joined ? joined->dim[0] / 2 : gate->dim[0];
     if (f->shared_gate_up) {
@@ -196,7 +204,7 @@ static moec_status bind_shared(moec_layer *l, const moec_binder *b, moec_dims *d
     }
     MOEC_TRY(take(l, b, MOEC_MAT_SHARED_DOWN, H, width, err));
     if (f->mat[MOEC_MAT_SHARED_MIX])
-        MOEC_TRY(take(l, b, MOEC_MAT_SHARED_MIX, 1, H, err));
+        MOEC_TRY(moec__bind_matrix(&l->mat[MOEC_MAT_SHARED_MIX], b, f->mat[MOEC_MAT_SHARED_MIX], 1, H, err)); /* no bias */
     dims->shared_width = width;
 done:
     return st;
@@ -212,8 +220,8 @@ static moec_status bind_dense(moec_layer *l, const moec_binder *b, moec_err *err
                          moec_ckpt_dir(b->m->ckpt), router->name, (long long)l->index);
     if (d->dense_width < 1)
         return moec_fail(err, MOEC_EFORMAT, "%s: config.json: %s is missing, layer %lld has no router and needs it",
-                         moec_ckpt_dir(b->m->ckpt), b->m->family->key_dense_width ? b->m->family->key_dense_width : "its width",
-                         (long long)l->index);
+                         moec_ckpt_dir(b->m->ckpt),
+                         b->m->family->key_dense_width ? b->m->family->key_dense_width : "its width", (long long)l->index);
     MOEC_TRY(take(l, b, MOEC_MAT_DENSE_GATE, d->dense_width, d->hidden, err));
     MOEC_TRY(take(l, b, MOEC_MAT_DENSE_UP, d->dense_width, d->hidden, err));
     MOEC_TRY(take(l, b, MOEC_MAT_DENSE_DOWN, d->hidden, d->dense_width, err));

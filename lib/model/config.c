@@ -7,26 +7,6 @@
 
 enum { MAX_LAYERS = 4096, MAX_ATTENTION = 1 << 17 }; /* real models: up to 94 layers, 24576 values */
 
-static bool is_absent(const moec_json *v)
-{
-    return moec_json_type(v) == MOEC_JSON_NONE || moec_json_type(v) == MOEC_JSON_NULL;
-}
-
-const moec_json *moec_json_path(const moec_json *object, const char *path)
-{
-    char key[128];
-    for (const char *p = path; object && *p;) {
-        size_t n = strcspn(p, ".");
-        if (n >= sizeof key)
-            return NULL;
-        memcpy(key, p, n);
-        key[n] = '\0';
-        object = moec_json_get(object, key);
-        p += n + (p[n] == '.');
-    }
-    return object;
-}
-
 /* --- one value ------------------------------------------------------------------------------------------------------- */
 
 /* The first key of "a|b.c|d" that is there; NULL: none. *key is it, in buf. */
@@ -38,7 +18,7 @@ static const moec_json *find_key(const char **key, char *buf, size_t cap, const 
         size_t n = strcspn(p, "|");
         snprintf(buf, cap, "%.*s", (int)n, p);
         const moec_json *v = moec_json_path(config, buf);
-        if (!is_absent(v)) {
+        if (!moec_json_absent(v)) {
             found = v;
             *key = buf;
         }
@@ -98,7 +78,7 @@ static moec_status read_alias(int64_t *out, const char **found, const moec_json 
 {
     *found = NULL;
     for (int i = 0; i < MOEC_KEY_ALIASES && keys[i] && !*found; i++)
-        if (!is_absent(moec_json_path(config, keys[i])))
+        if (!moec_json_absent(moec_json_path(config, keys[i])))
             *found = keys[i];
     return read_int(out, config, *found ? *found : keys[0], fallback, lo, hi, err);
 }
@@ -108,7 +88,7 @@ static moec_status read_bool(bool *out, const moec_json *config, const char *key
 {
     const moec_json *v = moec_json_path(config, key);
     *out = fallback;
-    if (is_absent(v) || moec_json_bool(v, out))
+    if (moec_json_absent(v) || moec_json_bool(v, out))
         return MOEC_OK;
     return moec_fail(err, MOEC_EFORMAT, "config.json: %s is neither true nor false", key);
 }
@@ -237,7 +217,10 @@ static moec_status read_groups(moec_dims *d, const moec_family *f, const moec_js
     d->groups = d->top_groups = 1;
     if (f->group == MOEC_GROUP_NONE || (f->group == MOEC_GROUP_MAX && (!method || strcmp(method, "greedy") == 0)))
         return MOEC_OK;
-    const bool said = !is_absent(moec_json_path(c, f->key_groups)) || f->default_groups == 0;
+    if (f->group == MOEC_GROUP_MAX && strcmp(method, "group_limited_greedy") != 0)
+        return moec_fail(err, MOEC_EFORMAT, "config.json: topk_method is %.40s, expected greedy or group_limited_greedy",
+                         method);
+    const bool said = !moec_json_absent(moec_json_path(c, f->key_groups)) || f->default_groups == 0;
     MOEC_TRY(read_int(&d->groups, c, f->key_groups, said ? 1 : f->default_groups, 1, d->experts, err));
     MOEC_TRY(read_int(&d->top_groups, c, f->key_top_groups, f->default_top_groups ? f->default_top_groups : 1, 1, d->groups,
                       err));
@@ -265,7 +248,7 @@ static moec_status read_renorm(moec_dims *d, const moec_family *f, const moec_js
     if (f->renorm == MOEC_RENORM_KEY) {
         const moec_json *v = moec_json_path(c, key);
         if (!f->key_renorm || !moec_json_real(v, &order))
-            MOEC_TRY(read_bool(&d->renorm, c, key, f->renorm_default, err));
+            MOEC_TRY(read_bool(&d->renorm, c, key, f->default_renorm, err));
         else if (order == 1.0)
             d->renorm = true;
         else
@@ -323,7 +306,7 @@ static moec_status check_list(const moec_json *c, const char *key, bool words, i
 {
     const moec_json *list = moec_json_path(c, key);
     int64_t v;
-    if (is_absent(list))
+    if (moec_json_absent(list))
         return MOEC_OK;
     if (moec_json_type(list) != MOEC_JSON_ARRAY)
         return moec_fail(err, MOEC_EFORMAT, "config.json: %s is not a list", key);
@@ -347,13 +330,23 @@ static const char *const full = "full_attention", *const sliding = "sliding_atte
 static moec_status check_types(const moec_model *m, moec_err *err)
 {
     const moec_json *list = moec_json_path(m->config, "layer_types");
-    const char *own = m->family->mixer == MOEC_MIXER_CONV ? "conv" : m->family->mixer == MOEC_MIXER_DELTA ? "linear_attention" : full;
+    const char *own = m->family->mixer == MOEC_MIXER_CONV    ? "conv"
+                      : m->family->mixer == MOEC_MIXER_DELTA ? "linear_attention"
+                      : m->family->key_exact_tokens          ? "indexed_attention"
+                                                             : full;
     for (int64_t i = 0; i < m->dims.layers && i < (int64_t)moec_json_len(list); i++) {
         const char *type = moec_json_string(moec_json_at(list, (size_t)i));
         if (strcmp(type, full) != 0 && strcmp(type, sliding) != 0 && strcmp(type, chunked) != 0 && strcmp(type, own) != 0 &&
             strcmp(type, "attention") != 0)
             return moec_fail(err, MOEC_EFORMAT, "config.json: layer_types: layer %lld is %.40s, which is not known for %s",
                              (long long)i, type, m->family->model_type);
+    }
+    list = moec_json_path(m->config, "mlp_layer_types");
+    for (size_t i = 0; i < moec_json_len(list); i++) {
+        const char *type = moec_json_string(moec_json_at(list, i));
+        if (strcmp(type, "dense") != 0 && strcmp(type, "sparse") != 0)
+            return moec_fail(err, MOEC_EFORMAT, "config.json: mlp_layer_types: layer %zu is %.40s, expected dense or sparse", i,
+                             type);
     }
     return MOEC_OK;
 }
@@ -380,7 +373,8 @@ static moec_status check_lists(const moec_model *m, moec_err *err)
         MOEC_TRY(read_int(&v, m->config, steps[i], 1, 1, MAX_LAYERS, err));
     for (size_t i = 0; i < MOEC_COUNT(numbers); i++)
         MOEC_TRY(read_int(&v, m->config, numbers[i], 0, -1, INT64_C(1) << 40, err));
-    if (m->family->key_full_every)
+    /* beside layer_types, which says the same, it may be a text: "LLLG" in EXAONE's releases */
+    if (m->family->key_full_every && moec_json_absent(moec_json_path(m->config, "layer_types")))
         MOEC_TRY(read_int(&v, m->config, m->family->key_full_every, 1, 1, MAX_LAYERS, err));
     MOEC_TRY(read_int(&v, m->config, "sliding_window", 0, 0, INT64_C(1) << 40, err));
     MOEC_TRY(read_int(&v, m->config, "attention_chunk_size", 0, 0, INT64_C(1) << 40, err));
@@ -391,11 +385,12 @@ done:
     return st;
 }
 
-/* A checked whole number, or the default. */
+/* A whole number (or a list of equal ones) that read_int took, or the default. */
 static int64_t number(const moec_model *m, const char *key, int64_t fallback)
 {
-    int64_t v = fallback;
-    return moec_json_int(moec_json_path(m->config, key), &v) ? v : fallback;
+    const moec_json *found = moec_json_path(m->config, key);
+    int64_t v;
+    return !moec_json_absent(found) && whole(&v, found, key, NULL) == MOEC_OK ? v : fallback;
 }
 
 /* The same for a window: null says that there is none, absent that the default holds. */
@@ -449,7 +444,7 @@ static const char *default_type(const moec_model *m, int64_t i)
         return i >= number(m, "max_window_layers", INT64_MAX) ? sliding : full;
     case MOEC_TYPES_SLIDE_EVEN_BELOW:
         (void)moec_json_bool(moec_json_path(m->config, "use_sliding_window"), &used);
-        return used && !is_absent(moec_json_path(m->config, "use_sliding_window")) && i % 2 == 0 &&
+        return used && !moec_json_absent(moec_json_path(m->config, "use_sliding_window")) && i % 2 == 0 &&
                i < number(m, "max_window_layers", 28) ? sliding : full;
     }
     if (f->window == MOEC_WINDOW_CHUNK)
@@ -506,7 +501,7 @@ bool moec_config_is_dense(const moec_model *m, int64_t i)
     case MOEC_DENSE_INTERLEAVED:
         list = moec_json_path(c, "moe_layers");
         n = number(m, "interleave_moe_layer_step", 1);
-        return is_absent(list) ? (i + 1) % n != 0 : !in_list(list, i);
+        return moec_json_absent(list) ? (i + 1) % n != 0 : !in_list(list, i);
     case MOEC_DENSE_RANGE:
         last = last < 0 ? m->dims.layers - 1 : last;
         return i < number(m, "moe_layer_start_index", m->family->default_dense) || i > last ||
@@ -519,16 +514,26 @@ bool moec_config_is_dense(const moec_model *m, int64_t i)
 
 /* --- all of it ------------------------------------------------------------------------------------------------------- */
 
-moec_status moec_config_fp8_block(int32_t block[2], const moec_json *config, moec_err *err)
+static moec_status read_block(int32_t block[2], const moec_json *config, moec_err *err)
 {
     const moec_json *size = moec_json_path(config, "quantization_config.weight_block_size");
     int64_t v;
     for (size_t i = 0; i < 2; i++) {
         if (moec_json_len(size) != 2 || !moec_json_int(moec_json_at(size, i), &v) || v < 1 || v > 1 << 16)
             return moec_fail(err, MOEC_EFORMAT, "config.json: quantization_config: weight_block_size is not two numbers from "
-                             "1 to 65536");
+                             "1 to 65536 (FP8 without block scales is not read; use the unquantized release)");
         block[i] = (int32_t)v;
     }
+    return MOEC_OK;
+}
+
+moec_status moec_config_fp8_block(int32_t block[2], const moec_model *m, moec_err *err)
+{
+    const moec_json *const configs[] = {moec_ckpt_config(m->ckpt), m->config};
+    block[0] = block[1] = 0;
+    for (size_t i = 0; i < MOEC_COUNT(configs); i++)
+        if (moec_json_path(configs[i], "quantization_config.weight_block_size"))
+            return read_block(block, configs[i], err);
     return MOEC_OK;
 }
 
@@ -541,15 +546,16 @@ static moec_status check_quantization(const moec_json *config, moec_err *err)
         {"torchao", "torchao"}, {"eetq", "EETQ"}, {"fbgemm_fp8", "FBGEMM FP8"}};
     const moec_json *q = moec_json_get(config, "quantization_config");
     int32_t block[2];
-    if (is_absent(q))
+    if (moec_json_absent(q))
         return MOEC_OK;
     const char *method = moec_json_string(moec_json_get(q, "quant_method"));
     if (moec_json_type(q) != MOEC_JSON_OBJECT || !method)
-        return moec_fail(err, MOEC_EFORMAT, "config.json: quantization_config has no quant_method; use the unquantized release");
+        return moec_fail(err, MOEC_EFORMAT, "config.json: quantization_config has no quant_method; use the unquantized "
+                         "release");
     if (strcmp(method, "mxfp4") == 0)
         return MOEC_OK;
     if (strcmp(method, "fp8") == 0)
-        return moec_config_fp8_block(block, config, err);
+        return read_block(block, config, err);
     for (size_t i = 0; i < MOEC_COUNT(known); i++)
         if (strcmp(known[i].method, method) == 0)
             return moec_fail(err, MOEC_EFORMAT, "config.json: the checkpoint is quantized by %s, which is not read; use the "
@@ -562,20 +568,36 @@ static moec_status check_quantization(const moec_json *config, moec_err *err)
 static moec_status refuse_unsupported(const moec_model *m, moec_err *err)
 {
     static const char *const acts[] = {"hidden_act", "activation_function", "ffn_config.ffn_act_fn.name"};
+    static const char *const parts[] = {"attn_config", "ffn_config"};
+    static const char *const scores[] = {[MOEC_SCORE_SOFTMAX] = "softmax", [MOEC_SCORE_SIGMOID] = "sigmoid"};
     int64_t n;
+    moec_status st = MOEC_OK;
+    for (size_t i = 0; i < MOEC_COUNT(parts); i++) {
+        const moec_json *part = moec_json_get(m->config, parts[i]);
+        if (!moec_json_absent(part) && moec_json_type(part) != MOEC_JSON_OBJECT)
+            return moec_fail(err, MOEC_EFORMAT, "config.json: %s is not an object", parts[i]);
+    }
     for (size_t i = 0; i < MOEC_COUNT(acts); i++) {
         const moec_json *act = moec_json_path(m->config, acts[i]);
         const char *name = moec_json_string(act);
-        if (!is_absent(act) && !name)
+        if (!moec_json_absent(act) && !name)
             return moec_fail(err, MOEC_EFORMAT, "config.json: %s is not a text", acts[i]);
         if (name && strcmp(name, "silu") != 0 && strcmp(name, "swish") != 0)
             return moec_fail(err, MOEC_EFORMAT, "config.json: %s is %.40s, expected silu", acts[i], name);
     }
-    if (moec_json_int(moec_json_path(m->config, "num_hash_layers"), &n) && n > 0)
-        return moec_fail(err, MOEC_EFORMAT, "config.json: num_hash_layers is %lld: hash-routed layers choose experts by the "
-                         "token's number, so no expert of them can be dropped or merged by what a router says",
-                         (long long)n);
-    return MOEC_OK;
+    /* dots.llm1 has "noaux_tc" here, which is no score */
+    const char *score = moec_json_string(moec_json_get(m->config, "scoring_func"));
+    for (size_t i = 0; i < MOEC_COUNT(scores); i++)
+        if (score && strcmp(score, scores[i]) == 0 && m->family->score != (moec_router_score)i)
+            return moec_fail(err, MOEC_EFORMAT, "config.json: scoring_func is %s, which is not how %s routes", score,
+                             m->family->model_type);
+    MOEC_TRY(read_int(&n, m->config, "num_hash_layers", 0, 0, MAX_LAYERS, err));
+    if (n > 0)
+        st = moec_fail(err, MOEC_EFORMAT, "config.json: num_hash_layers is %lld: hash-routed layers choose experts by the "
+                       "token's number, so no expert of them can be dropped or merged by what a router says",
+                       (long long)n);
+done:
+    return st;
 }
 
 /* Rotary positions by the config's keys, or by the family's where it has none. */
@@ -584,7 +606,8 @@ static moec_status read_rope(moec_dims *d, const moec_family *f, const moec_json
     moec_status st = MOEC_OK;
     moec_json *own = NULL;
     double theta;
-    const bool said = !is_absent(moec_json_get(c, "rope_scaling")) || !is_absent(moec_json_get(c, "rope_parameters"));
+    const bool said = !moec_json_absent(moec_json_get(c, "rope_scaling")) ||
+                      !moec_json_absent(moec_json_get(c, "rope_parameters"));
     MOEC_TRY(read_real(&theta, c, "attn_config.rope_theta", f->default_rope_theta, 1.0, 1e30, err));
     if (f->default_rope && !said)
         MOEC_TRY(moec_json_parse(&own, f->default_rope, strlen(f->default_rope), "default rope", err));
@@ -621,6 +644,8 @@ moec_status moec_config_read(moec_model *m, moec_err *err)
     MOEC_TRY(read_mixer(d, f, c, err));
     MOEC_TRY(check_lists(m, err));
     MOEC_TRY(read_mtp(m, err));
+    if (f->key_exact_tokens)
+        MOEC_TRY(read_int(&d->exact_tokens, c, f->key_exact_tokens, f->default_exact_tokens, 1, INT64_C(1) << 40, err));
     MOEC_TRY(read_real(&d->norm_eps, c, f->key_norm_eps ? f->key_norm_eps : "rms_norm_eps", f->default_norm_eps, 1e-30, 0.999,
                        err));
     d->latent_eps = f->latent_norm_eps > 0.0 ? f->latent_norm_eps : d->norm_eps;

@@ -10,7 +10,8 @@ MOEC_API moec_status moec_config_read(moec_model *m, moec_err *err) MOEC_USE_RES
 MOEC_API void moec_config_layer(moec_layer *l, const moec_model *m);
 /** True when layer i has no router by the family's rule. */
 MOEC_API bool moec_config_is_dense(const moec_model *m, int64_t layer);
-/** Rows and columns that share a scale in an FP8 checkpoint: quantization_config.weight_block_size. MOEC_EFORMAT. */
-MOEC_API moec_status moec_config_fp8_block(int32_t block[2], const moec_json *config, moec_err *err) MOEC_USE_RESULT;
+/** Rows and columns that share a scale: weight_block_size of the quantization_config of config.json, or of its text_config;
+ *  0, 0: there is none. MOEC_EFORMAT: not two numbers from 1 to 65536. */
+MOEC_API moec_status moec_config_fp8_block(int32_t block[2], const moec_model *m, moec_err *err) MOEC_USE_RESULT;
 
 #endif

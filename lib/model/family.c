@@ -36,7 +36,7 @@ const moec_family *moec_family_of(const moec_json *config)
     const moec_json *text = moec_json_get(config, "text_config");
     for (size_t i = 0; i < MOEC_COUNT(families); i++) {
         const moec_json *mark = families[i]->detect ? moec_json_get(config, families[i]->detect) : NULL;
-        if (mark && moec_json_type(mark) != MOEC_JSON_NULL)
+        if (!moec_json_absent(mark))
             return families[i];
     }
     const moec_family *f = moec_family_find(moec_json_string(moec_json_get(text, "model_type")));

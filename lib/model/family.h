@@ -148,6 +148,10 @@ typedef struct moec_family {
     const char *heads_in, *heads_out; /* attention experts [E, kv*d, H] [E, H, kv*d] */
     const char *shared_gate_up; /* gate and up of the shared expert in one matrix; then no MOEC_MAT_SHARED_GATE, UP */
     moec_expert_names experts[MOEC_LAYOUTS]; /* the first that a layer has */
+    const char *key_exact_tokens; /* longest window whose attention is dense, which is all that is computed (a sparse indexer picks
+                                  keys in longer ones); NULL: any */
+    int64_t default_exact_tokens;
+    const char *unread;        /* part of the names of tensors that such windows do not need, ".indexer."; NULL: none */
     const char *mtp_layer;     /* prefix of layer %d of multi-token prediction, "mtp.layers.%d."; NULL: "model.layers.%d."
                                   from the number of layers on */
     const char *mtp_prefix;    /* prefix of all their tensors where mtp_layer is set, "mtp." */
@@ -162,14 +166,13 @@ typedef struct moec_family {
     moec_rotation rotation;
     moec_qk_norm qk_norm;
     bool gate_in_q;            /* each head of Q is [query d | gate d]: output times sigmoid(gate) */
-    bool kv_tiled;             /* query head i uses key head i % kv_heads instead of i / (heads / kv_heads) */
     moec_nope nope;
     moec_window_rule window;
     moec_router_score score;
     moec_choice choice;
     moec_renorm renorm;
     const char *key_renorm;
-    bool renorm_default;       /* when the key is absent */
+    bool default_renorm;       /* when the key is absent */
     double renorm_eps;         /* added to the sum */
     const char *key_renorm_min; /* the sum is at least this; NULL: no such bound */
     moec_group_rule group;

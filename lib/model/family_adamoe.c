@@ -1,5 +1,5 @@
-/* AdaMoE: Mixtral with router rows for experts that do nothing, so that a token may have fewer true experts; the weights of the
- * true ones are divided by their sum. */
+/* AdaMoE: Mixtral with router rows for experts that do nothing, so that a token may have fewer true experts; the
+ * weights of the true ones are divided by their sum. */
 #include "model/family_names.h"
 
 const moec_family moec_family_adamoe = {
@@ -7,7 +7,7 @@ const moec_family moec_family_adamoe = {
     .detect = "num_null_experts",
     .architecture = "MixtralForCausalLM",
     .source = "AdaMoE, arXiv:2406.13233; its released code (gate and gate2)",
-    .models = "none released; read by num_null_experts",
+    .models = "AdaMoE (none released)",
     .key_experts = {"num_local_experts"},
     .key_top_k = {"num_experts_per_tok"},
     .key_expert_width = {"intermediate_size"},

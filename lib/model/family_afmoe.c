@@ -1,5 +1,6 @@
-/* AFMoE (Trinity): attention output behind a sigmoid gate, q/k norms per head, three of four layers sliding and rotated; norms
- * before and behind each branch; sigmoid scores, selection bias, weights divided by their sum and scaled; shared experts. */
+/* AFMoE (Trinity): attention output behind a sigmoid gate, q/k norms per head, three of four layers sliding and
+ * rotated; norms before and behind each branch; sigmoid scores, selection bias, weights divided by their sum and
+ * scaled; shared experts. */
 #include "model/family_names.h"
 
 const moec_family moec_family_afmoe = {

@@ -1,5 +1,6 @@
 /* DBRX: q, k and v in one matrix and cut at clip_qkv, LayerNorm without bias; softmax routing, weights divided by their sum;
- * experts flat, the down projection transposed. */
+ * experts flat, the down projection transposed. rope_theta is that of attn_config, where the releases have it;
+ * transformers 5.23 looks for it at the top level only and takes 10000. */
 #include "model/family_names.h"
 
 #define B "transformer.blocks.%d."
@@ -28,7 +29,7 @@ const moec_family moec_family_dbrx = {
     .default_norm_eps = 1e-5,
     .norm = MOEC_NORM_LAYER,
     .renorm = MOEC_RENORM_KEY,
-    .renorm_default = true,
+    .default_renorm = true,
     .loads_transformers = true,
     .loads_vllm = true,
     .loads_sglang = true,

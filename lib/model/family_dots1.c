@@ -14,7 +14,7 @@ const moec_family moec_family_dots1 = {
             [MOEC_VEC_SELECTION_BIAS] = P "mlp.gate.e_score_correction_bias"},
     .experts = {MOEC_EXPERTS_SPLIT("mlp."), MOEC_EXPERTS_JOINED("mlp.")},
     MOEC_RULES_DEEPSEEK_V3,
-    .renorm_default = false,
+    .default_renorm = false,
     .dense = MOEC_DENSE_FIRST_K,
     .default_kv_heads = 32,
     .default_window = 4096,

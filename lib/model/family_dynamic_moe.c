@@ -1,5 +1,5 @@
-/* Dynamic-MoE: a token takes experts by descending probability until their sum exceeds top_p_threshold; weights are not divided
- * by their sum; every second layer has a router. Its config says model_type llama. */
+/* Dynamic-MoE: a token takes experts by descending probability until their sum exceeds top_p_threshold; weights are not
+ * divided by their sum; every second layer has a router. Its config says model_type llama. */
 #include "model/family_names.h"
 
 const moec_family moec_family_dynamic_moe = {
@@ -7,7 +7,7 @@ const moec_family moec_family_dynamic_moe = {
     .detect = "top_p_threshold",
     .architecture = "LlamaForCausalLM",
     .source = "Harder Tasks Need More Experts, arXiv:2403.07652; its released code",
-    .models = "Dynamic_MoE",
+    .models = "Dynamic-MoE",
     .key_experts = {"num_experts"},
     .key_top_k = {"experts_topk"},
     .key_expert_width = {"intermediate_size"},

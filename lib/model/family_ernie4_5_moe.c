@@ -1,11 +1,11 @@
 /* ERNIE 4.5 (21B-A3B, 300B-A47B): pairs rotated; softmax scores, selection bias, weights divided by their sum but by no less
- * than moe_norm_min; shared experts; dense layers outside a range. */
+ * than moe_norm_min; shared experts; dense layers outside a range; multi-token prediction by a dense layer, mtp_block. */
 #include "model/family_names.h"
 
 const moec_family moec_family_ernie4_5_moe = {
     .model_type = "ernie4_5_moe",
     .architecture = "Ernie4_5_MoeForCausalLM",
-    .source = "ERNIE 4.5 Technical Report; transformers 5.23 modeling_ernie4_5_moe",
+    .source = "ERNIE 4.5 Technical Report; transformers 5.23 modeling_ernie4_5_moe; vLLM ernie_mtp",
     .models = "ERNIE-4.5-21B-A3B, 300B-A47B",
     .key_experts = {"moe_num_experts"},
     .key_top_k = {"moe_k"},
@@ -13,8 +13,8 @@ const moec_family moec_family_ernie4_5_moe = {
     .key_dense_width = "intermediate_size",
     .key_shared_count = {"moe_num_shared_experts"},
     .key_mtp = {"num_nextn_predict_layers"},
-    .mtp_layer = "mtp.layers.%d.",
-    .mtp_prefix = "mtp",
+    .mtp_layer = "model.mtp_block.%d.",
+    .mtp_prefix = "model.mtp_",
     .default_experts = 64,
     .default_top_k = 6,
     .default_shared = 2,

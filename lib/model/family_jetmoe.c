@@ -21,6 +21,7 @@ const moec_family moec_family_jetmoe = {
     .vec = {MOEC_NAMES_NORMS, [MOEC_VEC_HEADS_BIAS] = P "self_attention.experts.bias", [MOEC_VEC_MOE_BIAS] = P "mlp.bias"},
     .experts = {{.layout = MOEC_LAYOUT_OUT_IN, .gate = P "mlp.input_linear.weight", .down = P "mlp.output_linear.weight"}},
     .default_kv_heads = 16,
+    .default_head_dim = 128,
     .default_rope_theta = 10000.0,
     .default_norm_eps = 1e-6,
     .key_norm_eps = "", /* the class builds its norms with 1e-6 whatever the config says */

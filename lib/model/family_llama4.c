@@ -1,6 +1,6 @@
-/* Llama 4 (Scout, Maverick), their text model: chunked attention on rotated layers, every fourth layer full, not rotated, its
- * queries scaled by position; q/k norms without weights behind the rotation; the sigmoid of the one chosen logit multiplies the
- * expert's input; shared expert; experts joined and transposed. */
+/* Llama 4 (Scout, Maverick), their text model: chunked attention on rotated layers, every fourth layer full, not
+ * rotated, its queries scaled by position; q/k norms without weights behind the rotation; the sigmoid of the one chosen
+ * logit multiplies the expert's input; shared expert; experts joined and transposed. */
 #include "model/family_names.h"
 
 const moec_family moec_family_llama4 = {

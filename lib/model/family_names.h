@@ -36,7 +36,7 @@
 #define MOEC_NAMES_QK_NORMS                                                                                                  \
     [MOEC_VEC_Q_NORM] = P "self_attn.q_norm.weight", [MOEC_VEC_K_NORM] = P "self_attn.k_norm.weight"
 
-/* Experts in a block `at`: "mlp.", "feed_forward."; one tensor each as on the hub, or joined as transformers 5 keeps them. */
+/* Experts in a block `at`, "mlp." or "feed_forward.": one tensor each as on the hub, or joined as in transformers 5. */
 #define MOEC_EXPERTS_SPLIT(at)                                                                                               \
     {                                                                                                                        \
         .layout = MOEC_LAYOUT_SPLIT, .gate = P at "experts.%d.gate_proj.weight", .up = P at "experts.%d.up_proj.weight",     \
@@ -62,5 +62,33 @@
     .key_experts = {"n_routed_experts", "num_experts", "num_local_experts"}, .key_top_k = {"num_experts_per_tok"},           \
     .key_expert_width = {"moe_intermediate_size"}, .key_dense_width = "intermediate_size",                                   \
     .key_shared_count = {"n_shared_experts"}
+
+/* DeepSeek-V3 and what differs from it by numbers only: latent attention, its MoE, shared experts, prediction layers.
+ * The norms of the latents have the class's default eps, whatever rms_norm_eps says. */
+#define MOEC_MODEL_DEEPSEEK_V3                                                                                               \
+    MOEC_KEYS_DEEPSEEK, .key_mtp = {"num_nextn_predict_layers", "num_mtp_layers"}, MOEC_NAMES_ENDS,                          \
+    .mat = {MOEC_NAMES_LATENT, MOEC_NAMES_DENSE, MOEC_NAMES_SHARED("mlp.shared_experts."),                                   \
+            [MOEC_MAT_ROUTER] = P "mlp.gate.weight"},                                                                        \
+    .vec = {MOEC_NAMES_NORMS, MOEC_NAMES_LATENT_NORMS,                                                                       \
+            [MOEC_VEC_SELECTION_BIAS] = P "mlp.gate.e_score_correction_bias"},                                               \
+    .experts = {MOEC_EXPERTS_SPLIT("mlp."), MOEC_EXPERTS_JOINED("mlp.")}, MOEC_RULES_DEEPSEEK_V3, .default_renorm = true,    \
+    .default_rope_theta = 10000.0, .latent_norm_eps = 1e-6, .mixer = MOEC_MIXER_LATENT, .rotation = MOEC_ROTATE_PAIRS
+
+/* Gated delta nets between attention with an output gate, shared expert behind a sigmoid gate: Qwen3-Next and its kin. Their
+ * matrices but those into the delta net, which are grouped or flat; all else that they have in common. */
+#define MOEC_NAMES_QWEN3_NEXT                                                                                                \
+    MOEC_NAMES_QKVO, MOEC_NAMES_SHARED("mlp.shared_expert."), [MOEC_MAT_ROUTER] = P "mlp.gate.weight",                       \
+    [MOEC_MAT_SHARED_MIX] = P "mlp.shared_expert_gate.weight", [MOEC_MAT_DELTA_OUT] = P "linear_attn.out_proj.weight"
+#define MOEC_RULES_QWEN3_NEXT                                                                                                \
+    .key_experts = {"num_experts", "num_local_experts"}, .key_top_k = {"num_experts_per_tok"},                               \
+    .key_expert_width = {"moe_intermediate_size"}, .key_shared_width = "shared_expert_intermediate_size",                    \
+    .key_mtp = {"mtp_num_hidden_layers", "num_nextn_predict_layers"}, .mtp_layer = "mtp.layers.%d.", .mtp_prefix = "mtp.",   \
+    .vec = {MOEC_NAMES_NORMS, MOEC_NAMES_QK_NORMS, [MOEC_VEC_CONV] = P "linear_attn.conv1d.weight",                          \
+            [MOEC_VEC_DELTA_A_LOG] = P "linear_attn.A_log", [MOEC_VEC_DELTA_DT_BIAS] = P "linear_attn.dt_bias",              \
+            [MOEC_VEC_DELTA_NORM] = P "linear_attn.norm.weight"},                                                            \
+    .experts = {MOEC_EXPERTS_SPLIT("mlp."), MOEC_EXPERTS_JOINED("mlp.")}, .default_kv_heads = 2, .default_head_dim = 256,    \
+    .default_rope_theta = 10000.0, .default_partial_rotary = 0.25, .default_norm_eps = 1e-6, .norm = MOEC_NORM_RMS_PLUS1,    \
+    .mixer = MOEC_MIXER_DELTA, .gate_in_q = true, .types = MOEC_TYPES_FULL_EVERY,                                            \
+    .key_full_every = "full_attention_interval", .full_every = 4
 
 #endif

@@ -14,7 +14,7 @@ const moec_family moec_family_phimoe = {
     .default_top_k = 2,
     MOEC_NAMES_ENDS,
     .final_norm_bias = "model.norm.bias",
-    .mat = {MOEC_NAMES_QKVO, [MOEC_MAT_ROUTER] = P "block_sparse_moe.gate.weight|" P "mlp.router.weight|" P "mlp.gate.weight"},
+    .mat = {MOEC_NAMES_QKVO, [MOEC_MAT_ROUTER] = P "block_sparse_moe.gate.weight|" P "mlp.router.weight"},
     .vec = {MOEC_NAMES_NORMS, [MOEC_VEC_NORM_ATTN_BIAS] = P "input_layernorm.bias",
             [MOEC_VEC_NORM_MLP_BIAS] = P "post_attention_layernorm.bias"},
     .experts = {MOEC_EXPERTS_W123("block_sparse_moe."), MOEC_EXPERTS_JOINED("mlp.")},

@@ -19,6 +19,7 @@ const moec_family moec_family_qwen3_moe = {
     .vec = {MOEC_NAMES_NORMS, MOEC_NAMES_QK_NORMS},
     .experts = {MOEC_EXPERTS_SPLIT("mlp."), MOEC_EXPERTS_JOINED("mlp.")},
     .default_kv_heads = 4,
+    .default_window = 4096,
     .default_rope_theta = 10000.0,
     .default_norm_eps = 1e-6,
     .renorm = MOEC_RENORM_KEY,

@@ -1,5 +1,6 @@
-/* ReMoE: every expert whose router logit is above 0 is used, with the logit as its weight; no softmax, no top-k. Its checkpoints
- * are Megatron's; this is their llama-like Hugging Face form with Mixtral's names, told by Megatron's option for it. */
+/* ReMoE: every expert whose router logit is above 0 is used, with the logit as its weight; no softmax, no top-k. Its
+ * checkpoints are Megatron's; this is their llama-like Hugging Face form with Mixtral's names, told by Megatron's
+ * option for it. */
 #include "model/family_names.h"
 
 const moec_family moec_family_remoe = {
@@ -7,7 +8,7 @@ const moec_family moec_family_remoe = {
     .detect = "moe_relu_routing",
     .architecture = "MixtralForCausalLM",
     .source = "ReMoE, arXiv:2412.14711; its released code (ReLU of the router's logits)",
-    .models = "none released; read by moe_relu_routing",
+    .models = "ReMoE (none released)",
     .key_experts = {"num_local_experts", "num_experts"},
     .key_top_k = {"num_experts_per_tok"},
     .key_expert_width = {"intermediate_size"},

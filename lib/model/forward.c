@@ -265,6 +265,10 @@ moec_status moec_forward_new(moec_forward **out, const moec_model *m, const moec
     if (o->max_tokens > INT32_MAX / m->dims.slots) /* selections of a chunk are numbered by int32 */
         return moec_fail(err, MOEC_EINVAL, "%lld tokens of %lld selections each are too many for one chunk",
                          (long long)o->max_tokens, (long long)m->dims.slots);
+    if (m->dims.exact_tokens > 0 && o->max_seq > m->dims.exact_tokens)
+        return moec_fail(err, MOEC_EINVAL, "windows of %lld tokens: %s attends sparsely behind %lld (%s), which is not computed; "
+                         "take --seq-len %lld or less", (long long)o->max_seq, m->family->model_type,
+                         (long long)m->dims.exact_tokens, m->family->key_exact_tokens, (long long)m->dims.exact_tokens);
     moec_linalg_init();
     MOEC_TRY(MOEC_NEW(f, 1, err));
     f->m = m;

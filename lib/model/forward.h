@@ -54,7 +54,7 @@ typedef struct moec_forward_opts {
 typedef struct moec_forward moec_forward;
 
 /** Scratch for `workers` chunks. The model is borrowed. MOEC_ENOMEM; MOEC_EINVAL: more selections in a chunk than
- *  2^31 - 1. Free with moec_forward_free. */
+ *  2^31 - 1; windows longer than dims.exact_tokens. Free with moec_forward_free. */
 MOEC_API moec_status moec_forward_new(moec_forward **out, const moec_model *m, const moec_forward_opts *o, moec_err *err)
     MOEC_USE_RESULT;
 MOEC_API void moec_forward_free(moec_forward *f);

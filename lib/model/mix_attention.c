@@ -98,7 +98,7 @@ static void run_sequence(moec_forward *f, moec_scratch *s, int64_t at, int64_t l
     const moec_heads h = {.q = s->q + at * ldq, .k = s->k + at * ldk, .v = s->v + at * ldv, .out = s->ctx + at * ldo,
                           .ldq = ldq, .ldk = ldk, .ldv = ldv, .ldo = ldo, .length = length, .heads = d->heads,
                           .kv_heads = d->kv_heads, .head_dim = d->head_dim, .value_dim = d->value_dim,
-                          .tiled = f->m->family->kv_tiled, .sinks = f->vec[MOEC_VEC_SINKS]};
+                          .sinks = f->vec[MOEC_VEC_SINKS]};
     moec__attend(f, s, &h);
 }
 

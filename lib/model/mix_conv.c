@@ -1,6 +1,6 @@
 /* Gated short convolution (LFM2): [B | C | u] = W_in x, y = C * conv(B * u), out = W_out y, the convolution causal and
- * depthwise over the last few tokens of the sequence. Source: transformers, modeling_lfm2_moe.py, Lfm2MoeShortConv.slow_forward.
- * Also the convolution itself, which delta nets have, too. */
+ * depthwise over the last few tokens of the sequence. Source: transformers, modeling_lfm2_moe.py,
+ * Lfm2MoeShortConv.slow_forward. Also the convolution itself, which delta nets have, too. */
 #include "model/forward_parts.h"
 #include "num/vec.h"
 

@@ -2,6 +2,7 @@
 #include "model/model.h"
 
 #include "base/mem.h"
+#include "base/word.h"
 #include "model/bind.h"
 #include "model/config.h"
 #include "model/forward.h"
@@ -9,23 +10,36 @@
 #include <stdio.h>
 #include <string.h>
 
+/* The known model_type that looks most like one that is not known; NULL: none does. */
+static const char *nearest_type(const char *type)
+{
+    enum { MOST = 256 };
+    const char *names[MOST];
+    size_t n = 0;
+    const moec_family *f;
+    for (int i = 0; (f = moec_family_at(i)) != NULL && n + 1 + MOEC_COUNT(f->alias) < MOST; i++) {
+        names[n++] = f->model_type;
+        for (size_t k = 0; k < MOEC_COUNT(f->alias) && f->alias[k]; k++)
+            names[n++] = f->alias[k];
+    }
+    const char *near = moec_word_nearest(type, names, n);
+    /* "llama" is no misspelt "llama4" but a model without experts */
+    return near && strncmp(near, type, strlen(type)) == 0 ? NULL : near;
+}
+
 static moec_status find_family(const moec_family **out, const moec_ckpt *c, moec_err *err)
 {
     const moec_json *config = moec_ckpt_config(c);
     const char *type = moec_json_string(moec_json_get(config, "model_type"));
-    char known[1024] = "";
     *out = moec_family_of(config);
     if (*out)
         return MOEC_OK;
     if (!type)
         return moec_fail(err, MOEC_EFORMAT, "%s/config.json: model_type is missing", moec_ckpt_dir(c));
-    const moec_family *f;
-    for (int i = 0; (f = moec_family_at(i)) != NULL; i++) {
-        size_t n = strlen(known);
-        snprintf(known + n, sizeof known - n, "%s%s", i ? ", " : "", f->model_type);
-    }
-    return moec_fail(err, MOEC_EFORMAT, "%s/config.json: model_type %.60s is not known; known are: %s", moec_ckpt_dir(c),
-                     type, known);
+    const char *near = nearest_type(type);
+    return moec_fail(err, MOEC_EFORMAT, "%s/config.json: model_type %.60s is no Mixture-of-Experts family that is read%s%s; "
+                     "`moecompress families` lists them", moec_ckpt_dir(c), type, near ? "; did you mean " : "",
+                     near ? near : "");
 }
 
 /* Text-only checkpoints say "model.", multimodal ones put their language model under another name. */
@@ -41,23 +55,26 @@ static void find_prefix(moec_model *m)
     m->prefix = prefixes[0];
 }
 
-/* Tied: as config.json says (of the text model or of the whole), else when there is no head. */
+/* Tied: as config.json says (the whole one, whose head it is, before the text model's), else when there is no head. */
 static moec_status bind_head(moec_model *m, const moec_binder *b, moec_err *err)
 {
     moec_dims *d = &m->dims;
-    const moec_json *said = moec_json_get(m->config, "tie_word_embeddings");
-    if (moec_json_type(said) == MOEC_JSON_NONE || moec_json_type(said) == MOEC_JSON_NULL)
-        said = moec_json_get(moec_ckpt_config(m->ckpt), "tie_word_embeddings");
+    bool biased;
+    const moec_json *said = moec_json_get(moec_ckpt_config(m->ckpt), "tie_word_embeddings");
+    if (moec_json_absent(said))
+        said = moec_json_get(m->config, "tie_word_embeddings");
     d->tied = !moec__find(b, m->family->head);
-    if (moec_json_type(said) != MOEC_JSON_NONE && moec_json_type(said) != MOEC_JSON_NULL && !moec_json_bool(said, &d->tied))
+    if (!moec_json_absent(said) && !moec_json_bool(said, &d->tied))
         return moec_fail(err, MOEC_EFORMAT, "%s: config.json: tie_word_embeddings is neither true nor false",
                          moec_ckpt_dir(m->ckpt));
-    if (d->tied) {
-        m->head = moec_weight_of(m->embed);
-        return MOEC_OK;
-    }
-    moec_status st = moec__bind_matrix(&m->head, b, m->family->head, d->vocab, d->hidden, err);
-    return st == MOEC_OK ? moec__bind_bias(&m->head_bias, b, m->family->head, d->vocab, err) : st;
+    m->head = moec_weight_of(m->embed);
+    moec_status st = d->tied ? MOEC_OK : moec__bind_matrix(&m->head, b, m->family->head, d->vocab, d->hidden, err);
+    if (st == MOEC_OK)
+        st = moec__bind_bias(&m->head_bias, b, m->family->head, d->vocab, err);
+    if (st == MOEC_OK && moec_json_bool(moec_json_get(m->config, "lm_head_bias"), &biased) && biased && !m->head_bias)
+        st = moec_fail(err, MOEC_ESHAPE, "%s: config.json: lm_head_bias is true, but the head has no bias",
+                       moec_ckpt_dir(m->ckpt));
+    return st;
 }
 
 /* Multi-token-prediction layers: as many as there are tensors of; what config.json counts may not be in the files. */
@@ -73,15 +90,33 @@ static moec_status bind_mtp(moec_model *m, const moec_binder *at, moec_err *err)
     b.mtp_layer = f->mtp_layer;
     for (int64_t i = 0; i < MOST; i++) {
         b.layer = f->mtp_layer ? i : m->dims.layers + i;
-        if (!moec__find(&b, f->mat[MOEC_MAT_ROUTER]))
-            continue;
+        if (!moec__find(&b, f->mat[MOEC_MAT_ROUTER]) && !moec__layout(&b))
+            continue; /* none, or a dense one */
         moec_layer *l = &m->mtp[m->mtp_layers++];
         l->index = b.layer;
         l->moe_index = -1;
         MOEC_TRY(moec__bind_experts(l, &b, err));
     }
+    int64_t said = m->mtp_layers; /* numbered as the others are, they could be layers that the config does not count */
+    if (!f->mtp_layer && m->key_mtp && moec_json_int(moec_json_path(m->config, m->key_mtp), &said) && said < m->mtp_layers)
+        st = moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is there, but config.json counts %lld layers and %lld of multi-token "
+                       "prediction", moec_ckpt_dir(m->ckpt), m->mtp[said].mat[MOEC_MAT_ROUTER].of->name,
+                       (long long)m->dims.layers, (long long)said);
 done:
     return st;
+}
+
+/* A layer behind the last is one that would be left out in silence, unless it is of multi-token prediction. */
+static moec_status no_more_layers(const moec_model *m, const moec_binder *at, moec_err *err)
+{
+    moec_binder b = *at;
+    const moec_family *f = m->family;
+    b.layer = m->dims.layers;
+    const moec_tensor *more = moec__find(&b, f->vec[MOEC_VEC_NORM_MLP] ? f->vec[MOEC_VEC_NORM_MLP] : f->vec[MOEC_VEC_POST_MLP]);
+    if (!more || (f->key_mtp[0] && !f->mtp_layer))
+        return MOEC_OK;
+    return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is there, but config.json counts %lld layers", moec_ckpt_dir(m->ckpt),
+                     more->name, (long long)m->dims.layers);
 }
 
 static moec_status list_sets(moec_model *m, moec_err *err)
@@ -101,20 +136,39 @@ static moec_status list_sets(moec_model *m, moec_err *err)
     return MOEC_OK;
 }
 
-/* Optional tensors are used when they are there; then all layers of a kind must have them, else the checkpoint is damaged. */
-static moec_status same_parts(const moec_model *m, const moec_layer *l, const moec_layer *first, moec_err *err)
+/* Queries and keys are both normed by head, or both over all heads. */
+static moec_status same_norms(const moec_model *m, const moec_layer *l, moec_err *err)
+{
+    const moec_tensor *q = l->vec[MOEC_VEC_Q_NORM], *k = l->vec[MOEC_VEC_K_NORM];
+    const moec_dims *d = &m->dims;
+    if (!q || !k || d->heads == 1 || k->dim[0] == (q->dim[0] == d->head_dim ? 1 : d->kv_heads) * d->head_dim)
+        return MOEC_OK;
+    return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s has %lld values beside %lld of %s: one is by head, the other is not",
+                     moec_ckpt_dir(m->ckpt), k->name, (long long)k->dim[0], (long long)q->dim[0], q->name);
+}
+
+/* Optional tensors are used when they are there; then all layers of a kind must have them, else the checkpoint is
+ * damaged. The feed-forward part is compared with a layer that is dense or not as this one is, the rest with any of the
+ * same mixer. */
+static moec_status same_parts(const moec_model *m, const moec_layer *l, const moec_layer *mixes, const moec_layer *feeds,
+                              moec_err *err)
 {
     const moec_tensor *have = NULL, *want = NULL;
-    for (int i = 0; i < MOEC_VEC_COUNT && !have && !want; i++)
+    const moec_layer *first = mixes;
+    for (int i = 0; i < MOEC_VEC_COUNT && !have && !want; i++) {
+        first = i == MOEC_VEC_SELECTION_BIAS || i == MOEC_VEC_MOE_BIAS ? feeds : mixes;
         if (!l->vec[i] != !first->vec[i]) {
             have = l->vec[i];
             want = first->vec[i];
         }
-    for (int i = 0; i < MOEC_MAT_COUNT && !have && !want; i++)
+    }
+    for (int i = 0; i < MOEC_MAT_COUNT && !have && !want; i++) {
+        first = i < MOEC_MAT_ROUTER ? mixes : feeds;
         if (!l->bias[i] != !first->bias[i] || !l->mat[i].of != !first->mat[i].of) {
             have = l->bias[i] && !first->bias[i] ? l->bias[i] : l->mat[i].of && !first->mat[i].of ? l->mat[i].of : NULL;
             want = have ? NULL : first->bias[i] && !l->bias[i] ? first->bias[i] : first->mat[i].of;
         }
+    }
     if (have || want)
         return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is there, but layer %lld, which is of the same kind, has no such "
                          "tensor", moec_ckpt_dir(m->ckpt), have ? have->name : want->name,
@@ -124,27 +178,37 @@ static moec_status same_parts(const moec_model *m, const moec_layer *l, const mo
         return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is there, its counterpart for %s is missing", moec_ckpt_dir(m->ckpt),
                          have->name, l->vec[MOEC_VEC_Q_NORM] ? "keys" : "queries");
     }
-    return MOEC_OK;
+    return same_norms(m, l, err);
 }
 
-/* A bias that no role was bound to would be left out of the sum in silence. */
-static moec_status no_loose_bias(const moec_model *m, moec_err *err)
+static bool ends_in(const char *name, const char *tail)
+{
+    const size_t n = strlen(name), k = strlen(tail);
+    return n >= k && strcmp(name + n - k, tail) == 0;
+}
+
+/* A bias that no role was bound to would be left out of the sum in silence, scales out of the product, and experts (beyond those
+ * that are counted, or a second time under other names) would stay when others go. */
+static moec_status no_loose_parts(const moec_model *m, moec_err *err)
 {
     moec_place *place = NULL;
     bool *used = NULL;
-    char layers[MOEC_NAME];
+    char layers[MOEC_NAME], front[64];
     moec_status st = MOEC_OK;
     const moec_binder b = {.m = m};
-    (void)moec__name(layers, NULL, &b, "model.layers.", 0);
+    const char *router = m->family->mat[MOEC_MAT_ROUTER];
+    snprintf(front, sizeof front, "%.*s", (int)strcspn(router, "%"), router); /* "model.layers." */
+    (void)moec__name(layers, NULL, &b, front, 0);
     MOEC_TRY(moec_model_places(&place, m, err));
     MOEC_TRY(moec_model_used(&used, m, err));
     for (size_t i = 0; i < moec_ckpt_count(m->ckpt); i++) {
         const char *name = moec_ckpt_at(m->ckpt, i)->name;
-        const size_t n = strlen(name);
-        if (!used[i] && !place[i].mtp && strncmp(name, layers, strlen(layers)) == 0 && n > 5 &&
-            strcmp(name + n - 5, ".bias") == 0)
-            MOEC_TRY(moec_fail(err, MOEC_ESHAPE, "%s: tensor %s: %s has no such bias", moec_ckpt_dir(m->ckpt), name,
-                               m->family->model_type));
+        if (used[i] || place[i].mtp || strncmp(name, layers, strlen(layers)) != 0 ||
+            (m->family->unread && strstr(name, m->family->unread)))
+            continue;
+        if (ends_in(name, ".bias") || ends_in(name, "_scale_inv") || strstr(name, ".experts."))
+            MOEC_TRY(moec_fail(err, MOEC_ESHAPE, "%s: tensor %s: %s has no such %s beside its others", moec_ckpt_dir(m->ckpt),
+                               name, m->family->model_type, ends_in(name, ".bias") ? "bias" : "tensor"));
     }
 done:
     moec_free(used);
@@ -154,14 +218,19 @@ done:
 
 static moec_status check_parts(const moec_model *m, moec_err *err)
 {
-    const moec_layer *first[MOEC_MIXER_HEADS + 1][2] = {{NULL}};
+    const moec_layer *mixes[MOEC_MIXER_HEADS + 1] = {NULL}, *feeds[MOEC_MIXER_HEADS + 1][2] = {{NULL}};
     for (int64_t i = 0; i < m->dims.layers; i++) {
-        const moec_layer *l = &m->layer[i], **f = &first[l->mixer][l->expert != NULL];
-        *f = *f ? *f : l;
-        moec_status st = same_parts(m, l, *f, err);
+        const moec_layer *l = &m->layer[i], **mix = &mixes[l->mixer], **feed = &feeds[l->mixer][l->expert != NULL];
+        *mix = *mix ? *mix : l;
+        *feed = *feed ? *feed : l;
+        moec_status st = same_parts(m, l, *mix, *feed, err);
         if (st != MOEC_OK)
             return st;
     }
+    const moec_tensor *bias = m->layer[0].vec[MOEC_VEC_NORM_ATTN_BIAS];
+    if (bias && m->family->final_norm_bias && !m->final_norm_bias)
+        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is there, but %s is missing", moec_ckpt_dir(m->ckpt), bias->name,
+                         m->family->final_norm_bias);
     return MOEC_OK;
 }
 
@@ -172,9 +241,7 @@ static moec_status bind_all(moec_model *m, moec_err *err)
     moec_dims *d = &m->dims;
     moec_binder b = {.m = m};
     const int64_t embed[2] = {d->vocab, d->hidden};
-    const moec_json *config = moec_ckpt_config(m->ckpt);
-    if (moec_json_path(config, "quantization_config.weight_block_size"))
-        MOEC_TRY(moec_config_fp8_block(b.fp8_block, config, err));
+    MOEC_TRY(moec_config_fp8_block(b.fp8_block, m, err));
     MOEC_TRY(moec__bind(&m->embed, &b, f->embed, 2, embed, err));
     MOEC_TRY(moec__bind(&m->final_norm, &b, f->final_norm, 1, &d->hidden, err));
     if (moec__find(&b, f->final_norm_bias))
@@ -195,9 +262,10 @@ static moec_status bind_all(moec_model *m, moec_err *err)
     MOEC_TRY(check_parts(m, err));
     if (m->moe_layers == 0)
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: no layer has a router, nothing to do here", moec_ckpt_dir(m->ckpt)));
+    MOEC_TRY(no_more_layers(m, &b, err));
     MOEC_TRY(bind_mtp(m, &b, err));
     MOEC_TRY(list_sets(m, err));
-    MOEC_TRY(no_loose_bias(m, err));
+    MOEC_TRY(no_loose_parts(m, err));
 done:
     return st;
 }
@@ -211,6 +279,8 @@ moec_status moec_model_open(moec_model **out, const char *dir, moec_err *err)
     MOEC_TRY(moec_ckpt_open(&m->ckpt, dir, err));
     MOEC_TRY(find_family(&m->family, m->ckpt, err));
     m->config = moec_json_get(moec_ckpt_config(m->ckpt), "text_config");
+    if (!moec_json_absent(m->config) && moec_json_type(m->config) != MOEC_JSON_OBJECT)
+        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s/config.json: text_config is not an object", dir));
     m->config_at = "text_config.";
     if (moec_json_type(m->config) != MOEC_JSON_OBJECT) {
         m->config = moec_ckpt_config(m->ckpt);

@@ -11,6 +11,8 @@ typedef enum moec_rope_kind {
     MOEC_ROPE_DEFAULT, MOEC_ROPE_LINEAR, MOEC_ROPE_DYNAMIC, MOEC_ROPE_YARN, MOEC_ROPE_LLAMA3, MOEC_ROPE_LONGROPE
 } moec_rope_kind;
 enum { MOEC_ROPE_FACTORS = 256 }; /* most pairs of a longrope table */
+/* Numbers as the config's keys name them: original is original_max_position_embeddings, mscale_all mscale_all_dim, low_factor
+ * and high_factor are low_freq_factor and high_freq_factor; 0: not given. Lengths in tokens, width in values of a head. */
 typedef struct moec_rope {
     moec_rope_kind kind;
     double theta, factor, original, low_factor, high_factor, beta_fast, beta_slow, attention_factor, mscale, mscale_all;
@@ -41,6 +43,7 @@ typedef struct moec_dims {
     double temper_floor, temper_scale;            /* layers without rotation: q *= 1 + scale*ln(1 + floor((p+1)/floor));
                                                      0: not */
     double act_limit, act_alpha;                  /* MOEC_ACT_SWIGLU_CLAMPED */
+    int64_t exact_tokens;                         /* longest window that is computed; 0: any */
     bool renorm;                                  /* selected weights are divided by their sum */
     bool qk_l2;                                   /* MOEC_QK_L2_AFTER is in force */
     bool tied;
@@ -98,7 +101,7 @@ typedef struct moec_model {
 } moec_model;
 
 /** Opens a folder and binds it.
- *  @return MOEC_OK; everything moec_ckpt_open returns; MOEC_EFORMAT: model_type unknown (the text lists the known ones), a
+ *  @return MOEC_OK; everything moec_ckpt_open returns; MOEC_EFORMAT: model_type unknown (the text names what is near it), a
  *          config key missing, of the wrong type or out of range, top-k above the number of experts, unknown rope type, a
  *          quantized source; MOEC_ESHAPE: a tensor missing or of another shape or a dtype that cannot be computed with
  *          (the text names it, what it is and what was expected). Close with moec_model_close. */
@@ -122,22 +125,24 @@ typedef struct moec_place {
 } moec_place;
 
 /** Role of every tensor of the checkpoint, by its index there; free with moec_free. Tensors that no role was bound to
- *  are OTHER. */
+ *  are OTHER. MOEC_ENOMEM. */
 MOEC_API moec_status moec_model_places(moec_place **out, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
-/** Name of an EXPERT tensor under another expert number. Free with moec_free. */
+/** Name of an EXPERT tensor under another expert number. Free with moec_free. MOEC_EINVAL: not of that role; MOEC_ENOMEM. */
 MOEC_API moec_status moec_model_rename_expert(char **out, const moec_tensor *t, moec_place place, int64_t new_expert,
                                               moec_err *err) MOEC_USE_RESULT;
-/** Is the tensor one that the forward pass reads? */
+/** Does the forward pass read the tensor? By index in the checkpoint; free with moec_free. MOEC_ENOMEM. */
 MOEC_API moec_status moec_model_used(bool **out, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
 
-/** Value of a dotted path ("ffn_config.moe_top_k") in an object; NULL: not there. */
-MOEC_API const moec_json *moec_json_path(const moec_json *object, const char *path);
-
-/** Parameter and byte counts. active: parameters a token uses (embedding row not counted, head counted, k experts). */
+/* Of all tensors of the checkpoint, multi-token prediction included. A quantized value is one parameter, its scales are
+ * none. */
 typedef struct moec_sizes {
-    uint64_t total, active, routed; /* parameters */
+    uint64_t total;        /* parameters */
+    uint64_t active;       /* of these, what a token uses: k experts of each set, no row of the embedding, the head, no MTP;
+                              where the number of experts varies, k is that of the config */
+    uint64_t routed;       /* of these, of experts, attention experts and those of MTP included */
     uint64_t bytes, routed_bytes;
 } moec_sizes;
+/** Counts by roles and shapes; reads no tensor data. MOEC_ENOMEM. */
 MOEC_API moec_status moec_model_sizes(moec_sizes *out, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
 
 /** inv_freq[width/2] and the scale of cos and sin, for sequences of `length` tokens (dynamic and longrope depend on it).

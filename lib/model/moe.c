@@ -198,7 +198,7 @@ static moec_status activate(void *ctx, int worker, int64_t lo, int64_t hi, moec_
     (void)worker;
     (void)err;
     if (a->f->m->family->activation == MOEC_ACT_SWIGLU_CLAMPED)
-        moec_gptoss_glu(a->gate + from, a->up + from, values, (float)d->act_limit, (float)d->act_alpha);
+        moec_swiglu_clamped(a->gate + from, a->up + from, values, (float)d->act_limit, (float)d->act_alpha);
     else
         moec_silu_mul(a->gate + from, a->up + from, values);
     return MOEC_OK;

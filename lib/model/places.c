@@ -49,6 +49,7 @@ static size_t number_in(const marker *k, const moec_layer *l, int64_t e, const m
     return SIZE_MAX; /* not reached: the binder found it by one of these */
 }
 
+/* A router has no scales: the binder takes it in F32, F16 and BF16 only. */
 static void mark_layer(const marker *k, const moec_layer *l, int64_t set, bool mtp)
 {
     stack(k, l->mat[MOEC_MAT_ROUTER].of, set, false);
@@ -73,23 +74,19 @@ static void mark_layer(const marker *k, const moec_layer *l, int64_t set, bool m
     }
 }
 
-/* The router of a layer may be FP8 nowhere, but its scale would go with it. */
+/* Under their own prefix, or numbered as layers behind the last. */
 static void mark_mtp(const marker *k)
 {
     const moec_model *m = k->m;
+    const moec_binder b = {.m = m};
+    const char *own = m->family->mtp_prefix;
     char layer[MOEC_NAME];
+    (void)moec__name(layer, NULL, &b, "model.layers.", 0);
+    const char *prefix = own ? own : layer;
     for (size_t i = 0; i < moec_ckpt_count(m->ckpt); i++) {
-        const char *name = moec_ckpt_at(m->ckpt, i)->name, *end;
-        if (m->family->mtp_prefix) {
-            k->all[i].mtp = strncmp(name, m->family->mtp_prefix, strlen(m->family->mtp_prefix)) == 0;
-            continue;
-        }
-        const moec_binder b = {.m = m};
-        (void)moec__name(layer, NULL, &b, "model.layers.", 0);
-        if (strncmp(name, layer, strlen(layer)) != 0)
-            continue;
-        end = name + strlen(layer);
-        k->all[i].mtp = isdigit((unsigned char)*end) && strtoll(end, NULL, 10) >= m->dims.layers;
+        const char *name = moec_ckpt_at(m->ckpt, i)->name, *rest = name + strlen(prefix);
+        if (strncmp(name, prefix, strlen(prefix)) == 0)
+            k->all[i].mtp = own || (isdigit((unsigned char)*rest) && strtoll(rest, NULL, 10) >= m->dims.layers);
     }
 }
 
@@ -148,7 +145,8 @@ moec_status moec_model_used(bool **out, const moec_model *m, moec_err *err)
     *out = u.out;
     if (st != MOEC_OK)
         return st;
-    const moec_tensor *const single[] = {m->embed, m->final_norm, m->final_norm_bias, m->head.of, m->head.scale, m->head_bias};
+    const moec_tensor *const single[] = {m->embed,   m->final_norm, m->final_norm_bias,
+                                         m->head.of, m->head.scale, m->head_bias};
     for (size_t i = 0; i < MOEC_COUNT(single); i++)
         mark_used(&u, m, single[i]);
     for (int64_t i = 0; i < m->dims.layers; i++)

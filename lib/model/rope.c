@@ -21,16 +21,11 @@ typedef struct reader {
     const char *bad;
 } reader;
 
-static bool is_absent(const moec_json *v)
-{
-    return moec_json_type(v) == MOEC_JSON_NONE || moec_json_type(v) == MOEC_JSON_NULL;
-}
-
 static double real_in(reader *r, const moec_json *object, const char *key, double fallback)
 {
     double v = fallback;
     const moec_json *found = moec_json_get(object, key);
-    if (!is_absent(found) && !moec_json_real(found, &v) && !r->bad)
+    if (!moec_json_absent(found) && !moec_json_real(found, &v) && !r->bad)
         r->bad = key;
     return v;
 }
@@ -50,11 +45,11 @@ static double either_real(reader *r, const char *key, double fallback)
 static moec_status read_kind(moec_rope *r, const moec_json *scaling, moec_err *err)
 {
     const moec_json *type = moec_json_get(scaling, "rope_type");
-    if (is_absent(type))
+    if (moec_json_absent(type))
         type = moec_json_get(scaling, "type");
     const char *name = moec_json_string(type);
     r->kind = MOEC_ROPE_DEFAULT;
-    if (is_absent(type))
+    if (moec_json_absent(type))
         return MOEC_OK;
     if (!name)
         return moec_fail(err, MOEC_EFORMAT, "config.json: rope type is not a text");
@@ -125,14 +120,14 @@ static moec_status read_flat(moec_rope *r, const moec_json *scaling, const moec_
     memset(r, 0, sizeof *r);
     MOEC_TRY(read_kind(r, scaling, err));
     r->max_positions = 2048;
-    if (!is_absent(positions) && !moec_json_int(positions, &r->max_positions))
+    if (!moec_json_absent(positions) && !moec_json_int(positions, &r->max_positions))
         return moec_fail(err, MOEC_EFORMAT, "config.json: max_position_embeddings is not a whole number");
     double whole = (double)width, rotary = real_in(&in, config, "rotary_dim", whole * (partial > 0.0 ? partial : 1.0));
     double part = either_real(&in, "partial_rotary_factor", rotary / whole);
     read_numbers(r, &in, default_theta);
     r->truncate = true;
     const moec_json *truncate = moec_json_get(scaling, "truncate");
-    if (in.bad || (!is_absent(truncate) && !moec_json_bool(truncate, &r->truncate)))
+    if (in.bad || (!moec_json_absent(truncate) && !moec_json_bool(truncate, &r->truncate)))
         return moec_fail(err, MOEC_EFORMAT, "config.json: rope: %s is %s", in.bad ? in.bad : "truncate",
                          in.bad ? "not a number" : "neither true nor false");
     if (!in_range(r, part))
@@ -151,18 +146,18 @@ done:
 
 /* transformers 5.23 (configuration_utils, RotaryEmbeddingConfigMixin): rope_scaling, transformers 4's name, replaces
  * rope_parameters when it is there and not empty; keys missing in it are filled from config.json itself, then from the
- * family's default. Some configs have one such object for each layer type: one rotation for all layers is what we compute, so
- * they must agree. */
+ * family's default. Some configs have one such object for each layer type: one rotation for all layers is what we
+ * compute, so they must agree. */
 moec_status moec_rope_read(moec_rope *out, const moec_json *config, int64_t width, double partial, double default_theta,
                            moec_err *err)
 {
     const moec_json *old = moec_json_get(config, "rope_scaling");
-    bool newer = is_absent(old) || (moec_json_type(old) == MOEC_JSON_OBJECT && moec_json_len(old) == 0);
+    bool newer = moec_json_absent(old) || (moec_json_type(old) == MOEC_JSON_OBJECT && moec_json_len(old) == 0);
     const char *from = newer ? "rope_parameters" : "rope_scaling", *key;
     moec_json *scaling = moec_json_get(config, from), *entry;
     void *it = NULL;
     const moec_json *nested = moec_json_get(scaling, "full_attention");
-    if (!is_absent(scaling) && moec_json_type(scaling) != MOEC_JSON_OBJECT)
+    if (!moec_json_absent(scaling) && moec_json_type(scaling) != MOEC_JSON_OBJECT)
         return moec_fail(err, MOEC_EFORMAT, "config.json: %s is not an object", from);
     if (moec_json_type(nested) != MOEC_JSON_OBJECT)
         return read_flat(out, scaling, config, width, partial, default_theta, err);
@@ -232,11 +227,11 @@ static void llama3_table(double *inv, const moec_rope *r)
  * transformers 5.23 runs it takes the short list at any length and only changes the scale with it. */
 static void longrope_table(double *inv, double *scale, const moec_rope *r, int64_t length)
 {
-    bool is_long = (double)length > r->original, phi = r->short_mscale > 0.0;
-    const double *by = is_long && !phi ? r->long_factor : r->short_factor;
+    bool is_long = (double)length > r->original, own_scales = r->short_mscale > 0.0;
+    const double *by = is_long && !own_scales ? r->long_factor : r->short_factor;
     for (int64_t i = 0; i < r->width / 2; i++)
         inv[i] /= by[i];
-    if (phi)
+    if (own_scales)
         *scale = is_long ? r->long_mscale : r->short_mscale;
     else if (r->attention_factor > 0.0)
         *scale = r->attention_factor;

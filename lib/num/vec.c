@@ -58,9 +58,9 @@ void moec_silu_mul(float *gate, const float *up, int64_t n)
     table()->silu_mul(gate, up, n);
 }
 
-void moec_gptoss_glu(float *gate, const float *up, int64_t n, float limit, float alpha)
+void moec_swiglu_clamped(float *gate, const float *up, int64_t n, float limit, float alpha)
 {
-    table()->gptoss_glu(gate, up, n, limit, alpha);
+    table()->swiglu_clamped(gate, up, n, limit, alpha);
 }
 
 void moec_delta_step(float *state, float *v, const float *q, const float *k, int64_t dk, int64_t dv, float decay, float beta)

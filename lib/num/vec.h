@@ -22,7 +22,7 @@ MOEC_API void moec_mul_sigmoid(float *x, const float *g, int64_t n);
 MOEC_API void moec_silu_mul(float *gate, const float *up, int64_t n);
 /** The activation of gpt-oss (transformers, GptOssExperts): with g = min(gate[i], limit), u = up[i] cut to [-limit, limit],
  *  gate[i] = (u + 1) * g / (1 + exp(-alpha * g)). A NaN in either stays one. */
-MOEC_API void moec_gptoss_glu(float *gate, const float *up, int64_t n, float limit, float alpha);
+MOEC_API void moec_swiglu_clamped(float *gate, const float *up, int64_t n, float limit, float alpha);
 /** One token of a gated delta net on a state S [dk,dv]: S = decay S; S += k (x) d with d = beta (v - S^T k); v becomes
  *  S^T q. Sums over dk in float32, in one order for each column. */
 MOEC_API void moec_delta_step(float *state, float *v, const float *q, const float *k, int64_t dk, int64_t dv, float decay,

@@ -12,7 +12,7 @@ typedef struct moec_vec_table {
     void (*silu)(float *x, int64_t n);
     void (*mul_sigmoid)(float *x, const float *g, int64_t n);
     void (*silu_mul)(float *gate, const float *up, int64_t n);
-    void (*gptoss_glu)(float *gate, const float *up, int64_t n, float limit, float alpha);
+    void (*swiglu_clamped)(float *gate, const float *up, int64_t n, float limit, float alpha);
     void (*delta_step)(float *state, float *v, const float *q, const float *k, int64_t dk, int64_t dv, float decay,
                        float beta);
     void (*add)(float *y, const float *x, int64_t n);

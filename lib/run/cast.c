@@ -2,6 +2,7 @@
 #include "run/cast.h"
 
 #include "base/mem.h"
+#include "model/config.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -65,8 +66,8 @@ static moec_status cast_fp8(const caster *k, const moec_tensor *t, moec_err *err
     moec_weight w = moec_weight_of(t);
     w.scale = sibling(k, t, 0, "_scale_inv");
     if (!w.scale || t->rank != 2 || k->block[0] < 1 || k->block[1] < 1)
-        return moec_fail(err, MOEC_EFORMAT, "tensor %s is F8_E4M3 without scales in blocks; it cannot be written in another type",
-                         t->name);
+        return moec_fail(err, MOEC_EFORMAT, "tensor %s is F8_E4M3 without scales in blocks; it cannot be written in another "
+                         "type", t->name);
     w.storage = MOEC_FP8;
     w.block_rows = k->block[0];
     w.block_cols = k->block[1];
@@ -117,20 +118,6 @@ static void as_it_is(moec_cast *c, const moec_tensor *t)
     memcpy(c->dim, t->dim, sizeof c->dim);
 }
 
-static void read_block(caster *k)
-{
-    const char *const at[] = {k->m->config_at, ""};
-    int64_t v;
-    for (size_t p = 0; p < MOEC_COUNT(at); p++) {
-        char path[128];
-        snprintf(path, sizeof path, "%squantization_config.weight_block_size", at[p] ? at[p] : "");
-        const moec_json *size = moec_json_path(moec_ckpt_config(k->m->ckpt), path);
-        for (size_t i = 0; i < 2; i++)
-            if (moec_json_int(moec_json_at(size, i), &v) && v > 0 && v <= 1 << 16)
-                k->block[i] = (int32_t)v;
-    }
-}
-
 moec_status moec_casts_new(moec_cast **out, const moec_model *m, const moec_plan *p, const moec_place *place, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -143,7 +130,7 @@ moec_status moec_casts_new(moec_cast **out, const moec_model *m, const moec_plan
     if (k.to == MOEC_DTYPE_COUNT)
         goto done;
     MOEC_TRY(MOEC_NEW(k.matrix, n, err));
-    read_block(&k);
+    MOEC_TRY(moec_config_fp8_block(k.block, m, err));
     mark(&k, m->embed);
     mark(&k, m->head.of);
     for (int64_t i = 0; i < m->dims.layers; i++)
@@ -151,7 +138,8 @@ moec_status moec_casts_new(moec_cast **out, const moec_model *m, const moec_plan
     for (int64_t i = 0; i < m->mtp_layers; i++)
         mark_layer(&k, &m->mtp[i]);
     for (size_t i = 0; i < n; i++) { /* attention and dense matrices of MTP layers are bound to nothing */
-        k.matrix[i] = k.matrix[i] || (place[i].mtp && place[i].role == MOEC_ROLE_OTHER && moec_ckpt_at(m->ckpt, i)->rank == 2);
+        k.matrix[i] = k.matrix[i] || (place[i].mtp && place[i].role == MOEC_ROLE_OTHER &&
+                                      moec_ckpt_at(m->ckpt, i)->rank == 2);
         MOEC_TRY(cast_tensor(&k, i, err));
     }
 done:

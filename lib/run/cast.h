@@ -25,8 +25,8 @@ typedef struct moec_cast {
 MOEC_API moec_status moec_casts_new(moec_cast **out, const moec_model *m, const moec_plan *p, const moec_place *place,
                                     moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_casts_free(moec_cast *c, size_t n);
-/** Bytes [from, from+n) of a made tensor, whole values: a moec_make_fn with the moec_cast as context. Rounds to nearest even.
- *  MOEC_ENOMEM; MOEC_ENUMERIC: a value that is too large for F16. Thread-safe. */
+/** Bytes [from, from+n) of a made tensor, whole values: a moec_make_fn with the moec_cast as context. Rounds to nearest
+ *  even. MOEC_ENOMEM; MOEC_ENUMERIC: a value that is too large for F16. Thread-safe. */
 MOEC_API moec_status moec_cast_make(void *out, void *cast, uint64_t from, size_t n, moec_err *err);
 
 #endif

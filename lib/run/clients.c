@@ -1,7 +1,7 @@
-/* What each client asks of a checkpoint, as rows: a rule, whom it binds, and what to do when it is broken. The binder has already
- * made sure of one count of experts for all layers.
- * Source: loaders of transformers 5.23, vLLM, SGLang and llama.cpp's converter, as far as they differ. What was not tried there
- * says so. */
+/* What each client asks of a checkpoint, as rows: a rule, whom it binds, and what to do when it is broken. The binder
+ * has already made sure of one count of experts for all layers.
+ * Source: loaders of transformers 5.23, vLLM, SGLang and llama.cpp's converter, as far as they differ. What was not
+ * tried there says so. */
 #include "run/verify.h"
 
 #include "base/file.h"
@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 enum { TRANSFORMERS = 1, VLLM = 2, SGLANG = 4, LLAMA_CPP = 8, ALL = 15, MAX_EXPERTS_LLAMA_CPP = 512, GOOD_MULTIPLE = 8 };
 
@@ -23,11 +24,11 @@ static const struct client_row {
 } clients[] = {
     {"transformers", TRANSFORMERS, offsetof(moec_family, loads_transformers),
      "one expert count in config.json and in all layers"},
-    {"vllm", VLLM, offsetof(moec_family, loads_vllm), "sizes its fused experts from config.json; top-k <= experts"},
+    {"vllm", VLLM, offsetof(moec_family, loads_vllm), "takes the number of experts from config.json (from its source, not run)"},
     {"sglang", SGLANG, offsetof(moec_family, loads_sglang),
-     "sizes its fused experts from config.json (from its source, not tried)"},
+     "takes the number of experts from config.json (from its source, not run)"},
     {"llama.cpp", LLAMA_CPP, offsetof(moec_family, loads_llama_cpp),
-     "the converter finds every expert tensor of each layer"},
+     "its converter finds every expert tensor of each layer (from its source, not run)"},
 };
 _Static_assert(sizeof clients / sizeof clients[0] <= MOEC_VERIFY_CLIENTS, "one place per client");
 
@@ -79,14 +80,14 @@ typedef bool rule_fn(char why[WHY], const form *f, const struct client_row *c);
 
 static bool has_class(char why[WHY], const form *f, const struct client_row *c)
 {
-    snprintf(why, WHY, "%s", c->bit == LLAMA_CPP ? "the converter does not know the family" : "the family has no class there");
-    return *(const bool *)((const char *)f->m->family + c->flag);
+    snprintf(why, WHY, "%s", c->bit == LLAMA_CPP ? "its converter does not know the family" : "it has no class for the family");
+    return *(const bool *)((const char *)f->m->family + c->flag) || (c->bit == TRANSFORMERS && f->m->family->remote_code);
 }
 
 static bool has_code(char why[WHY], const form *f, const struct client_row *c)
 {
     (void)c;
-    snprintf(why, WHY, "needs the model's own Python files (trust_remote_code), which are not in the folder: copy them there");
+    snprintf(why, WHY, "needs the model's own Python files (trust_remote_code), which the model's folder lacks");
     return !f->m->family->remote_code || has_file(f->m, "*.py");
 }
 
@@ -119,7 +120,7 @@ static bool count_fits(char why[WHY], const form *f, const struct client_row *c)
 static bool has_tokenizer(char why[WHY], const form *f, const struct client_row *c)
 {
     (void)c;
-    snprintf(why, WHY, "its converter needs the tokenizer's files: copy them into the folder");
+    snprintf(why, WHY, "its converter needs the tokenizer's files, which the model's folder lacks");
     return has_file(f->m, "tokenizer.json") || has_file(f->m, "tokenizer.model") || has_file(f->m, "*.tiktoken") ||
            has_file(f->m, "tiktoken.model");
 }
@@ -144,8 +145,8 @@ static void advise(char *out, size_t cap, const form *f, const struct client_row
 {
     out[0] = '\0';
     if ((c->bit & (VLLM | SGLANG)) && f->experts % GOOD_MULTIPLE != 0)
-        snprintf(out, cap, "%lld experts are no multiple of %d: slower kernels, and not every number of devices can share them",
-                 (long long)f->experts, GOOD_MULTIPLE);
+        snprintf(out, cap, "a number of experts that is no multiple of %d (%lld): slower kernels, and not every number of devices "
+                 "can share them", GOOD_MULTIPLE, (long long)f->experts);
     else if (c->bit == VLLM && f->opened && f->m->family->activation == MOEC_ACT_SWIGLU_CLAMPED)
         snprintf(out, cap, "experts written in a plain type need a vLLM of June 2026 or later");
 }
@@ -196,7 +197,7 @@ static moec_status named(bool wanted[MOEC_VERIFY_CLIENTS], const char *list, moe
         char word[32];
         size_t n = strcspn(p, ","), i = 0;
         snprintf(word, sizeof word, "%.*s", (int)(n < sizeof word ? n : sizeof word - 1), p);
-        while (i < known && strcmp(names[i], word) != 0)
+        while (i < known && strcasecmp(names[i], word) != 0)
             i++;
         if (i == known) {
             const char *near = moec_word_nearest(word, names, known);

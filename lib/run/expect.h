@@ -1,5 +1,5 @@
-/* What the bytes of an output's shards must be, found anew from the source, the plan and the headers of the output: the check
- * shares nothing with the list by which the output was written but the rules for a tensor's fate. */
+/* What the bytes of an output's shards must be, found anew from the source, the plan and the headers of the output: the
+ * check shares nothing with the list by which the output was written but the rules for a tensor's fate. */
 #ifndef MOEC_RUN_EXPECT_H
 #define MOEC_RUN_EXPECT_H
 

@@ -1,5 +1,5 @@
-/* What a pruned checkpoint holds, file by file: which tensors of the source go where, what config.json and the index say, and
- * what becomes of every other file of the folder. Used to write an output and to check one. */
+/* What a pruned checkpoint holds, file by file: which tensors of the source go where, what config.json and the index
+ * say, and what becomes of every other file of the folder. Used to write an output and to check one. */
 #ifndef MOEC_RUN_LAYOUT_H
 #define MOEC_RUN_LAYOUT_H
 
@@ -32,17 +32,17 @@ typedef struct moec_side_list {
 MOEC_API moec_status moec_side_scan(moec_side_list *out, const moec_ckpt *c, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_side_release(moec_side_list *l);
 
-/** config.json of a plan's output: the source's text with the values replaced that the plan changes and nothing else touched; the
- *  text itself when there are none. Every key of the family that counts experts and is there is replaced, beside config_at; a
- *  list (one entry a layer) gets each entry replaced. Also: top-k, groups, number of MTP layers, entries of the quantization's
- *  lists of modules that name an expert; with a dtype the quantization goes and the key of the dtype follows.
- *  Free with moec_free. MOEC_ENOMEM, MOEC_EFORMAT. */
+/** config.json of a plan's output: the source's text with the values replaced that the plan changes and nothing else
+ *  touched; the text itself when there are none. Every key of the family that counts experts and is there is replaced,
+ *  beside config_at; a list (one entry a layer) gets each entry replaced. Also: top-k, groups, number of MTP layers,
+ *  entries of the quantization's lists of modules that name an expert; with a dtype the quantization goes and the key
+ *  of the dtype follows. Free with moec_free. MOEC_ENOMEM, MOEC_EFORMAT. */
 MOEC_API moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan *p, moec_err *err)
     MOEC_USE_RESULT;
 
 /* Values of dead experts in a tensor: weights and router rows 0, scales 1, biases by which they are never chosen -1e4. */
 typedef enum moec_dead { MOEC_DEAD_ZERO, MOEC_DEAD_ONE, MOEC_DEAD_BAR } moec_dead;
-/** The bytes of one such value; returns how many. */
+/** The bytes of one such value, little-endian; returns how many. -1e4 is the nearest that the type has. */
 MOEC_API size_t moec_dead_bytes(unsigned char out[8], moec_dtype t, moec_dead value);
 
 /* What each tensor of the source is to a plan, by its index in the checkpoint. */
@@ -65,10 +65,11 @@ typedef struct moec_fate {
     int64_t dead;                 /* stack: dead parts behind them; expert: tensors of dead experts that follow this one, */
     int64_t first_dead;           /* numbered from here */
 } moec_fate;
+/** Fate of tensor i under a plan that fits the model; `parts` is borrowed from it. */
 MOEC_API moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_forms *f, size_t i);
 /** Shape in the output of tensor i whose fate is `fate`. */
 MOEC_API void moec_fate_shape(int64_t *dim, const moec_model *m, const moec_forms *f, size_t i, moec_fate fate);
-/** Name in the output of tensor i; an expert's under `number` (-1: as it is). Free with moec_free. */
+/** Name in the output of tensor i; an expert's under `number` (-1: as it is). Free with moec_free. MOEC_ENOMEM. */
 MOEC_API moec_status moec_fate_name(char **out, const moec_model *m, const moec_forms *f, size_t i, int64_t number,
                                     moec_err *err) MOEC_USE_RESULT;
 
@@ -81,8 +82,9 @@ typedef struct moec_layout {
     uint64_t loose; /* tensors of experts that belong to no layer that is known; copied whole */
 } moec_layout;
 
-/** Lists the output of a plan that fits the model. Shards keep the order of their tensors; those that become empty vanish and
- *  the rest are renumbered. Reads no tensor data. Release with moec_layout_release. */
+/** Lists the output of a plan that fits the model. Shards keep the order of their tensors; those that become empty
+ *  vanish and the rest are renumbered. Reads no tensor data. MOEC_ENOMEM; MOEC_EIO: the folder cannot be
+ *  read; MOEC_EFORMAT: of moec_forms_new and moec_config_edited. Release with moec_layout_release. */
 MOEC_API moec_status moec_layout_build(moec_layout *out, const moec_model *m, const moec_plan *p, moec_err *err)
     MOEC_USE_RESULT;
 MOEC_API void moec_layout_release(moec_layout *l);

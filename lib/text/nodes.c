@@ -80,7 +80,7 @@ static moec_status set_text(moec__stage *stage, const char *text, size_t n, moec
 moec_status moec__read_kind(void *out, const moec__kind *kinds, size_t n_kinds, const char *where, moec_json *node,
                             int depth, moec_err *err)
 {
-    if (moec_json_type(node) == MOEC_JSON_NONE || moec_json_type(node) == MOEC_JSON_NULL)
+    if (moec_json_absent(node))
         return MOEC_OK;
     const char *type = moec_json_string(moec_json_get(node, "type"));
     if (!type)

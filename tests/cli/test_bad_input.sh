@@ -111,8 +111,7 @@ config()  # config PATTERN SED_SCRIPT
     sed -i "$2" bad/config.json
     expect_st "$1"
 }
-config 'llama.*known.*mixtral' 's/qwen3_moe/llama/'
-config 'llama.*known.*qwen3_moe' 's/qwen3_moe/llama/'
+config 'llama is no Mixture-of-Experts family that is read.*moecompress families' 's/qwen3_moe/llama/'
 config 'model_type' '/model_type/d'
 config 'model_type' 's/"qwen3_moe"/7/'
 config 'num_experts_per_tok|top-k|top_k' 's/"num_experts_per_tok": 2/"num_experts_per_tok": 5/'

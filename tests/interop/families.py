@@ -110,6 +110,9 @@ ROWS = [
     row("deepseek_v3-mtp", "DeepseekV3Config", YARN_V3, **DS_HUB, make="mtp_layer", mtp=MTP_V3, dialects=("4",), **V3),
     row("deepseek_v3-mtp-fp8", "DeepseekV3Config", YARN_V3, **DS_HUB, make="mtp_layer fp8", mtp=MTP_V3, dialects=("4",),
         dtype="bfloat16", **V3),
+    row("deepseek_v32", "DeepseekV32Config", YARN_V3, index_topk=128, index_head_dim=16, index_n_heads=2, **DS_HUB, **V3),
+    row("glm_moe_dsa", "GlmMoeDsaConfig", theta(1e6), drop=["head_dim", "qk_head_dim"], index_topk=128, index_head_dim=16,
+        index_n_heads=2, **{**V3, "n_group": 1, "topk_group": 1, "n_routed_experts": 8}),
     row("deepseek_v2", "DeepseekV2Config", YARN_V2, drop=["head_dim", "qk_head_dim"],
         add={"scoring_func": "softmax", "moe_layer_freq": 1}, **V2),
     row("deepseek_v2-groups", "DeepseekV2Config", YARN_V2, drop=["head_dim", "qk_head_dim"],
@@ -121,6 +124,10 @@ ROWS = [
     row("glm4_moe_lite", "Glm4MoeLiteConfig", theta(1e6), add={"first_k_dense_replace": 1}, drop=["head_dim", "qk_head_dim"],
         **MLA, q_lora_rank=20, intermediate_size=96, moe_intermediate_size=32, n_routed_experts=8, n_shared_experts=1,
         num_experts_per_tok=3, n_group=1, topk_group=1, routed_scaling_factor=1.8),
+    row("qwen3_vl_moe-hub", "Qwen3VLMoeConfig", theta(1e6, mrope_section=[4, 4, 4]), model="Qwen3VLMoeForConditionalGeneration",
+        make="in_out", **{**QWEN3, "moe_intermediate_size": 40}),
+    row("qwen3_vl_moe-fused-hub", "Qwen3VLMoeConfig", theta(1e6, mrope_section=[4, 4, 4]),
+        model="Qwen3VLMoeForConditionalGeneration", fused=True, **{**QWEN3, "moe_intermediate_size": 40}),
     row("qwen3_next", "Qwen3NextConfig", theta(1e7, partial_rotary_factor=0.5), limit=5e-3, **GQA, head_dim=16,
         intermediate_size=96, moe_intermediate_size=32, num_experts=8, num_experts_per_tok=3, norm_topk_prob=True, **DELTA),
     row("qwen3_next-mtp", "Qwen3NextConfig", theta(1e7, partial_rotary_factor=0.5), limit=5e-3, make="mtp_prefix", mtp=MTP_QWEN,
@@ -161,6 +168,10 @@ ROWS = [
     row("hunyuan_v1_moe", "HunYuanMoEV1Config", ALPHA, **HUNYUAN),
     row("hunyuan_v1_moe-hub", "HunYuanMoEV1Config", ALPHA, dialects=("4",), dtype="bfloat16",
         add={"moe_topk": [3, 3, 3], "moe_intermediate_size": [32, 32, 32], "num_shared_expert": [1, 1, 1]}, **HUNYUAN),
+    row("solar_open", "SolarOpenConfig", theta(1e6), **{k: v for k, v in GLM.items() if k not in ("use_qk_norm", "intermediate_size",
+        "first_k_dense_replace", "num_nextn_predict_layers")}),
+    row("hy_v3", "HYV3Config", theta(1e6), **GQA, head_dim=16, intermediate_size=96, moe_intermediate_size=32, num_experts=8,
+        num_experts_per_tok=3, num_shared_experts=1, router_scaling_factor=2.5),
     row("dots1", "Dots1Config", theta(1e7), **GQA, head_dim=16, intermediate_size=96, moe_intermediate_size=32,
         n_routed_experts=8, n_shared_experts=2, num_experts_per_tok=3, n_group=1, topk_group=1, first_k_dense_replace=1,
         norm_topk_prob=True, routed_scaling_factor=2.5, sliding_window=None),
@@ -202,6 +213,11 @@ def configure(spec):
         vision = dict(depth=1, hidden_size=32, num_heads=2, intermediate_size=32, patch_size=4, out_hidden_size=64,
                       num_position_embeddings=16)
         return transformers.Qwen3_5MoeConfig(text_config=numbers, vision_config=vision, image_token_id=316, video_token_id=317,
+                                             vision_start_token_id=318, vision_end_token_id=319)
+    if spec["config"] == "Qwen3VLMoeConfig":
+        vision = dict(depth=1, hidden_size=32, num_heads=2, intermediate_size=32, patch_size=4, out_hidden_size=64,
+                      num_position_embeddings=16, deepstack_visual_indexes=[0])
+        return transformers.Qwen3VLMoeConfig(text_config=numbers, vision_config=vision, image_token_id=316, video_token_id=317,
                                              vision_start_token_id=318, vision_end_token_id=319)
     if spec["config"] == "Llama4Config":
         vision = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vision_output_dim=32,
@@ -374,7 +390,13 @@ def make_top_p(spec, tensors, config):
     config.pop("num_experts_per_tok")
 
 
-MAKE = {"fp8": make_fp8, "mxfp4": make_mxfp4, "mtp_layer": make_mtp_layer, "mtp_prefix": make_mtp_prefix,
+def make_in_out(spec, tensors, config):
+    """Joined experts transposed, as Qwen3-VL's releases have them; transformers tells by the shape."""
+    for name in [n for n in tensors if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        tensors[name] = tensors[name].transpose(1, 2)
+
+
+MAKE = {"fp8": make_fp8, "in_out": make_in_out, "mxfp4": make_mxfp4, "mtp_layer": make_mtp_layer, "mtp_prefix": make_mtp_prefix,
         "null_experts": make_null_experts, "relu": make_relu, "top_p": make_top_p}
 
 
@@ -560,7 +582,9 @@ def load(spec, folder, work):
     model, info = model_class(spec).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
                                                     experts_implementation="eager", output_loading_info=True)
     unknown = [k for k in info["unexpected_keys"] if not (spec["mtp"] and re.match(spec["mtp"], k)) and ".gate2." not in k]
-    for what, keys in (("missing", info["missing_keys"]), ("mismatched", info["mismatched_keys"]), ("unexpected", unknown)):
+    # an indexer that picks as many keys as there are changes nothing, whatever its weights
+    missing = [k for k in info["missing_keys"] if ".indexer." not in k]
+    for what, keys in (("missing", missing), ("mismatched", info["mismatched_keys"]), ("unexpected", unknown)):
         if keys:
             raise ValueError(f"{folder}: {what}: {sorted(map(str, keys))[:5]}")
     for name, rows in nulls.items():

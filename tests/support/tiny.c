@@ -177,7 +177,7 @@ static moec_status add_delta(maker *m, moec_err *err)
     moec_status st = MOEC_OK;
     const int64_t h = m->s.hidden, k = TINY_DELTA_KEY_HEADS * TINY_DELTA_KEY_DIM, heads = TINY_DELTA_VALUE_HEADS,
                   v = heads * TINY_DELTA_VALUE_DIM;
-    if (!m->extra->flat_delta) {
+    if (m->f->mat[MOEC_MAT_DELTA_QKVZ]) {
         MOEC_TRY(add_mat(m, MOEC_MAT_DELTA_QKVZ, 2 * k + 2 * v, h, false, err));
         MOEC_TRY(add_mat(m, MOEC_MAT_DELTA_BA, 2 * heads, h, false, err));
     } else {
@@ -469,7 +469,7 @@ done:
 tiny_spec tiny_of(const char *family)
 {
     const moec_family *f = moec_family_find(family);
-    const bool one_dense = f && f->dense != MOEC_DENSE_NONE && !tiny_extra_of(f)->all_sparse;
+    const bool one_dense = f && f->dense != MOEC_DENSE_NONE;
     return (tiny_spec){.family = family, .hidden = 32, .width = 16, .layers = 3, .untied = f && f->head,
                        .dense_layer = one_dense ? 1 : 0, .seed = 11};
 }

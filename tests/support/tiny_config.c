@@ -32,7 +32,6 @@ static const tiny_extra extras[] = {
     {.family = "afmoe", .keys = "{\"mup_enabled\": true}"},
     {.family = "dbrx", .keys = "{\"rms_norm_eps\": null, \"attn_config\": {\"clip_qkv\": 1.5}}"},
     {.family = "adamoe", .null_experts = 2, .keys = "{\"num_null_experts\": 2}"},
-    {.family = "qwen3_5_moe_text", .flat_delta = true, .all_sparse = true, .keys = "{}"},
     {.family = "remoe", .keys = "{\"moe_relu_routing\": true}"},
     {.family = "dynamic_moe", .keys = "{\"top_p_threshold\": 0.6, \"expert_frequency\": 2}"},
 };

@@ -12,8 +12,6 @@ typedef struct tiny_extra {
     const char *keys;      /* JSON object of config keys */
     bool qkv_bias, o_bias, router_bias, head_bias;
     bool whole_norms;      /* of q and k: over all heads */
-    bool flat_delta;       /* of the two ways to name the delta net's projections, the flat one */
-    bool all_sparse;       /* no layer without a router, whatever the rule */
     int64_t null_experts;
 } tiny_extra;
 

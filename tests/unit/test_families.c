@@ -119,7 +119,9 @@ static void logits_are_those_of_transformers(void **state)
         const families_row *want = expected_of(family);
         char *dir;
         moec_model *m = open_family(&dir, family);
-        if (!want) {
+        if (!want && strcmp(family, "qwen3_vl_moe_text") == 0) {
+            ; /* transformers loads it as a part of a multimodal model only; tests/interop/test_families.py has it */
+        } else if (!want) {
             print_error("%s: not in families_expected.h, run tests/interop/make_expected.py\n", family);
             wrong++;
         } else {

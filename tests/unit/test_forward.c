@@ -387,6 +387,100 @@ static void an_id_outside_the_vocabulary_is_refused(void **state)
     moec_free(dir);
 }
 
+/* Products large enough that all threads work in one chunk. */
+static void threads_inside_a_chunk_change_no_bit(void **state)
+{
+    static const tiny_spec wide[] = {
+        {.layers = 1, .experts = 4, .hidden = 1024, .width = 1024, .dtype = MOEC_BF16, .seed = 5},
+        {.family = "deepseek_v3", .layers = 1, .experts = 4, .hidden = 1024, .width = 1024, .dtype = MOEC_BF16, .seed = 6},
+    };
+    text *x = calloc(1, sizeof *x);
+    (void)state;
+    assert_non_null(x);
+    random_windows(x, 0, 4, 90, 300, 64);
+    for (size_t i = 0; i < MOEC_COUNT(wide); i++) {
+        char *dir, *base = NULL;
+        moec_model *m = tiny_model(&dir, &wide[i]);
+        moec_pass_opts o = options(MOEC_COMPUTE_F32);
+        moec_pass_plan plan;
+        size_t n_base = 0;
+        for (int threads = 1; threads <= 3; threads++) {
+            size_t n;
+            char *bytes = statistics(&n, m, x, threads, 1, 0);
+            moec_par_set_threads(threads);
+            moec_free(states(m, x, &o, &plan));
+            moec_par_set_threads(0);
+            assert_int_equal(plan.workers, 1);
+            assert_int_equal(plan.threads, threads);
+            if (base) {
+                assert_int_equal(n, n_base);
+                assert_memory_equal(bytes, base, n);
+                moec_free(bytes);
+            } else {
+                base = bytes;
+                n_base = n;
+            }
+        }
+        moec_free(base);
+        moec_model_close(m);
+        tiny_remove(dir);
+        moec_free(dir);
+    }
+    free(x);
+}
+
+static void chunks_grow_with_the_experts(void **state)
+{
+    moec_dims d = {.hidden = 7168, .experts = 256, .top_k = 8, .expert_width = 2048};
+    (void)state;
+    assert_int_equal(moec_pass_chunk_tokens(&d, 16384, 2048), 16384);
+    assert_int_equal(moec_pass_chunk_tokens(&d, 1 << 20, 2048), 16384);
+    assert_int_equal(moec_pass_chunk_tokens(&d, 5000, 2048), 5000);
+    d.hidden = 16384;
+    assert_int_equal(moec_pass_chunk_tokens(&d, 1 << 20, 2048), 8192); /* 512 MiB */
+    d.hidden = d.expert_width = 512; /* as small models always had them */
+    assert_int_equal(moec_pass_chunk_tokens(&d, 16384, 2048), 2048);
+    assert_int_equal(moec_pass_chunk_tokens(&d, 1 << 20, 2048), 4096);
+    assert_int_equal(moec_pass_chunk_tokens(&d, 100, 90), 512);
+}
+
+/* A lean pass looks at an expert when it first reads it, another one at the start: the same is said. */
+static void a_weight_that_is_not_finite_is_named(void **state)
+{
+    char *dir;
+    moec_model *m = tiny_model(&dir, &tiny[0]);
+    moec_weight *w = &m->layer[0].expert[5].down;
+    const moec_tensor *good = w->of;
+    moec_tensor bad = *good;
+    float *values = malloc(bad.bytes), *h = calloc((size_t)(4 * m->dims.hidden), sizeof *h);
+    const int64_t seq[] = {0, 4};
+    (void)state;
+    assert_true(values && h);
+    memcpy(values, bad.data, bad.bytes);
+    values[7] = NAN;
+    bad.data = values;
+    w->of = &bad;
+    for (int lean = 0; lean < 2; lean++) {
+        moec_err err = {MOEC_OK, ""};
+        moec_forward *f;
+        moec_forward_opts o = {.workers = 1, .max_tokens = 4, .max_seq = 4, .lean = lean};
+        must(moec_forward_new(&f, m, &o, &err), &err);
+        moec_status st = moec_forward_layer(f, 0, &err);
+        assert_int_equal(st, lean ? MOEC_OK : MOEC_ENUMERIC);
+        if (lean)
+            st = moec_forward_chunk(f, 0, h, seq, 1, NULL, NULL, &err);
+        assert_int_equal(st, MOEC_ENUMERIC);
+        assert_non_null(strstr(err.text, "experts.5.down_proj.weight: value 7 is NaN or infinite"));
+        moec_forward_free(f);
+    }
+    w->of = good;
+    free(values);
+    free(h);
+    moec_model_close(m);
+    tiny_remove(dir);
+    moec_free(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -396,6 +490,9 @@ int main(void)
         cmocka_unit_test(a_window_is_the_same_alone_and_among_others),
         cmocka_unit_test(memory_limits_change_no_bit),
         cmocka_unit_test(same_statistics_for_any_number_of_threads),
+        cmocka_unit_test(threads_inside_a_chunk_change_no_bit),
+        cmocka_unit_test(chunks_grow_with_the_experts),
+        cmocka_unit_test(a_weight_that_is_not_finite_is_named),
         cmocka_unit_test(a_model_is_equal_to_itself),
         cmocka_unit_test(an_id_outside_the_vocabulary_is_refused),
     };

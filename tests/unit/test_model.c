@@ -171,6 +171,7 @@ static void tensors_that_do_not_fit_are_named(void **state)
         {{"layers.1.mlp.experts.3.down_proj.weight", NULL, 0, 0, MOEC_I32}, "is I32, expected F32, F16 or BF16"},
         {{"layers.2.self_attn.q_proj.weight", NULL, 0, 0, MOEC_F8_E4M3}, "q_proj.weight_scale_inv are missing"},
         {{"model.norm.weight", "model.layers.1.mlp.experts.8.gate_proj.weight", 0, 0, MOEC_F64}, "norm.weight is missing"},
+        {{"layers.0.mlp.gate.weight", NULL, 0, 0, MOEC_F8_E4M3}, "gate.weight is F8_E4M3, expected F32, F16 or BF16"},
     };
     (void)state;
     for (size_t i = 0; i < MOEC_COUNT(cases); i++) {
@@ -189,12 +190,81 @@ static void one_expert_too_many_is_noticed(void **state)
     refused(dir, MOEC_ESHAPE, "experts.8.gate_proj.weight is there, but config.json counts 8 experts");
 }
 
+/* What no role is bound to would be left out of the sums in silence, and whole experts would stay when others go. */
+static void contradictions_are_noticed(void **state)
+{
+    static const struct {
+        const char *family, *key, *json;
+        change c;
+        const char *text;
+    } cases[] = {
+        {"qwen3_moe", "num_hidden_layers", "2", {0}, "model.layers.2.post_attention_layernorm.weight is there, but config.json counts 2 "
+                                                     "layers"},
+        {"flex_olmo", "num_hidden_layers", "1", {0}, "config.json counts 1 layers"},
+        {"dbrx", "n_layers", "1", {0}, "config.json counts 1 layers"},
+        {"deepseek_v3", "n_shared_experts", "0", {0}, "by config.json n_shared_experts is 0"},
+        {"glm4_moe", NULL, NULL, {.name = "layers.0.self_attn.k_proj.bias", .rename = "spare"}, "k_proj.bias is there, but layer 0"},
+        {"qwen3_moe", NULL, NULL, {.name = "layers.1.self_attn.k_norm.weight", .d0 = 16}, "one is by head"},
+        {"qwen3_next", NULL, NULL, {.name = "in_proj_qkvz.weight", .rename = "spare"}, "in_proj_qkvz.weight is missing"},
+        {"phimoe", NULL, NULL, {.name = "model.norm.bias", .rename = "spare"}, "model.norm.bias is missing"},
+        {"phimoe", NULL, NULL, {.name = "lm_head.bias", .rename = "spare"}, "lm_head_bias is true"},
+        {"qwen3_moe", "tie_word_embeddings", "true", {.name = "lm_head.weight",
+         .rename = "model.layers.1.mlp.experts.99.up_proj.weight"}, "has no such tensor beside its others"},
+        {"qwen3_moe", "tie_word_embeddings", "true", {.name = "lm_head.weight",
+         .rename = "model.layers.1.mlp.experts.gate_up_proj"}, "has no such tensor beside its others"},
+        {"qwen2_moe", "tie_word_embeddings", "true", {.name = "lm_head.weight",
+         .rename = "model.layers.1.mlp.shared_expert_gate.bias"}, "has no such bias beside its others"},
+        {"deepseek_v3", "tie_word_embeddings", "true", {.name = "lm_head.weight",
+         .rename = "model.layers.1.self_attn.o_proj.weight_scale_inv"}, "has no such tensor beside its others"},
+    };
+    (void)state;
+    for (size_t i = 0; i < MOEC_COUNT(cases); i++) {
+        tiny_spec spec = tiny_of(cases[i].family);
+        spec.untied = true;
+        char *dir = made(&spec);
+        if (cases[i].key)
+            set_config(dir, cases[i].key, cases[i].json);
+        if (cases[i].c.name)
+            change_tensor(dir, &cases[i].c);
+        refused(dir, MOEC_ESHAPE, cases[i].text);
+    }
+}
+
+/* A prediction layer has a router and experts, and is counted: else it may be a layer that the config forgot. */
+static void prediction_layers_are_whole_and_counted(void **state)
+{
+    const tiny_spec spec = tiny_of("deepseek_v3");
+    char *dir = made(&spec);
+    (void)state;
+    set_config(dir, "num_hidden_layers", "2");
+    set_config(dir, "num_nextn_predict_layers", "0");
+    refused(dir, MOEC_ESHAPE, "is there, but config.json counts 2 layers and 0 of multi-token prediction");
+    dir = made(&spec);
+    set_config(dir, "num_hidden_layers", "2");
+    set_config(dir, "num_nextn_predict_layers", "1");
+    change_tensor(dir, &(change){.name = "layers.2.mlp.gate.weight", .rename = "spare"});
+    refused(dir, MOEC_ESHAPE, "layers.2.mlp.gate.weight is missing");
+}
+
+static void a_list_of_equal_numbers_is_a_number(void **state)
+{
+    const tiny_spec spec = tiny_of("mixtral");
+    char *dir = made(&spec);
+    (void)state;
+    set_config(dir, "sliding_window", "[5, 5, 5]");
+    moec_model *m = opened(dir);
+    assert_int_equal(m->layer[0].window, 5);
+    moec_model_close(m);
+    unmake(dir);
+}
+
 static void configs_that_make_no_sense_are_refused(void **state)
 {
     static const struct {
         const char *key, *json, *text;
     } cases[] = {
-        {"model_type", "\"gpt17\"", "model_type gpt17 is not known; known are: qwen3_moe, mixtral"},
+        {"model_type", "\"gpt17\"", "model_type gpt17 is no Mixture-of-Experts family that is read; `moecompress families`"},
+        {"model_type", "\"qwen3_moee\"", "that is read; did you mean qwen3_moe;"},
         {"model_type", NULL, "model_type is missing"},
         {"num_experts_per_tok", "9", "num_experts_per_tok is 9, more than the 8 experts"},
         {"num_experts_per_tok", "0", "num_experts_per_tok is 0, expected 1 to"},
@@ -211,6 +281,11 @@ static void configs_that_make_no_sense_are_refused(void **state)
         {"quantization_config", "{\"quant_method\": \"mine\"}", "quant_method mine is not read"},
         {"quantization_config", "{\"quant_method\": \"fp8\"}", "weight_block_size is not two numbers"},
         {"num_hash_layers", "2", "hash-routed"},
+        {"num_hash_layers", "\"2\"", "num_hash_layers is not a whole number"},
+        {"scoring_func", "\"sigmoid\"", "scoring_func is sigmoid, which is not how qwen3_moe routes"},
+        {"text_config", "\"x\"", "text_config is not an object"},
+        {"attn_config", "[1]", "attn_config is not an object"},
+        {"mlp_layer_types", "[\"dense\", \"sparse\", \"moe\"]", "mlp_layer_types: layer 2 is moe"},
         {"num_experts", "[8, 8, 6]", "num_experts differs between layers (entry 2)"},
         {"num_experts", "[]", "neither a whole number nor a list"},
         {"rope_scaling", "{\"type\": \"spiral\", \"factor\": 2}", "rope type spiral is not known"},
@@ -247,6 +322,71 @@ static void configs_that_make_no_sense_are_refused(void **state)
     char *dir = made(&(tiny_spec){.dense_layer = 2}); /* a width of 0 would match tensors without values */
     set_config(dir, "intermediate_size", "null");
     refused(dir, MOEC_EFORMAT, "intermediate_size is missing");
+}
+
+/* Keys that only one family has, with the class's default where it is left out. */
+static void keys_of_a_family_are_read_as_its_class_does(void **state)
+{
+    static const struct {
+        const char *family, *key, *json, *text; /* text: of the refusal */
+    } bad[] = {
+        {"deepseek_v2", "topk_method", "\"noaux_tc\"", "topk_method is noaux_tc, expected greedy or group_limited_greedy"},
+        {"jetmoe", "kv_channels", NULL, "expected [512, 32]"}, /* keys and values of two heads of 128 values */
+    };
+    (void)state;
+    for (size_t i = 0; i < MOEC_COUNT(bad); i++) {
+        const tiny_spec spec = tiny_of(bad[i].family);
+        char *dir = made(&spec);
+        set_config(dir, bad[i].key, bad[i].json);
+        if (strcmp(bad[i].family, "jetmoe") == 0)
+            set_config(dir, "head_dim", NULL);
+        refused(dir, bad[i].json ? MOEC_EFORMAT : MOEC_ESHAPE, bad[i].text);
+    }
+    char *dir = made(&(tiny_spec){.seed = 1}); /* qwen3_moe */
+    set_config(dir, "use_sliding_window", "true");
+    moec_model *m = opened(dir);
+    assert_int_equal(m->layer[0].window, 4096);
+    moec_model_close(m);
+    unmake(dir);
+}
+
+/* Its releases say "LLLG" beside layer_types; without these the pattern has to be a number. */
+static void a_pattern_of_layers_may_be_a_text_beside_their_types(void **state)
+{
+    const tiny_spec spec = tiny_of("exaone_moe");
+    char *dir = made(&spec);
+    (void)state;
+    set_config(dir, "sliding_window_pattern", "\"LLLG\"");
+    set_config(dir, "rope_theta", NULL);
+    moec_model *m = opened(dir);
+    assert_int_equal(m->layer[0].window, 8);
+    assert_int_equal(m->layer[1].window, 0);
+    assert_true(m->dims.rope.theta == 10000.0);
+    moec_model_close(m);
+    set_config(dir, "layer_types", NULL);
+    refused(dir, MOEC_EFORMAT, "sliding_window_pattern is not a whole number");
+}
+
+/* ERNIE's has no experts: it is known by its names and copied. */
+static void a_dense_prediction_layer_is_known_by_its_names(void **state)
+{
+    const tiny_spec spec = tiny_of("ernie4_5_moe");
+    moec_err err = {MOEC_OK, ""};
+    moec_place *place;
+    char *dir = made(&spec);
+    size_t marked = 0;
+    (void)state;
+    set_config(dir, "tie_word_embeddings", "true"); /* the head's tensor is spare now */
+    change_tensor(dir, &(change){.name = "lm_head.weight", .rename = "model.mtp_block.0.mlp.gate_proj.weight"});
+    moec_model *m = opened(dir);
+    assert_int_equal(m->mtp_layers, 0);
+    must(moec_model_places(&place, m, &err), &err);
+    for (size_t i = 0; i < moec_ckpt_count(m->ckpt); i++)
+        marked += place[i].mtp;
+    assert_int_equal(marked, 1);
+    moec_free(place);
+    moec_model_close(m);
+    unmake(dir);
 }
 
 /* The list is searched for each layer: millions of elements must be an error, not a long time. */
@@ -475,7 +615,13 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tensors_that_do_not_fit_are_named),
         cmocka_unit_test(one_expert_too_many_is_noticed),
+        cmocka_unit_test(contradictions_are_noticed),
+        cmocka_unit_test(prediction_layers_are_whole_and_counted),
+        cmocka_unit_test(a_list_of_equal_numbers_is_a_number),
         cmocka_unit_test(configs_that_make_no_sense_are_refused),
+        cmocka_unit_test(keys_of_a_family_are_read_as_its_class_does),
+        cmocka_unit_test(a_pattern_of_layers_may_be_a_text_beside_their_types),
+        cmocka_unit_test(a_dense_prediction_layer_is_known_by_its_names),
         cmocka_unit_test(endless_lists_are_refused),
         cmocka_unit_test(heads_are_tied_or_their_own),
         cmocka_unit_test(both_config_dialects_are_read),

@@ -652,10 +652,10 @@ static void activations_follow_their_formulas(void **state)
         float *g = values(n, 12.0F), *u = values(n, 12.0F), *got = values(n, 1.0F);
         size_t bytes = (size_t)n * sizeof *got;
         memcpy(got, g, bytes);
-        moec_gptoss_glu(got, u, n, 7.0F, 1.702F);
+        moec_swiglu_clamped(got, u, n, 7.0F, 1.702F);
         for (int64_t i = 0; i < n; i++) {
             double a = fmin((double)g[i], 7.0), b = fmin(fmax((double)u[i], -7.0), 7.0);
-            assert_close(got[i], (b + 1.0) * a / (1.0 + exp(-(double)1.702F * a)), 1e-6, "gptoss_glu", n);
+            assert_close(got[i], (b + 1.0) * a / (1.0 + exp(-(double)1.702F * a)), 1e-6, "swiglu_clamped", n);
         }
         memcpy(got, g, bytes);
         moec_silu(got, n);
@@ -685,7 +685,7 @@ static void nan_comes_through(void **state)
             }
             (which % 2 ? b : a)[at] = NAN;
             if (which < 2)
-                moec_gptoss_glu(a, b, N, 7.0F, 1.702F);
+                moec_swiglu_clamped(a, b, N, 7.0F, 1.702F);
             else
                 moec_mul_sigmoid(a, b, N);
             for (int i = 0; i < N; i++)
@@ -696,9 +696,9 @@ static void nan_comes_through(void **state)
                 assert_int_equal(isnan(a[i]) != 0, i == at);
         }
     float ends[2] = {INFINITY, 50.0F}, up[2] = {-INFINITY, INFINITY};
-    moec_gptoss_glu(ends, up, 2, 7.0F, 1.702F);
-    assert_close(ends[0], -42.0 / (1.0 + exp(-7 * 1.702)), 1e-5, "gptoss_glu", 2);
-    assert_close(ends[1], 56.0 / (1.0 + exp(-7 * 1.702)), 1e-5, "gptoss_glu", 2);
+    moec_swiglu_clamped(ends, up, 2, 7.0F, 1.702F);
+    assert_close(ends[0], -42.0 / (1.0 + exp(-7 * 1.702)), 1e-5, "swiglu_clamped", 2);
+    assert_close(ends[1], 56.0 / (1.0 + exp(-7 * 1.702)), 1e-5, "swiglu_clamped", 2);
 }
 
 static int run_all(void)

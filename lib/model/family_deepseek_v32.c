@@ -1,0 +1,27 @@
+/* DeepSeek-V3.2: DeepSeek-V3 with an indexer that picks index_topk keys; in windows up to that length it picks all of
+ * them, and its weights are copied. */
+#include "model/family_names.h"
+
+const moec_family moec_family_deepseek_v32 = {
+    .model_type = "deepseek_v32",
+    .architecture = "DeepseekV32ForCausalLM",
+    .source = "DeepSeek-V3.2, arXiv:2512.02556; transformers 5.23 modeling_deepseek_v32",
+    .models = "DeepSeek-V3.2",
+    MOEC_MODEL_DEEPSEEK_V3,
+    .key_exact_tokens = "index_topk",
+    .default_exact_tokens = 2048,
+    .unread = ".indexer.",
+    .default_experts = 256,
+    .default_top_k = 8,
+    .default_shared = 1,
+    .default_dense = 3,
+    .dense = MOEC_DENSE_FIRST_K,
+    .default_groups = 8,
+    .default_top_groups = 4,
+    .default_route_scale = 2.5,
+    .default_norm_eps = 1e-6,
+    .loads_transformers = true,
+    .loads_vllm = true,
+    .loads_sglang = true,
+    .loads_llama_cpp = true,
+};
