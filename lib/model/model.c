@@ -112,7 +112,8 @@ static moec_status no_more_layers(const moec_model *m, const moec_binder *at, mo
     moec_binder b = *at;
     const moec_family *f = m->family;
     b.layer = m->dims.layers;
-    const moec_tensor *more = moec__find(&b, f->vec[MOEC_VEC_NORM_MLP] ? f->vec[MOEC_VEC_NORM_MLP] : f->vec[MOEC_VEC_POST_MLP]);
+    const char *norm = f->vec[MOEC_VEC_NORM_MLP] ? f->vec[MOEC_VEC_NORM_MLP] : f->vec[MOEC_VEC_POST_MLP];
+    const moec_tensor *more = moec__find(&b, norm);
     if (!more || (f->key_mtp[0] && !f->mtp_layer))
         return MOEC_OK;
     return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is there, but config.json counts %lld layers", moec_ckpt_dir(m->ckpt),
@@ -187,8 +188,8 @@ static bool ends_in(const char *name, const char *tail)
     return n >= k && strcmp(name + n - k, tail) == 0;
 }
 
-/* A bias that no role was bound to would be left out of the sum in silence, scales out of the product, and experts (beyond those
- * that are counted, or a second time under other names) would stay when others go. */
+/* A bias that no role was bound to would be left out of the sum in silence, scales out of the product, and experts (beyond
+ * those that are counted, or a second time under other names) would stay when others go. */
 static moec_status no_loose_parts(const moec_model *m, moec_err *err)
 {
     moec_place *place = NULL;

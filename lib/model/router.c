@@ -34,10 +34,11 @@ void moec__router_load(moec_router *r, const moec_model *m, const moec_layer *l)
     moec_weight_read(r->rows, d->hidden, rows, 0, d->experts, 0, d->hidden);
     if (d->null_experts > 0)
         moec_weight_read(r->rows + d->experts * d->hidden, d->hidden, null_rows, 0, d->null_experts, 0, d->hidden);
-    if (l->bias[MOEC_MAT_ROUTER]) {
+    if (l->bias[MOEC_MAT_ROUTER] || l->bias[MOEC_MAT_ROUTER_NULL]) {
         r->bias = r->bias_store;
         memset(r->bias, 0, (size_t)(d->experts + d->null_experts) * sizeof *r->bias);
-        widen(r->bias, l->bias[MOEC_MAT_ROUTER], d->experts);
+        if (l->bias[MOEC_MAT_ROUTER])
+            widen(r->bias, l->bias[MOEC_MAT_ROUTER], d->experts);
         if (l->bias[MOEC_MAT_ROUTER_NULL])
             widen(r->bias + d->experts, l->bias[MOEC_MAT_ROUTER_NULL], d->null_experts);
     }

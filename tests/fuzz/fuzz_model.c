@@ -98,7 +98,8 @@ static void look(const moec_model *m)
         const moec_tensor *t = moec_ckpt_at(m->ckpt, i);
         check(p->role == MOEC_ROLE_OTHER || (p->set >= 0 && p->set < m->sets));
         check(p->role != MOEC_ROLE_STACK || (p->axis < t->rank && t->dim[p->axis] % m->dims.experts == 0));
-        check(p->role != MOEC_ROLE_EXPERT || (p->expert >= 0 && p->expert < m->dims.experts && p->number_at < strlen(t->name)));
+        check(p->role != MOEC_ROLE_EXPERT || (p->expert >= 0 && p->expert < m->dims.experts));
+        check(p->role != MOEC_ROLE_EXPERT || p->number_at < strlen(t->name));
     }
     moec_free(place);
 }
@@ -121,7 +122,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const size_t config = (size_t)(cut - data), header = size - config - (sizeof line - 1);
     const uint64_t length = header;
     put(names[0], data, config, NULL, 0, 0);
-    put(names[1], &length, sizeof length, cut + sizeof line - 1, header, data_bytes((const char *)cut + sizeof line - 1, header));
+    const char *json = (const char *)cut + sizeof line - 1;
+    put(names[1], &length, sizeof length, json, header, data_bytes(json, header));
     moec_status st = moec_model_open(&m, folder, &err);
     if (st == MOEC_OK) {
         look(m);
