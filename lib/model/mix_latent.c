@@ -7,7 +7,7 @@
  * the same matrices: kv_rank * (nope + dv). But then each pair of tokens costs kv_rank + rope and kv_rank multiply-adds (576
  * and 512 in DeepSeek-V3) in place of nope + rope and dv (192 and 128). With all tokens as queries that is slower at any
  * length; it is for decoding, where one query meets keys of which only the latents are kept. Measured with OpenBLAS, CPU time
- * of absorbed over built at 512, 1024, 2048, 4096 tokens: 1.7, 1.8, 2.1, 2.3 (7.4, 9.8, 13.5, 23.3 us a token and head built).
+ * of absorbed over built at 512, 1024, 2048, 4096 tokens: 2.1, 2.6, 2.8, 2.9 (tests/bench/latent_forms.py).
  *
  * 128 heads of 2048 tokens would be 200 MB of q and as much of k and v, so that only a block of heads exists at a time: q, k
  * and v of it take BLOCK_BYTES. What remains is ctx, heads * dv floats a token: 134 MB for DeepSeek-V3 at 2048 tokens, and
