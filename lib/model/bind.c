@@ -64,6 +64,12 @@ const moec_tensor *moec__find(const moec_binder *b, const char *pattern)
     return t;
 }
 
+bool moec__ends_in(const char *name, const char *tail)
+{
+    const size_t n = strlen(name), k = strlen(tail);
+    return n >= k && strcmp(name + n - k, tail) == 0;
+}
+
 static moec_status missing(const moec_binder *b, const char *pattern, moec_err *err)
 {
     char name[MOEC_NAME];

@@ -40,4 +40,7 @@ moec_status moec__bind_layer(moec_layer *l, const moec_binder *b, moec_dims *dim
 /** The row of the family's layouts that this layer's experts have; NULL: none of their tensors is there. */
 const moec_expert_names *moec__layout(const moec_binder *b);
 
+/** Does a tensor's name end so? */
+bool moec__ends_in(const char *name, const char *tail);
+
 #endif

@@ -74,6 +74,27 @@
     .experts = {MOEC_EXPERTS_SPLIT("mlp."), MOEC_EXPERTS_JOINED("mlp.")}, MOEC_RULES_DEEPSEEK_V3, .default_renorm = true,    \
     .default_rope_theta = 10000.0, .latent_norm_eps = 1e-6, .mixer = MOEC_MIXER_LATENT, .rotation = MOEC_ROTATE_PAIRS
 
+/* The sizes that DeepSeek-V3's classes have where a config leaves them out. */
+#define MOEC_SIZES_DEEPSEEK_V3                                                                                               \
+    .default_experts = 256, .default_top_k = 8, .default_shared = 1, .default_dense = 3, .dense = MOEC_DENSE_FIRST_K,        \
+    .default_route_scale = 2.5
+
+/* An indexer that picks the keys that are attended to: all of them in windows up to index_topk. */
+#define MOEC_INDEXER .key_exact_tokens = "index_topk", .default_exact_tokens = 2048, .unread = ".indexer."
+
+/* Granite's MoE: the k largest router logits, softmax over these; experts joined. Without its matrices. */
+#define MOEC_MODEL_GRANITE                                                                                                   \
+    .key_experts = {"num_local_experts"}, .key_top_k = {"num_experts_per_tok"}, .key_expert_width = {"intermediate_size"},   \
+    .default_experts = 8, .default_top_k = 2, MOEC_NAMES_ENDS, .vec = {MOEC_NAMES_NORMS},                                    \
+    .experts = {{.layout = MOEC_LAYOUT_OUT_IN, .gate = P "block_sparse_moe.input_linear.weight",                             \
+                 .down = P "block_sparse_moe.output_linear.weight"},                                                         \
+                MOEC_EXPERTS_JOINED("block_sparse_moe.")},                                                                   \
+    .default_score_scale = 1.0 /* the class default of attention_multiplier */, .default_rope_theta = 10000.0,               \
+    .default_norm_eps = 1e-6, .choice = MOEC_CHOOSE_TOP_K_SOFTMAX, .renorm = MOEC_RENORM_NEVER
+#define MOEC_NAMES_GRANITE                                                                                                   \
+    MOEC_NAMES_QKVO,                                                                                                         \
+        [MOEC_MAT_ROUTER] = P "block_sparse_moe.router.layer.weight|" P "block_sparse_moe.router.weight"
+
 /* Gated delta nets between attention with an output gate, shared expert behind a sigmoid gate: Qwen3-Next and its kin. Their
  * matrices but those into the delta net, which are grouped or flat; all else that they have in common. */
 #define MOEC_NAMES_QWEN3_NEXT                                                                                                \

@@ -182,12 +182,6 @@ static moec_status same_parts(const moec_model *m, const moec_layer *l, const mo
     return same_norms(m, l, err);
 }
 
-static bool ends_in(const char *name, const char *tail)
-{
-    const size_t n = strlen(name), k = strlen(tail);
-    return n >= k && strcmp(name + n - k, tail) == 0;
-}
-
 /* A bias that no role was bound to would be left out of the sum in silence, scales out of the product, and experts (beyond
  * those that are counted, or a second time under other names) would stay when others go. */
 static moec_status no_loose_parts(const moec_model *m, moec_err *err)
@@ -207,9 +201,9 @@ static moec_status no_loose_parts(const moec_model *m, moec_err *err)
         if (used[i] || place[i].mtp || strncmp(name, layers, strlen(layers)) != 0 ||
             (m->family->unread && strstr(name, m->family->unread)))
             continue;
-        if (ends_in(name, ".bias") || ends_in(name, "_scale_inv") || strstr(name, ".experts."))
+        if (moec__ends_in(name, ".bias") || moec__ends_in(name, "_scale_inv") || strstr(name, ".experts."))
             MOEC_TRY(moec_fail(err, MOEC_ESHAPE, "%s: tensor %s: %s has no such %s beside its others", moec_ckpt_dir(m->ckpt),
-                               name, m->family->model_type, ends_in(name, ".bias") ? "bias" : "tensor"));
+                               name, m->family->model_type, moec__ends_in(name, ".bias") ? "bias" : "tensor"));
     }
 done:
     moec_free(used);

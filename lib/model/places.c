@@ -154,18 +154,12 @@ moec_status moec_model_used(bool **out, const moec_model *m, moec_err *err)
     return MOEC_OK;
 }
 
-static bool ends(const char *name, const char *tail)
-{
-    size_t n = strlen(name), k = strlen(tail);
-    return n >= k && strcmp(name + n - k, tail) == 0;
-}
-
 /* Parameters: block scales are none, a byte of MXFP4 is two. */
 static uint64_t values(const moec_tensor *t)
 {
-    if (ends(t->name, "_scale_inv") || (t->dtype == MOEC_U8 && ends(t->name, "_scales")))
+    if (moec__ends_in(t->name, "_scale_inv") || (t->dtype == MOEC_U8 && moec__ends_in(t->name, "_scales")))
         return 0;
-    if (t->dtype == MOEC_U8 && ends(t->name, "_blocks"))
+    if (t->dtype == MOEC_U8 && moec__ends_in(t->name, "_blocks"))
         return 2 * t->bytes;
     return t->bytes / (uint64_t)moec_dtypes[t->dtype].bytes;
 }

@@ -1,5 +1,6 @@
 /* Every test runs once per instruction set that this machine has: main starts itself again with MOEC_KERNEL set, since
  * a process chooses its kernels once. */
+#include "kernels.h"
 #include "base/mem.h"
 #include "base/par.h"
 #include "num/gemm.h"
@@ -11,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -407,8 +407,9 @@ static void sgemm(void **state)
         fail_msg("%s", err.text);
 }
 
-static int run_all(const char *limit)
+static int run_all(void)
 {
+    const char *limit = getenv("MOEC_KERNEL");
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_row_count),
         cmocka_unit_test(every_k),
@@ -428,21 +429,6 @@ static int run_all(const char *limit)
 
 int main(int argc, char **argv)
 {
-    static const char *const limits[] = {"generic", "avx2", "avx512", "avx512bf16"};
-    int failed = 0;
     (void)argc;
-    if (getenv("MOEC_KERNEL"))
-        return run_all(getenv("MOEC_KERNEL"));
-    for (size_t i = 0; i < MOEC_COUNT(limits); i++) {
-        int status = 1;
-        pid_t child = fork();
-        if (child == 0) {
-            setenv("MOEC_KERNEL", limits[i], 1);
-            execv("/proc/self/exe", argv);
-            _exit(127);
-        }
-        if (child < 0 || waitpid(child, &status, 0) != child || status != 0)
-            failed = 1;
-    }
-    return failed;
+    return every_kernel(argv, run_all);
 }

@@ -1,5 +1,6 @@
 /* The operations of vec.h against double precision, once per instruction set that this machine has: main starts itself again
  * with MOEC_KERNEL set, since a process chooses its kernels once. */
+#include "kernels.h"
 #include "num/vec.h"
 
 #include <float.h>
@@ -9,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -387,21 +387,6 @@ static int run_all(void)
 
 int main(int argc, char **argv)
 {
-    static const char *const limits[] = {"generic", "avx2", "avx512"};
-    int failed = 0;
     (void)argc;
-    if (getenv("MOEC_KERNEL"))
-        return run_all();
-    for (size_t i = 0; i < MOEC_COUNT(limits); i++) {
-        int status = 1;
-        pid_t child = fork();
-        if (child == 0) {
-            setenv("MOEC_KERNEL", limits[i], 1);
-            execv("/proc/self/exe", argv);
-            _exit(127);
-        }
-        if (child < 0 || waitpid(child, &status, 0) != child || status != 0)
-            failed = 1;
-    }
-    return failed;
+    return every_kernel(argv, run_all);
 }
