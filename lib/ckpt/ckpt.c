@@ -3,30 +3,19 @@
 
 #include "base/file.h"
 #include "base/mem.h"
-#include "ckpt/safetensors.h"
+#include "ckpt/shard.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-typedef struct shard {
-    char *name;
-    int fd;
-    unsigned char *map;
-    size_t size;
-    struct timespec changed; /* when it was opened */
-    moec_st_index ix;
-} shard;
 
 struct moec_ckpt {
     char *dir, *config_text;
     moec_json *config, *index;
     size_t n_shards, shards_cap;
-    shard *shard;
+    moec_shard *shard;
     size_t n;
     moec_tensor *tensor;
     uint32_t *owner;  /* [n] shard of each tensor */
@@ -37,47 +26,6 @@ struct moec_ckpt {
  * in use is below 20 MB. */
 enum { MAX_CONFIG = 8 << 20, MAX_INDEX = 128 << 20, MAX_SHARDS = 65536 };
 
-/* A touched page can bring megabytes of its neighbours into resident memory: with many shards that adds up to more than a
- * layer, for headers and samples that are not needed again. */
-static void drop_map(const shard *s)
-{
-    moec_pages_drop(s->map, s->size);
-}
-
-static moec_status map_shard(shard *s, const char *dir, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    char *path;
-    struct stat info;
-    MOEC_TRY(moec_path_join(&path, dir, s->name, err));
-    s->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not make this wait */
-    if (s->fd < 0 && errno == ENOENT) {
-        st = moec_fail(err, MOEC_EFORMAT, "%s: shard is missing", path);
-        goto done;
-    }
-    if (s->fd < 0 || fstat(s->fd, &info) != 0) {
-        st = moec_fail_errno(err, errno, path);
-        goto done;
-    }
-    if (!S_ISREG(info.st_mode) || info.st_size < 8) {
-        st = moec_fail(err, MOEC_EFORMAT, "%s: not a safetensors file", path);
-        goto done;
-    }
-    s->size = (size_t)info.st_size;
-    s->changed = info.st_mtim;
-    void *map = mmap(NULL, s->size, PROT_READ, MAP_SHARED, s->fd, 0);
-    if (map == MAP_FAILED) {
-        st = moec_fail_errno(err, errno, path);
-        goto done;
-    }
-    s->map = map;
-    MOEC_TRY(moec_st_parse(&s->ix, s->map, s->size, s->size, path, err));
-    drop_map(s);
-done:
-    moec_free(path);
-    return st;
-}
-
 static moec_status add_shard(moec_ckpt *c, const char *name, moec_err *err)
 {
     if (c->n_shards >= MAX_SHARDS)
@@ -85,12 +33,7 @@ static moec_status add_shard(moec_ckpt *c, const char *name, moec_err *err)
     moec_status st = MOEC_GROW(c->shard, c->shards_cap, c->n_shards + 1, err);
     if (st != MOEC_OK)
         return st;
-    shard *s = &c->shard[c->n_shards];
-    *s = (shard){.fd = -1};
-    st = moec_copy(&s->name, name, strlen(name), err);
-    if (st == MOEC_OK)
-        c->n_shards++; /* from here on moec_ckpt_close releases it */
-    return st == MOEC_OK ? map_shard(s, c->dir, err) : st;
+    return moec_shard_open(&c->shard[c->n_shards++], c->dir, name, err); /* moec_ckpt_close releases it in any case */
 }
 
 static int by_text(const void *a, const void *b)
@@ -177,14 +120,8 @@ static moec_status collect(moec_ckpt *c, moec_err *err)
     MOEC_TRY(MOEC_NEW(c->sorted, c->n, err));
     size_t at = 0;
     for (size_t s = 0; s < c->n_shards; s++) {
-        const shard *sh = &c->shard[s];
-        for (size_t i = 0; i < sh->ix.n; i++, at++) {
-            const moec_st_entry *e = &sh->ix.entry[i];
-            moec_tensor *t = &c->tensor[at];
-            *t = (moec_tensor){.name = e->name, .dtype = e->dtype, .rank = e->rank};
-            memcpy(t->dim, e->dim, sizeof t->dim);
-            t->data = sh->map + sh->ix.data_at + e->begin;
-            t->bytes = (size_t)(e->end - e->begin);
+        for (size_t i = 0; i < c->shard[s].ix.n; i++, at++) {
+            c->tensor[at] = moec_shard_tensor(&c->shard[s], i);
             c->owner[at] = (uint32_t)s;
             c->sorted[at] = (uint32_t)at;
         }
@@ -277,7 +214,7 @@ done:
 moec_status moec_ckpt_unchanged(const moec_ckpt *c, moec_err *err)
 {
     for (size_t i = 0; i < c->n_shards; i++) {
-        const shard *s = &c->shard[i];
+        const moec_shard *s = &c->shard[i];
         struct stat now;
         if (fstat(s->fd, &now) != 0)
             return moec_fail_errno(err, errno, s->name);
@@ -292,15 +229,8 @@ void moec_ckpt_close(moec_ckpt *c)
 {
     if (!c)
         return;
-    for (size_t i = 0; i < c->n_shards; i++) {
-        shard *s = &c->shard[i];
-        moec_st_index_release(&s->ix);
-        if (s->map)
-            munmap(s->map, s->size);
-        if (s->fd >= 0)
-            close(s->fd);
-        moec_free(s->name);
-    }
+    for (size_t i = 0; i < c->n_shards; i++)
+        moec_shard_close(&c->shard[i]);
     moec_free(c->shard);
     moec_free(c->tensor);
     moec_free(c->owner);
@@ -367,7 +297,7 @@ uint64_t moec_ckpt_offset(const moec_ckpt *c, size_t i)
 moec_status moec_ckpt_read(void *out, const moec_ckpt *c, const moec_tensor *t, size_t at, size_t n, moec_err *err)
 {
     size_t i = (size_t)(t - c->tensor);
-    const shard *s = &c->shard[c->owner[i]];
+    const moec_shard *s = &c->shard[c->owner[i]];
     for (size_t done = 0; done < n;) {
         ssize_t got = pread(s->fd, (char *)out + done, n - done, (off_t)(moec_ckpt_offset(c, i) + at + done));
         if (got < 0 && errno == EINTR)
@@ -436,7 +366,7 @@ moec_status moec_ckpt_fingerprint(moec_digest *out, const moec_ckpt *c, moec_err
         moec_hash_add(h, bytes, n);
         moec_hash_add(h, bytes + (t->bytes - n) / 2, n);
         moec_hash_add(h, bytes + (t->bytes - n), n);
-        drop_map(&c->shard[c->owner[c->sorted[i]]]);
+        moec_pages_drop(c->shard[c->owner[c->sorted[i]]].map, c->shard[c->owner[c->sorted[i]]].size);
     }
     *out = moec_hash_digest(h);
     moec_hash_free(h);

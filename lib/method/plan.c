@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -18,6 +19,14 @@ static const struct dtype_name {
     const char *name;
     moec_dtype dtype;
 } dtypes[] = {{"bf16", MOEC_BF16}, {"f16", MOEC_F16}, {"f32", MOEC_F32}};
+
+/* Bits of moec_part in plans. */
+static const struct part_name {
+    const char *name;
+    uint32_t bit;
+} parts[] = {{"gate", MOEC_PART_GATE},     {"up", MOEC_PART_UP},
+             {"down", MOEC_PART_DOWN},     {"router", MOEC_PART_ROUTER},
+             {"router_bias", MOEC_PART_ROUTER_BIAS}, {"selection_bias", MOEC_PART_SELECTION_BIAS}};
 
 const char *moec_set_name(moec_set_kind kind)
 {
@@ -56,6 +65,7 @@ void moec_plan_free(moec_plan *p)
         release_layer(&p->layer[i]);
     moec_free(p->layer);
     moec_free(p->options);
+    moec_free(p->repair);
     moec_free(p);
 }
 
@@ -81,7 +91,8 @@ moec_status moec_plan_new(moec_plan **out, const moec_model *m, const char *meth
     MOEC_TRY(MOEC_NEW(p->layer, (size_t)m->sets, err));
     for (int64_t i = 0; i < m->sets; i++) {
         const moec_set *s = &m->set[i];
-        p->layer[p->n_sets++] = (moec_plan_layer){.kind = s->kind, .layer = s->layer, .n_experts = m->dims.experts};
+        p->layer[p->n_sets++] = (moec_plan_layer){.kind = s->kind, .layer = s->layer, .n_experts = m->dims.experts,
+                                                  .error_before = (double)NAN, .error_after = (double)NAN};
         if (s->kind == MOEC_SET_MTP)
             p->mtp = MOEC_PLAN_MTP_KEEP;
     }
@@ -109,6 +120,21 @@ static moec_json *int_list(const int32_t *v, int64_t n)
     return a;
 }
 
+static void add_rewritten(moec_json *o, const moec_plan_layer *l)
+{
+    moec_json *a = moec_json_new_array();
+    for (size_t i = 0; i < MOEC_COUNT(parts); i++)
+        if (l->rewritten & parts[i].bit)
+            moec_json_push(a, moec_json_new_string(parts[i].name));
+    moec_json_set(o, "rewritten", a);
+    if (isnan(l->error_before) || isnan(l->error_after))
+        return;
+    a = moec_json_new_array();
+    moec_json_push(a, moec_json_new_real(l->error_before));
+    moec_json_push(a, moec_json_new_real(l->error_after));
+    moec_json_set(o, "held_out", a);
+}
+
 static moec_json *layer_json(const moec_plan_layer *l)
 {
     moec_json *o = moec_json_new_object();
@@ -127,17 +153,23 @@ static moec_json *layer_json(const moec_plan_layer *l)
             moec_json_push(a, moec_json_new_real(l->score[e]));
         moec_json_set(o, "score", a);
     }
+    if (l->rewritten)
+        add_rewritten(o, l);
     return o;
 }
 
 /* Everything but the layers. */
 static moec_status head_json(moec_json **out, const moec_plan *p, moec_err *err)
 {
-    moec_json *options = NULL, *o;
+    moec_json *options = NULL, *repair = NULL, *o;
     const char *text = p->options ? p->options : "{}";
     moec_status st = moec_json_parse(&options, text, strlen(text), "plan options", err);
-    if (st != MOEC_OK)
+    if (st == MOEC_OK && p->repair)
+        st = moec_json_parse(&repair, p->repair, strlen(p->repair), "plan repair", err);
+    if (st != MOEC_OK) {
+        moec_json_free(options);
         return st;
+    }
     *out = o = moec_json_new_object();
     moec_json_set(o, "moecompress_plan", moec_json_new_int(VERSION));
     moec_json_set(o, "kind", moec_json_new_string("prune"));
@@ -156,6 +188,12 @@ static moec_status head_json(moec_json **out, const moec_plan *p, moec_err *err)
         moec_json_set(o, "pad", moec_json_new_int(p->pad));
     if (p->dtype != MOEC_DTYPE_COUNT)
         moec_json_set(o, "dtype", moec_json_new_string(moec_plan_dtype_name(p->dtype)));
+    if (p->width > 0)
+        moec_json_set(o, "expert_width", moec_json_new_int(p->width));
+    if (repair)
+        moec_json_set(o, "repair", repair);
+    if (p->weights[0])
+        moec_json_set(o, "weights", moec_json_new_string(p->weights));
     return MOEC_OK;
 }
 
@@ -341,9 +379,31 @@ static moec_status read_scores(moec_plan_layer *l, const reader *r, const moec_j
     return st;
 }
 
+static moec_status read_rewritten(moec_plan_layer *l, const reader *r, const moec_json *o, const char *where)
+{
+    const moec_json *a = moec_json_get(o, "rewritten"), *h = moec_json_get(o, "held_out");
+    l->error_before = l->error_after = (double)NAN;
+    if (a && (moec_json_type(a) != MOEC_JSON_ARRAY || moec_json_len(a) > MOEC_COUNT(parts)))
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: rewritten is not a list of names of weights", r->what, where);
+    for (size_t i = 0; i < moec_json_len(a); i++) {
+        const char *name = moec_json_string(moec_json_at(a, i));
+        size_t k = 0;
+        while (k < MOEC_COUNT(parts) && !(name && strcmp(parts[k].name, name) == 0))
+            k++;
+        if (k == MOEC_COUNT(parts))
+            return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: rewritten: %.40s is not gate, up, down, router, router_bias or "
+                             "selection_bias", r->what, where, name ? name : "an entry");
+        l->rewritten |= parts[k].bit;
+    }
+    if (h && (moec_json_len(h) != 2 || !moec_json_real(moec_json_at(h, 0), &l->error_before) ||
+              !moec_json_real(moec_json_at(h, 1), &l->error_after)))
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: held_out is not two numbers", r->what, where);
+    return MOEC_OK;
+}
+
 static moec_status read_layer(moec_plan_layer *l, const reader *r, moec_json *o, int64_t i)
 {
-    static const char *const known[] = {"layer", "experts", "keep", "unseen", "protected", "score"};
+    static const char *const known[] = {"layer", "experts", "keep", "unseen", "protected", "score", "rewritten", "held_out"};
     moec_status st = MOEC_OK;
     char where[48];
     snprintf(where, sizeof where, "layers[%lld]", (long long)i);
@@ -354,6 +414,7 @@ static moec_status read_layer(moec_plan_layer *l, const reader *r, moec_json *o,
     MOEC_TRY(read_list(&l->unseen, &l->n_unseen, r, o, where, "unseen", l->n_experts, false));
     MOEC_TRY(read_list(&l->guarded, &l->n_guarded, r, o, where, "protected", l->n_experts, false));
     MOEC_TRY(read_scores(l, r, o, where));
+    MOEC_TRY(read_rewritten(l, r, o, where));
 done:
     return st;
 }
@@ -434,7 +495,7 @@ static moec_status read_word(const char **out, const reader *r, const moec_json 
 }
 
 /* What is only there where it applies. */
-static moec_status read_extras(moec_plan *p, const reader *r, const moec_json *root)
+static moec_status read_extras(moec_plan *p, const reader *r, moec_json *root)
 {
     static const char *const policies[] = {"keep", "drop"}, *const types[] = {"bf16", "f16", "f32"};
     moec_status st = MOEC_OK;
@@ -447,6 +508,14 @@ static moec_status read_extras(moec_plan *p, const reader *r, const moec_json *r
     p->dtype = word ? moec_plan_dtype(word) : MOEC_DTYPE_COUNT;
     if (moec_json_get(root, "pad"))
         MOEC_TRY(read_int(&p->pad, r, root, "plan", "pad", 1, MAX_EXPERTS));
+    if (moec_json_get(root, "expert_width"))
+        MOEC_TRY(read_int(&p->width, r, root, "plan", "expert_width", 1, 1 << 20));
+    MOEC_TRY(read_text(p->weights, sizeof p->weights, r, root, "weights", false));
+    moec_json *repair = moec_json_get(root, "repair");
+    if (repair && moec_json_type(repair) != MOEC_JSON_OBJECT)
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: repair is not a JSON object", r->what);
+    if (repair)
+        MOEC_TRY(moec_json_dump(&p->repair, repair, 0, r->err));
 done:
     return st;
 }
@@ -477,7 +546,8 @@ moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *wh
 {
     static const char *const known[] = {"moecompress_plan", "kind",   "model", "model_type", "method",
                                         "options",          "stats",  "top_k", "new_top_k",  "mtp",
-                                        "groups",           "pad",    "dtype", "layers",     "others"};
+                                        "groups",           "pad",    "dtype", "layers",     "others",
+                                        "expert_width",     "repair", "weights"};
     moec_status st = MOEC_OK;
     moec_plan *p = NULL;
     const reader r = {.what = what, .err = err};

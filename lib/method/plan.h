@@ -17,6 +17,8 @@ typedef struct moec_plan_layer {
     int32_t *unseen;    /* ascending; a zero score here means "never seen", not "small" */
     int64_t n_guarded;  /* experts that were kept whatever their score, */
     int32_t *guarded;   /* ascending (--protect) */
+    uint32_t rewritten; /* moec_part bits: weights that are computed anew (repair), not copied */
+    double error_before, error_after; /* of the layer on held-out tokens, without and with them (see repair.h); NAN: unknown */
 } moec_plan_layer;
 
 /* What becomes of multi-token-prediction layers. */
@@ -33,6 +35,9 @@ typedef struct moec_plan {
     bool drop_groups;   /* the output chooses among all experts at once, not among groups of them */
     int64_t pad;        /* experts a layer in the output, dead ones behind the kept; 0: as many as are kept */
     moec_dtype dtype;   /* weights are written in this type; MOEC_DTYPE_COUNT: as they are */
+    int64_t width;      /* neurons that every expert keeps; 0: all */
+    char *repair;       /* JSON object of how weights were computed anew, NULL: none were */
+    char weights[33];   /* moec_override_digest of these weights, "" when none */
     int64_t n_layers;   /* MoE layers, ascending */
     int64_t n_sets;     /* and behind them attention experts and the MTP layers that stay, in the order of model->set */
     moec_plan_layer *layer; /* [n_sets] */
@@ -48,7 +53,9 @@ MOEC_API moec_status moec_plan_new(moec_plan **out, const moec_model *m, const c
 MOEC_API void moec_plan_drop_mtp(moec_plan *p);
 /** {"moecompress_plan": 1, "kind": "prune", "model", "model_type", "method", "options", "stats", "top_k", "new_top_k",
  *  "layers": [{"layer", "experts", "keep", "unseen", "protected", "score"}]}; score only where there is one. Where they
- *  apply, in front of "layers": "mtp": "keep"|"drop", "groups": "drop", "pad": N, "dtype": "bf16"|"f16"|"f32"; behind it
+ *  apply, in front of "layers": "mtp": "keep"|"drop", "groups": "drop", "pad": N, "dtype": "bf16"|"f16"|"f32",
+ *  "expert_width": N, "repair": {..}, "weights": digest; in a layer "rewritten": ["gate", "up", "down", "router",
+ *  "router_bias", "selection_bias"] and "held_out": [error before, after]; behind them
  *  "others": [{"kind": "attention"|"mtp", "layer", "experts", "keep"}], sets that calibration does not see. */
 MOEC_API moec_status moec_plan_to_json(moec_json **out, const moec_plan *p, moec_err *err) MOEC_USE_RESULT;
 /** The same as text, one layer a line, so that plans can be read and compared. Free with moec_free. */
@@ -98,6 +105,8 @@ MOEC_API moec_dtype moec_plan_dtype(const char *name);
 
 /** New number of an expert of set l (index into p->layer), or -1 when it is removed. */
 MOEC_API int64_t moec_plan_number(const moec_plan *p, int64_t l, int64_t expert);
+/** Does any layer have weights that are computed anew? */
+MOEC_API bool moec_plan_rewrites(const moec_plan *p);
 /** Record of MoE layer `layer`, or NULL. */
 MOEC_API const moec_plan_layer *moec_plan_find(const moec_plan *p, int64_t layer);
 

@@ -201,6 +201,30 @@ static moec_status check_top_k(const moec_plan *p, const moec_model *m, moec_err
     return MOEC_OK;
 }
 
+bool moec_plan_rewrites(const moec_plan *p)
+{
+    for (int64_t i = 0; i < p->n_sets; i++)
+        if (p->layer[i].rewritten)
+            return true;
+    return false;
+}
+
+/* Weights that are computed anew are those of a folder, which the plan names by its digest. */
+static moec_status check_rewritten(const moec_plan *p, const moec_model *m, moec_err *err)
+{
+    const uint32_t all = MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN;
+    if (moec_plan_rewrites(p) != (p->weights[0] != '\0'))
+        return moec_fail(err, MOEC_EFORMAT, "plan: \"rewritten\" of its layers and \"weights\" go together");
+    if (p->width > m->dims.expert_width)
+        return moec_fail(err, MOEC_EFORMAT, "plan: expert_width is %lld, the model's experts have %lld neurons",
+                         (long long)p->width, (long long)m->dims.expert_width);
+    for (int64_t i = 0; p->width > 0 && i < p->n_sets; i++)
+        if ((p->layer[i].rewritten & all) != all)
+            return moec_fail(err, MOEC_EFORMAT, "plan: %s layer %lld: experts of another width need gate, up and down rewritten",
+                             moec_set_name(p->layer[i].kind), (long long)p->layer[i].layer);
+    return MOEC_OK;
+}
+
 moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -215,6 +239,7 @@ moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char 
         MOEC_TRY(check_set(p, i, m, err));
     MOEC_TRY(check_top_k(p, m, err));
     MOEC_TRY(check_groups(p, m, err));
+    MOEC_TRY(check_rewritten(p, m, err));
     if (p->pad > 0 && moec_plan_check_pad(m, p->drop_groups, p->pad, err) != MOEC_OK)
         st = moec_fail(err, MOEC_EFORMAT, "plan: %s", err ? err->text : "");
 done:

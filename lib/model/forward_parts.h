@@ -18,6 +18,7 @@ typedef struct moec_router {
     const moec_layer *layer; /* NULL: there is none */
     float *rows, *bias, *selection; /* [E+N, H]; [E+N] added to the logits, [E] to the scores when choosing; NULL: none */
     float *norm;             /* [E] |w_e|_2 */
+    const bool *removed;     /* [E] never chosen, logits -infinity; NULL: none */
     float *rows_store, *bias_store, *selection_store;
 } moec_router;
 

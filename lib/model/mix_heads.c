@@ -11,6 +11,7 @@
 
 #include "num/vec.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Where the arrays of one group lie in `work`: ids [n, slots]; list and slot [n], the tokens of one expert. */
@@ -161,6 +162,9 @@ moec_status moec__mix_heads(moec_forward *f, moec_scratch *s, float *out, const 
         MOEC_TRY(moec_gemm_weight(s->panel_out, s->panel_in + at * d->hidden, m, router, MOEC_COMPUTE_F32, s->gemm, err));
         moec_panel_unpack(o.logits + at * router->rows, router->rows, s->panel_out, m, router->rows);
     }
+    for (int64_t e = 0; f->layer->heads_removed && e < router->rows; e++)
+        for (int64_t t = 0; f->layer->heads_removed[e] && t < n; t++)
+            o.logits[t * router->rows + e] = -INFINITY;
     choose(&o, n, router->rows, slots);
     for (int64_t e = 0; e < router->rows; e++)
         MOEC_TRY(moec_within(err, queries(f, s, &o, x, e, tokens_of(&o, n, slots, e), err), "attention expert %lld",

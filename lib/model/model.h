@@ -65,6 +65,8 @@ typedef struct moec_layer {
     const moec_tensor *vec[MOEC_VEC_COUNT];   /* NULL: none */
     moec_expert_layout layout;
     moec_mlp *expert;                         /* [E], NULL: dense layer */
+    const bool *removed;                      /* [E] experts whose logits count as -infinity; NULL: none (see variant.h) */
+    const bool *heads_removed;                /* the same of attention experts */
     const moec_tensor *gate_up_bias, *down_bias; /* of all experts, [E,2I] interleaved as gate_up is, [E,H]; NULL: none */
     const moec_tensor *heads_in, *heads_out;  /* attention experts [E, kv*d, H] [E, H, kv*d]; NULL: none */
     int64_t moe_index;                        /* 0, 1, .. over the MoE layers; -1: dense */
@@ -115,8 +117,16 @@ typedef enum moec_role {
     MOEC_ROLE_STACK,  /* has one equal part for each expert, side by side in its bytes: router rows, biases, stacked
                          experts, their scales */
 } moec_role;
+/* Which weights of a set a tensor holds: bits, since gate and up may be one tensor. Scales and biases of experts go with
+ * their matrices. */
+typedef enum moec_part {
+    MOEC_PART_GATE = 1, MOEC_PART_UP = 2, MOEC_PART_DOWN = 4,
+    MOEC_PART_ROUTER = 8, MOEC_PART_ROUTER_BIAS = 16, MOEC_PART_SELECTION_BIAS = 32,
+} moec_part;
 typedef struct moec_place {
     moec_role role;
+    uint32_t parts;           /* moec_part of EXPERT and STACK; 0: other */
+    int32_t width_axis;       /* dimension that grows with the experts' width; -1: none */
     bool weights;             /* of an expert's matrices, biases and scales; false: router, selection bias, other */
     bool mtp;                 /* of a multi-token-prediction layer, whatever its role */
     int32_t axis;             /* STACK: the dimension that counts E parts (dim[axis] is a multiple of E) */

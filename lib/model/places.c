@@ -17,19 +17,24 @@ static moec_place *at(const marker *k, const moec_tensor *t)
     return &k->all[t - moec_ckpt_at(k->m->ckpt, 0)];
 }
 
-static void stack(const marker *k, const moec_tensor *t, int64_t set, bool weights)
+static void stack(const marker *k, const moec_tensor *t, int64_t set, uint32_t parts, int32_t width_axis)
 {
     if (!t)
         return;
+    moec_place *p = at(k, t);
     /* [1, E] counts its experts in the second dimension */
     const int32_t axis = t->rank == 2 && t->dim[0] == 1 && k->m->dims.experts != 1;
-    *at(k, t) = (moec_place){.role = MOEC_ROLE_STACK, .weights = weights, .axis = axis, .set = set, .expert = -1};
+    const bool seen = p->role == MOEC_ROLE_STACK; /* gate and up in one */
+    *p = (moec_place){.role = MOEC_ROLE_STACK, .weights = parts < MOEC_PART_ROUTER, .axis = axis, .set = set, .expert = -1,
+                      .parts = parts | (seen ? p->parts : 0), .width_axis = width_axis};
 }
 
-static void expert(const marker *k, const moec_tensor *t, int64_t set, int64_t e, size_t number_at)
+static void expert(const marker *k, const moec_tensor *t, int64_t set, int64_t e, size_t number_at, uint32_t parts,
+                   int32_t width_axis)
 {
     if (t)
-        *at(k, t) = (moec_place){.role = MOEC_ROLE_EXPERT, .weights = true, .set = set, .expert = e, .number_at = number_at};
+        *at(k, t) = (moec_place){.role = MOEC_ROLE_EXPERT, .weights = true, .set = set, .expert = e, .number_at = number_at,
+                                 .parts = parts, .width_axis = width_axis};
 }
 
 /* Where the expert's number stands in a tensor's name: the number of the second %d of the pattern that makes this name. */
@@ -49,25 +54,47 @@ static size_t number_in(const marker *k, const moec_layer *l, int64_t e, const m
     return SIZE_MAX; /* not reached: the binder found it by one of these */
 }
 
+/* Which dimension of a matrix grows with the experts' width. */
+static int32_t width_axis(moec_expert_layout layout, uint32_t part)
+{
+    const bool down = part == MOEC_PART_DOWN;
+    switch (layout) {
+    case MOEC_LAYOUT_SPLIT:
+        return down ? 1 : 0;
+    case MOEC_LAYOUT_OUT_IN:
+        return down ? 2 : 1;
+    case MOEC_LAYOUT_IN_OUT:
+    case MOEC_LAYOUT_IN_OUT_PAIRS:
+        return down ? 1 : 2;
+    case MOEC_LAYOUT_MXFP4_PAIRS:
+        return down ? 2 : 1;
+    case MOEC_LAYOUT_FLAT:
+        return 0;
+    }
+    return -1;
+}
+
 /* A router has no scales: the binder takes it in F32, F16 and BF16 only. */
 static void mark_layer(const marker *k, const moec_layer *l, int64_t set, bool mtp)
 {
-    stack(k, l->mat[MOEC_MAT_ROUTER].of, set, false);
-    stack(k, l->bias[MOEC_MAT_ROUTER], set, false);
-    stack(k, l->vec[MOEC_VEC_SELECTION_BIAS], set, false);
-    stack(k, l->gate_up_bias, set, true);
-    stack(k, l->down_bias, set, true);
+    static const uint32_t part[] = {MOEC_PART_GATE, MOEC_PART_UP, MOEC_PART_DOWN};
+    stack(k, l->mat[MOEC_MAT_ROUTER].of, set, MOEC_PART_ROUTER, -1);
+    stack(k, l->bias[MOEC_MAT_ROUTER], set, MOEC_PART_ROUTER_BIAS, -1);
+    stack(k, l->vec[MOEC_VEC_SELECTION_BIAS], set, MOEC_PART_SELECTION_BIAS, -1);
+    stack(k, l->gate_up_bias, set, MOEC_PART_GATE | MOEC_PART_UP, 1);
+    stack(k, l->down_bias, set, MOEC_PART_DOWN, -1);
     for (int64_t e = 0; e < k->m->dims.experts; e++) {
         const moec_weight *const w[] = {&l->expert[e].gate, &l->expert[e].up, &l->expert[e].down};
         for (size_t i = 0; i < MOEC_COUNT(w); i++) {
+            const int32_t axis = width_axis(l->layout, part[i]);
             if (l->layout != MOEC_LAYOUT_SPLIT) {
-                stack(k, w[i]->of, set, true);
-                stack(k, w[i]->scale, set, true);
+                stack(k, w[i]->of, set, part[i], axis);
+                stack(k, w[i]->scale, set, part[i], axis);
                 continue;
             }
             size_t number_at = number_in(k, l, e, w[i]->of, mtp);
-            expert(k, w[i]->of, set, e, number_at);
-            expert(k, w[i]->scale, set, e, number_at); /* its name begins with that of the weights */
+            expert(k, w[i]->of, set, e, number_at, part[i], axis);
+            expert(k, w[i]->scale, set, e, number_at, part[i], axis); /* its name begins with that of the weights */
         }
         if (l->layout != MOEC_LAYOUT_SPLIT)
             break; /* the views of the others are of the same tensors */
@@ -101,9 +128,9 @@ moec_status moec_model_places(moec_place **out, const moec_model *m, moec_err *e
         if (set->kind == MOEC_SET_MOE) {
             mark_layer(&k, &m->layer[set->layer], s, false);
         } else if (set->kind == MOEC_SET_HEADS) {
-            stack(&k, set->router->of, s, false);
-            stack(&k, m->layer[set->layer].heads_in, s, true);
-            stack(&k, m->layer[set->layer].heads_out, s, true);
+            stack(&k, set->router->of, s, MOEC_PART_ROUTER, -1);
+            stack(&k, m->layer[set->layer].heads_in, s, 0, -1);
+            stack(&k, m->layer[set->layer].heads_out, s, 0, -1);
         } else {
             mark_layer(&k, &m->mtp[s - (m->sets - m->mtp_layers)], s, true);
         }

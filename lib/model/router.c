@@ -46,6 +46,10 @@ void moec__router_load(moec_router *r, const moec_model *m, const moec_layer *l)
         r->selection = r->selection_store;
         widen(r->selection, l->vec[MOEC_VEC_SELECTION_BIAS], d->experts);
     }
+    r->removed = l->removed;
+    for (int64_t e = 0; r->removed && r->selection && e < d->experts; e++)
+        if (r->removed[e]) /* a score of 0 with a bias could still win */
+            r->selection[e] = -INFINITY;
     for (int64_t e = 0; r->norm && e < d->experts; e++)
         r->norm[e] = (float)sqrt(moec_sum_sq(r->rows + e * d->hidden, d->hidden));
 }
@@ -66,6 +70,9 @@ moec_status moec__router_logits(float *const *out, const moec_router *const *rou
             moec_panel_unpack(out[i] + at * all, all, s->panel_out, m, all);
             for (int64_t t = at; router[i]->bias && t < at + m; t++)
                 moec_add(out[i] + t * all, router[i]->bias, all);
+            for (int64_t e = 0; router[i]->removed && e < d->experts; e++)
+                for (int64_t t = at; router[i]->removed[e] && t < at + m; t++)
+                    out[i][t * all + e] = -INFINITY;
         }
     }
     return MOEC_OK;

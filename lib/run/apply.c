@@ -49,6 +49,22 @@ static moec_status check_plan(moec_digest *print, const moec_model *m, const moe
     return st == MOEC_OK ? moec_plan_check(p, m, print->hex, err) : st;
 }
 
+/* The weights that the plan was made with, and no others. */
+static moec_status check_weights(const moec_plan *p, const moec_apply_options *opt, moec_err *err)
+{
+    moec_digest have = {""};
+    if (!p->weights[0])
+        return MOEC_OK;
+    if (!opt->weights)
+        return moec_fail(err, MOEC_EFORMAT, "the plan has weights that were computed anew (digest %s), and they are not here",
+                         p->weights);
+    moec_status st = moec_override_digest(&have, opt->weights, err);
+    if (st == MOEC_OK && strcmp(have.hex, p->weights) != 0)
+        st = moec_fail(err, MOEC_EFORMAT, "the weights computed anew have digest %s, the plan was made with %s", have.hex,
+                       p->weights);
+    return st;
+}
+
 moec_status moec_apply_estimate(moec_apply_result *out, const moec_model *m, const moec_plan *p,
                                 const moec_apply_options *opt, moec_err *err)
 {
@@ -57,7 +73,7 @@ moec_status moec_apply_estimate(moec_apply_result *out, const moec_model *m, con
     moec_digest print;
     *out = (moec_apply_result){0};
     MOEC_TRY(check_plan(&print, m, p, opt, err));
-    MOEC_TRY(moec_layout_build(&l, m, p, err));
+    MOEC_TRY(moec_layout_build(&l, m, p, opt->weights, err));
     MOEC_TRY(estimate(out, m, &l, opt, err));
 done:
     moec_layout_release(&l);
@@ -113,6 +129,7 @@ typedef struct job {
     const moec_model *m;
     const moec_plan *p;
     const moec_layout *l;
+    const moec_override *weights; /* computed anew, or NULL */
     const moec_digest *print; /* of the model */
     char *plan_text;
 } job;
@@ -165,7 +182,7 @@ static void say_what_is_left(const moec_layout *l)
 static moec_status expect_output(moec_expect **out, const job *j, moec_err *err)
 {
     const moec_out *files = j->l->files;
-    moec_status st = moec_expect_new(out, j->m, j->p, err);
+    moec_status st = moec_expect_new(out, j->m, j->p, j->weights, err);
     for (size_t s = 0; st == MOEC_OK && s < moec_out_shards(files); s++) {
         size_t len;
         const char *head = moec_out_header(&len, files, s);
@@ -233,9 +250,10 @@ moec_status moec_apply(moec_apply_result *out, const moec_model *m, const moec_p
     moec_digest print;
     *out = (moec_apply_result){0};
     MOEC_TRY(check_plan(&print, m, p, opt, err));
-    MOEC_TRY(moec_layout_build(&l, m, p, err));
+    MOEC_TRY(check_weights(p, opt, err));
+    MOEC_TRY(moec_layout_build(&l, m, p, opt->weights, err));
     MOEC_TRY(estimate(out, m, &l, opt, err));
-    const job j = {.m = m, .p = p, .l = &l, .print = &print};
+    const job j = {.m = m, .p = p, .l = &l, .weights = opt->weights, .print = &print};
     MOEC_TRY(write_all(&j, opt, err));
 done:
     moec_layout_release(&l);

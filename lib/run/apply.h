@@ -3,6 +3,7 @@
 #ifndef MOEC_RUN_APPLY_H
 #define MOEC_RUN_APPLY_H
 
+#include "ckpt/override.h"
 #include "method/plan.h"
 #include "model/model.h"
 
@@ -11,6 +12,7 @@ typedef struct moec_apply_options {
     const char *fingerprint; /* of the model, when the caller has it already; NULL: it is computed */
     bool overwrite, resume;
     uint64_t max_memory;     /* 0: no limit */
+    const moec_override *weights; /* those that the plan has computed anew; NULL: none (an estimate needs none) */
 } moec_apply_options;
 
 typedef struct moec_apply_result {
@@ -26,7 +28,7 @@ typedef struct moec_apply_result {
  *  experts are renumbered 0 .. K-1 in their order, router rows follow the same list; config.json gets the new numbers,
  *  the index is written anew, all other files are copied; moecompress.json says what was made from what. The same plan
  *  and source give the same bytes in every file. Runs moec_verify before the folder gets its final name.
- *  @return MOEC_OK; MOEC_EFORMAT: the plan does not fit the model; what moec_writer_open and moec_writer_run return;
+ *  @return MOEC_OK; MOEC_EFORMAT: the plan does not fit the model, or opt->weights are not those it was made with; what moec_writer_open and moec_writer_run return;
  *          MOEC_EIO: the written bytes do not verify (then nothing is left); MOEC_ENOFIT: max_memory is less than the writing needs.
  *  Cost: each kept byte is read once, written once, and read back once; memory does not grow with the model's bytes. */
 MOEC_API moec_status moec_apply(moec_apply_result *out, const moec_model *m, const moec_plan *p,

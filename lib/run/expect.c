@@ -22,6 +22,8 @@ typedef struct wanted {
     const moec_plan_layer *parts; /* only these; behind them, and all of a dead tensor, */
     bool dead;
     unsigned char value[8];       /* this over and over */
+    bool rewritten;
+    const moec_tensor *anew;      /* rewritten: these bytes; NULL: not known */
     bool found;
 } wanted;
 
@@ -50,8 +52,8 @@ static int by_name(const void *a, const void *b)
     return strcmp(((const wanted *)a)->name, ((const wanted *)b)->name);
 }
 
-static moec_status want(moec_expect *x, const moec_model *m, size_t i, moec_fate f, int64_t number, bool dead,
-                        moec_err *err)
+static moec_status want(moec_expect *x, const moec_plan *p, const moec_model *m, const moec_override *weights, size_t i,
+                        moec_fate f, int64_t number, bool dead, moec_err *err)
 {
     const moec_ckpt *c = m->ckpt;
     moec_status st = MOEC_GROW(x->want, x->want_cap, x->n + 1, err);
@@ -60,14 +62,18 @@ static moec_status want(moec_expect *x, const moec_model *m, size_t i, moec_fate
     wanted *w = &x->want[x->n];
     *w = (wanted){.source = moec_ckpt_at(c, i), .cast = &x->forms.cast[i], .parts = f.parts, .dead = dead,
                   .from = moec_ckpt_offset(c, i), .fd = moec_ckpt_shard_fd(c, moec_ckpt_shard_of(c, i))};
-    moec_fate_shape(w->dim, m, &x->forms, i, f);
+    moec_fate_shape(w->dim, p, m, &x->forms, i, f);
     (void)moec_dead_bytes(w->value, w->cast->dtype, x->forms.dead[i]);
     st = moec_fate_name(&w->name, m, &x->forms, i, number, err);
     x->n += st == MOEC_OK;
+    w->rewritten = f.rewritten && !dead;
+    if (st == MOEC_OK && w->rewritten && weights && (w->anew = moec_override_find(weights, w->name)) == NULL)
+        st = moec_fail(err, MOEC_EFORMAT, "tensor %s is not among the weights that were computed anew", w->name);
     return st;
 }
 
-moec_status moec_expect_new(moec_expect **out, const moec_model *source, const moec_plan *p, moec_err *err)
+moec_status moec_expect_new(moec_expect **out, const moec_model *source, const moec_plan *p, const moec_override *weights,
+                            moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_expect *x = NULL;
@@ -78,9 +84,9 @@ moec_status moec_expect_new(moec_expect **out, const moec_model *source, const m
         const moec_fate f = moec_plan_fate(p, source, &x->forms, i);
         if (f.dropped)
             continue;
-        MOEC_TRY(want(x, source, i, f, f.number, false, err));
+        MOEC_TRY(want(x, p, source, weights, i, f, f.number, false, err));
         for (int64_t k = 0; k < f.dead && f.number >= 0; k++)
-            MOEC_TRY(want(x, source, i, f, f.first_dead + k, true, err));
+            MOEC_TRY(want(x, p, source, weights, i, f, f.first_dead + k, true, err));
     }
     if (x->n > 0)
         qsort(x->want, x->n, sizeof *x->want, by_name);
@@ -228,6 +234,12 @@ static moec_status compare(const item *it, const unsigned char *data, uint64_t l
 {
     moec_status st = MOEC_OK;
     const wanted *w = it->w;
+    if (w->rewritten && !w->anew)
+        return MOEC_OK;
+    if (w->rewritten) {
+        const unsigned char *want = (const unsigned char *)w->anew->data + lo;
+        return memcmp(data + lo, want, (size_t)(hi - lo)) == 0 ? MOEC_OK : differ(it, data + lo, want, hi - lo, lo, err);
+    }
     const uint64_t part = w->parts ? w->cast->bytes / (uint64_t)w->parts->n_experts : w->cast->bytes;
     for (uint64_t at = lo; st == MOEC_OK && at < hi;) {
         uint64_t k = at / part, in = at - k * part, n = part - in < hi - at ? part - in : hi - at;

@@ -7,9 +7,10 @@
 
 typedef struct moec_expect moec_expect;
 
-/** All borrowed until moec_expect_free. The plan must fit the source (moec_plan_check). MOEC_ENOMEM. */
-MOEC_API moec_status moec_expect_new(moec_expect **out, const moec_model *source, const moec_plan *p, moec_err *err)
-    MOEC_USE_RESULT;
+/** All borrowed until moec_expect_free. The plan must fit the source (moec_plan_check). `weights`: tensors that were computed
+ *  anew; with NULL only their names, types and shapes are checked. MOEC_ENOMEM; MOEC_EFORMAT: `weights` lacks one. */
+MOEC_API moec_status moec_expect_new(moec_expect **out, const moec_model *source, const moec_plan *p,
+                                     const moec_override *weights, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_expect_free(moec_expect *x);
 /** Adds the next shard by the front of its file (at least its whole header; borrowed).
  *  MOEC_ESHAPE: a tensor that should not be there, or of another dtype or shape, or twice; what moec_st_parse returns. */

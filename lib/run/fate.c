@@ -83,6 +83,7 @@ moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_for
     if (at->role == MOEC_ROLE_OTHER)
         return f;
     const moec_plan_layer *l = &p->layer[at->set];
+    f.rewritten = (l->rewritten & at->parts) != 0;
     const int64_t dead = p->pad > 0 ? p->pad - l->n_keep : 0;
     if (at->role == MOEC_ROLE_STACK) {
         if (l->n_keep < l->n_experts) {
@@ -100,13 +101,15 @@ moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_for
     return f;
 }
 
-void moec_fate_shape(int64_t *dim, const moec_model *m, const moec_forms *forms, size_t i, moec_fate f)
+void moec_fate_shape(int64_t *dim, const moec_plan *p, const moec_model *m, const moec_forms *forms, size_t i, moec_fate f)
 {
     const moec_cast *c = &forms->cast[i];
-    const int32_t axis = forms->place[i].axis;
+    const int32_t axis = forms->place[i].axis, grows = forms->place[i].width_axis;
     memcpy(dim, c->dim, sizeof c->dim);
     if (f.parts)
         dim[axis] = dim[axis] / m->dims.experts * (f.parts->n_keep + f.dead);
+    if (p->width > 0 && f.rewritten && grows >= 0)
+        dim[grows] = dim[grows] / m->dims.expert_width * p->width;
 }
 
 moec_status moec_fate_name(char **out, const moec_model *m, const moec_forms *forms, size_t i, int64_t number,

@@ -12,6 +12,7 @@ typedef struct builder {
     const moec_model *m;
     const moec_plan *p;
     const moec_ckpt *c;
+    const moec_override *weights; /* computed anew; NULL: only their sizes matter */
     moec_layout *l;
     moec_forms forms;
     bool *used;         /* by the forward pass */
@@ -118,6 +119,24 @@ done:
     return st;
 }
 
+/* A tensor that is computed anew: all its bytes, dead experts' included, are those of one among b->weights. */
+static moec_status add_rewritten(builder *b, const char *name, const moec_cast *c, const int64_t *dim, moec_err *err)
+{
+    uint64_t n = (uint64_t)moec_dtypes[c->dtype].bytes, at;
+    int fd;
+    for (int k = 0; k < c->rank; k++)
+        n *= (uint64_t)dim[k]; /* at most what the source has */
+    b->l->tensor_bytes += n;
+    if (!b->weights)
+        return moec_out_fill(b->l->files, "", 1, n, err);
+    const moec_tensor *t = moec_override_find(b->weights, name);
+    if (!t || t->dtype != c->dtype || t->rank != c->rank || memcmp(t->dim, dim, (size_t)c->rank * sizeof *dim) != 0)
+        return moec_fail(err, MOEC_EFORMAT, "tensor %s is %s among the weights that were computed anew", name,
+                         t ? "of another form" : "not");
+    moec_override_place(&fd, &at, b->weights, t);
+    return moec_out_bytes(b->l->files, fd, at, n, err);
+}
+
 static moec_status add_tensor(builder *b, size_t i, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -128,14 +147,18 @@ static moec_status add_tensor(builder *b, size_t i, moec_err *err)
     const uint64_t before = b->l->tensor_bytes;
     int64_t dim[MOEC_MAX_RANK];
     b->more_values -= (int64_t)(t->bytes / (uint64_t)moec_dtypes[t->dtype].bytes);
-    b->same = b->same && !f.dropped && !c->made && !f.parts && f.dead == 0;
+    b->same = b->same && !f.dropped && !c->made && !f.parts && f.dead == 0 && !f.rewritten;
     if (f.dropped)
         return MOEC_OK;
     MOEC_TRY(moec_fate_name(&name, b->m, &b->forms, i, f.number, err));
-    moec_fate_shape(dim, b->m, &b->forms, i, f);
+    moec_fate_shape(dim, b->p, b->m, &b->forms, i, f);
     MOEC_TRY(moec_out_tensor(b->l->files, name, c->dtype, c->rank, dim, err));
     b->l->tensors++;
-    if (f.parts) {
+    if (f.rewritten) {
+        MOEC_TRY(add_rewritten(b, name, c, dim, err));
+        if (f.number >= 0)
+            MOEC_TRY(add_dead_experts(b, i, f, err));
+    } else if (f.parts) {
         uint64_t part = c->bytes / (uint64_t)f.parts->n_experts;
         for (int64_t k = 0; k < f.parts->n_keep; k++)
             MOEC_TRY(add_bytes(b, i, (uint64_t)f.parts->keep[k] * part, part, err));
@@ -269,10 +292,11 @@ done:
     return st;
 }
 
-moec_status moec_layout_build(moec_layout *out, const moec_model *m, const moec_plan *p, moec_err *err)
+moec_status moec_layout_build(moec_layout *out, const moec_model *m, const moec_plan *p, const moec_override *weights,
+                              moec_err *err)
 {
     moec_status st = MOEC_OK;
-    builder b = {.m = m, .p = p, .c = m->ckpt, .l = out, .same = true};
+    builder b = {.m = m, .p = p, .c = m->ckpt, .weights = weights, .l = out, .same = true};
     *out = (moec_layout){0};
     MOEC_TRY(moec_out_new(&out->files, err));
     MOEC_TRY(moec_forms_new(&b.forms, m, p, err));

@@ -3,6 +3,7 @@
 #ifndef MOEC_RUN_LAYOUT_H
 #define MOEC_RUN_LAYOUT_H
 
+#include "ckpt/override.h"
 #include "ckpt/writer.h"
 #include "method/plan.h"
 #include "model/model.h"
@@ -64,11 +65,13 @@ typedef struct moec_fate {
     const moec_plan_layer *parts; /* of a stack: its parts are keep[0], keep[1], ..; NULL: all, unchanged */
     int64_t dead;                 /* stack: dead parts behind them; expert: tensors of dead experts that follow this one, */
     int64_t first_dead;           /* numbered from here */
+    bool rewritten;               /* its bytes are those of the tensor of its name among the weights computed anew */
 } moec_fate;
 /** Fate of tensor i under a plan that fits the model; `parts` is borrowed from it. */
 MOEC_API moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_forms *f, size_t i);
 /** Shape in the output of tensor i whose fate is `fate`. */
-MOEC_API void moec_fate_shape(int64_t *dim, const moec_model *m, const moec_forms *f, size_t i, moec_fate fate);
+MOEC_API void moec_fate_shape(int64_t *dim, const moec_plan *p, const moec_model *m, const moec_forms *f, size_t i,
+                              moec_fate fate);
 /** Name in the output of tensor i; an expert's under `number` (-1: as it is). Free with moec_free. MOEC_ENOMEM. */
 MOEC_API moec_status moec_fate_name(char **out, const moec_model *m, const moec_forms *f, size_t i, int64_t number,
                                     moec_err *err) MOEC_USE_RESULT;
@@ -82,11 +85,12 @@ typedef struct moec_layout {
     uint64_t loose; /* tensors of experts that belong to no layer that is known; copied whole */
 } moec_layout;
 
-/** Lists the output of a plan that fits the model. Shards keep the order of their tensors; those that become empty
+/** Lists the output of a plan that fits the model. `weights` holds the tensors that the plan's layers have computed anew; with
+ *  NULL the list is right in names and sizes only, and must not be carried out. Shards keep the order of their tensors; those that become empty
  *  vanish and the rest are renumbered. Reads no tensor data. MOEC_ENOMEM; MOEC_EIO: the folder cannot be
- *  read; MOEC_EFORMAT: of moec_forms_new and moec_config_edited. Release with moec_layout_release. */
-MOEC_API moec_status moec_layout_build(moec_layout *out, const moec_model *m, const moec_plan *p, moec_err *err)
-    MOEC_USE_RESULT;
+ *  read; MOEC_EFORMAT: of moec_forms_new and moec_config_edited, or a tensor that `weights` lacks or has in another form. Release with moec_layout_release. */
+MOEC_API moec_status moec_layout_build(moec_layout *out, const moec_model *m, const moec_plan *p,
+                                       const moec_override *weights, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_layout_release(moec_layout *l);
 
 #define MOEC_INDEX_NAME "model.safetensors.index.json"

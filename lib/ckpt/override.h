@@ -1,0 +1,38 @@
+/* Weights that take the place of a checkpoint's: a folder of safetensors files, one for each step of the work that makes
+ * them (a layer, as a rule), each complete or not there. Tensors are called and shaped as they will be in the output.
+ * What repair, merging and the like compute goes in here as it is made, so that memory holds one layer, a killed run
+ * continues behind the last file, and the writer of the output takes bytes from it as it takes them from the source. */
+#ifndef MOEC_CKPT_OVERRIDE_H
+#define MOEC_CKPT_OVERRIDE_H
+
+#include "base/hash.h"
+#include "ckpt/shard.h"
+
+typedef struct moec_override moec_override;
+
+/** Opens a folder and maps its *.safetensors files; makes the folder where it is not there and `make` is set.
+ *  MOEC_EIO, MOEC_ENOMEM; MOEC_EFORMAT: no such folder, a file that moec_shard_open refuses, a tensor that is in two files.
+ *  Close with moec_override_close. */
+MOEC_API moec_status moec_override_open(moec_override **out, const char *dir, bool make, moec_err *err) MOEC_USE_RESULT;
+/** NULL-safe. Its tensors are gone after it. */
+MOEC_API void moec_override_close(moec_override *o);
+/** By name; NULL when there is none. Valid until the override is closed. */
+MOEC_API const moec_tensor *moec_override_find(const moec_override *o, const char *name);
+/** Is there a file of this name? */
+MOEC_API bool moec_override_has(const moec_override *o, const char *file);
+/** Where a tensor's bytes are. */
+MOEC_API void moec_override_place(int *fd, uint64_t *at, const moec_override *o, const moec_tensor *t);
+/** Writes n tensors as one more file (aside, synced, renamed) and maps it. `file` ends in .safetensors.
+ *  `note`: JSON text of the file's metadata (text to text), or NULL.
+ *  MOEC_EEXIST: there is such a file; MOEC_EIO, MOEC_ENOFIT, MOEC_ENOMEM. */
+MOEC_API moec_status moec_override_add(moec_override *o, const char *file, const moec_tensor *t, size_t n, const char *note,
+                                       moec_err *err) MOEC_USE_RESULT;
+/** Metadata of a file, JSON text, or NULL. */
+MOEC_API const char *moec_override_note(const moec_override *o, const char *file);
+/** Number of tensors and their bytes. */
+MOEC_API size_t moec_override_count(const moec_override *o);
+MOEC_API uint64_t moec_override_bytes(const moec_override *o);
+/** Hash of all names, types, shapes and bytes, in order of the files' names. Cost: one read. */
+MOEC_API moec_status moec_override_digest(moec_digest *out, const moec_override *o, moec_err *err) MOEC_USE_RESULT;
+
+#endif
