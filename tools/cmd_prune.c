@@ -37,8 +37,9 @@ static const moec_opt rows[] = {
     {"mtp", 0, MOEC_CHOICE(prune_params, mtp), .choices = policies, .fallback = "keep", .value = "keep|drop",
      .help = "multi-token-prediction layers: prune them to the same count, or leave them out"},
     {"pad-to", 0, MOEC_INT(prune_params, pad), .lo = 0, .hi = 65535, .fallback = "0", .value = "N",
-     .help = "write N experts a layer, dead ones behind those that are kept: for a client that needs a certain count; only where "
-             "the router's bias can rule them out exactly. They cost disk and memory, no time"},
+     .help = "write N experts a layer, dead ones behind those that are kept (of each group, where the router chooses among groups: "
+             "N is a multiple of their number): for a client that needs a certain count; only where the router's bias can rule them "
+             "out exactly. They cost disk and memory, no time"},
     {"dtype", 0, MOEC_CHOICE(prune_params, dtype), .choices = dtypes, .fallback = "source", .value = "source|bf16|f16|f32",
      .help = "number format of the weights written; source copies them byte for byte, FP8 and MXFP4 included"},
     TOOL_COMPAT_ROW(prune_params, compat),

@@ -19,7 +19,7 @@ static tally count(const moec_plan *p)
         t.unseen += p->layer[i].n_unseen;
         t.guarded += p->layer[i].n_guarded;
         for (int64_t j = 0; j < p->layer[i].n_unseen; j++)
-            t.unseen_kept += moec_plan_number(p, i, p->layer[i].unseen[j]) >= 0;
+            t.unseen_kept += moec_plan_kept(p, i, p->layer[i].unseen[j]) >= 0;
     }
     return t;
 }
@@ -76,7 +76,7 @@ static void edge_scores(double *kept, double *removed, const moec_plan *p, int64
     *kept = *removed = (double)NAN;
     for (int64_t e = 0; p->layer[l].score && e < p->layer[l].n_experts; e++) {
         double s = p->layer[l].score[e];
-        if (moec_plan_number(p, l, e) >= 0)
+        if (moec_plan_kept(p, l, e) >= 0)
             *kept = !(s >= *kept) ? s : *kept;
         else
             *removed = !(s <= *removed) ? s : *removed;

@@ -33,7 +33,7 @@ typedef struct moec_plan {
     int64_t top_k, new_top_k;
     moec_plan_mtp mtp;  /* UNSAID where the model has no such layers */
     bool drop_groups;   /* the output chooses among all experts at once, not among groups of them */
-    int64_t pad;        /* experts a layer in the output, dead ones behind the kept; 0: as many as are kept */
+    int64_t pad;        /* experts a layer in the output, dead ones behind the kept (of each group); 0: as many as are kept */
     moec_dtype dtype;   /* weights are written in this type; MOEC_DTYPE_COUNT: as they are */
     int64_t width;      /* neurons that every expert keeps; 0: all */
     char *repair;       /* JSON object of how weights were computed anew, NULL: none were */
@@ -69,9 +69,9 @@ MOEC_API moec_status moec_plan_parse(moec_plan **out, const char *text, size_t l
 MOEC_API moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *what, moec_err *err) MOEC_USE_RESULT;
 /** moec_plan_parse of a file. MOEC_EIO too. */
 MOEC_API moec_status moec_plan_read(moec_plan **out, const char *path, moec_err *err) MOEC_USE_RESULT;
-/** The plan fits this model: fingerprint (that of m), sets, expert counts, top-k as before, new top-k <= kept and
- *  unchanged where more hangs on it (attention experts, sparsemixer); one count of kept experts in all sets (no client
- *  loads anything else) unless they are padded to one; "mtp" said exactly where there are MTP layers;
+/** The plan fits this model: fingerprint (that of m), model_type where it is said, sets, expert counts, top-k as before, new
+ *  top-k <= kept and unchanged where more hangs on it (attention experts, sparsemixer); one count of kept experts in all sets
+ *  (no client loads anything else) unless they are padded to one; "mtp" said exactly where there are MTP layers;
  *  moec_plan_check_groups for every set and moec_plan_check_pad. MOEC_EFORMAT. */
 MOEC_API moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
     MOEC_USE_RESULT;
@@ -81,7 +81,13 @@ MOEC_API moec_status moec_plan_check(const moec_plan *p, const moec_model *m, co
 MOEC_API moec_status moec_plan_check_groups(const moec_model *m, int64_t keep, int64_t top_k, moec_err *err)
     MOEC_USE_RESULT;
 /** Can a layer have experts that are never chosen? Exact only with a bias of -1e4 on the router's logits, or on scores
- *  that do not depend on each other (not a softmax over all: dead experts would share its denominator), and without groups.
+ *  that do not depend on each other (not a softmax over all: dead experts would share its denominator). Where the router
+ *  chooses among groups that stay, pad is a multiple of their number, and every group holds the same number of dead experts
+ *  behind its kept ones. That is exact, too: moec_plan_check_groups leaves each group the experts that it is judged by, and
+ *  any topk_group groups hold top-k kept ones. It takes a client that gives -infinity to experts outside the chosen groups:
+ *  transformers 5.23, and vLLM and SGLang in the paths written in PyTorch (read, not run). DeepSeek's first code and older
+ *  transformers give 0: there experts outside win where score + bias inside is below 0, in the unpadded output live ones, here
+ *  dead ones, too.
  *  MOEC_EINVAL: no, the text says why. */
 MOEC_API moec_status moec_plan_check_pad(const moec_model *m, bool drop_groups, int64_t pad, moec_err *err)
     MOEC_USE_RESULT;
@@ -103,8 +109,19 @@ MOEC_API const char *moec_set_name(moec_set_kind kind);
 MOEC_API const char *moec_plan_dtype_name(moec_dtype t);
 MOEC_API moec_dtype moec_plan_dtype(const char *name);
 
-/** New number of an expert of set l (index into p->layer), or -1 when it is removed. */
-MOEC_API int64_t moec_plan_number(const moec_plan *p, int64_t l, int64_t expert);
+/* How a set's experts stand in the output: in groups of `size`, the first `live` of each kept ones, dead ones behind them. One
+ * group where nothing is padded or the output's router has no groups. */
+typedef struct moec_slots {
+    int64_t live, size;
+} moec_slots;
+/** Of set l (index into p->layer) of a plan that fits the model. */
+MOEC_API moec_slots moec_plan_slots(const moec_plan *p, const moec_model *m, int64_t l);
+/** Which of the kept (index into keep) has number `number` in the output; -1: it is a dead expert. */
+MOEC_API int64_t moec_slots_kept(moec_slots s, int64_t number);
+/** Index of an expert of set l among those that are kept, or -1 when it is removed. */
+MOEC_API int64_t moec_plan_kept(const moec_plan *p, int64_t l, int64_t expert);
+/** New number of an expert of set l, or -1 when it is removed. */
+MOEC_API int64_t moec_plan_number(const moec_plan *p, const moec_model *m, int64_t l, int64_t expert);
 /** Does any layer have weights that are computed anew? */
 MOEC_API bool moec_plan_rewrites(const moec_plan *p);
 /** Record of MoE layer `layer`, or NULL. */

@@ -115,9 +115,10 @@ moec_status moec_plan_check_pad(const moec_model *m, bool drop_groups, int64_t p
     if (pad > m->dims.experts)
         return moec_fail(err, MOEC_EINVAL, "padding to %lld experts a layer: the model has %lld", (long long)pad,
                          (long long)m->dims.experts);
-    if (m->dims.groups > 1 && !drop_groups)
-        return moec_fail(err, MOEC_EINVAL, "padding: the router chooses among %lld groups, and dead experts would count as "
-                         "the best of a group; --groups drop makes it possible", (long long)m->dims.groups);
+    if (m->dims.groups > 1 && !drop_groups && pad % m->dims.groups != 0)
+        return moec_fail(err, MOEC_EINVAL, "padding to %lld experts a layer: the router chooses among %lld groups of the same "
+                         "size, so it must be a multiple of %lld (or --groups drop)", (long long)pad,
+                         (long long)m->dims.groups, (long long)m->dims.groups);
     for (int64_t i = 0; i < m->sets; i++) {
         const moec_layer *l = moec_set_layer(m, i);
         const bool heads = m->set[i].kind == MOEC_SET_HEADS;
@@ -231,6 +232,10 @@ moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char 
     if (p->model[0] && strcmp(p->model, fingerprint) != 0)
         return moec_fail(err, MOEC_EFORMAT, "plan: it is for another model (fingerprint %s, this one has %s)", p->model,
                          fingerprint);
+    if (p->model_type[0] && strcmp(p->model_type, m->family->model_type) != 0 &&
+        moec_family_find(p->model_type) != m->family)
+        return moec_fail(err, MOEC_EFORMAT, "plan: it is for a model of type %s, this one is %s", p->model_type,
+                         m->family->model_type);
     if (p->n_layers != m->moe_layers)
         return moec_fail(err, MOEC_EFORMAT, "plan: it has %lld layers, the model has %lld with experts",
                          (long long)p->n_layers, (long long)m->moe_layers);
@@ -248,7 +253,27 @@ done:
 
 /* --- looking up ------------------------------------------------------------------------------------------------------ */
 
-int64_t moec_plan_number(const moec_plan *p, int64_t l, int64_t expert)
+moec_slots moec_plan_slots(const moec_plan *p, const moec_model *m, int64_t l)
+{
+    const int64_t groups = p->pad > 0 && !p->drop_groups && m->dims.groups > 1 ? m->dims.groups : 1;
+    const int64_t live = p->layer[l].n_keep / groups;
+    return (moec_slots){.live = live, .size = p->pad > 0 ? p->pad / groups : live};
+}
+
+int64_t moec_slots_kept(moec_slots s, int64_t number)
+{
+    const int64_t group = number / s.size, at = number % s.size;
+    return at < s.live ? group * s.live + at : -1;
+}
+
+int64_t moec_plan_number(const moec_plan *p, const moec_model *m, int64_t l, int64_t expert)
+{
+    const int64_t kept = moec_plan_kept(p, l, expert);
+    const moec_slots s = moec_plan_slots(p, m, l);
+    return kept < 0 ? -1 : kept / s.live * s.size + kept % s.live;
+}
+
+int64_t moec_plan_kept(const moec_plan *p, int64_t l, int64_t expert)
 {
     const moec_plan_layer *pl = &p->layer[l];
     int64_t lo = 0, hi = pl->n_keep;

@@ -336,8 +336,8 @@ static moec_status check_types(const moec_model *m, moec_err *err)
                                                              : full;
     for (int64_t i = 0; i < m->dims.layers && i < (int64_t)moec_json_len(list); i++) {
         const char *type = moec_json_string(moec_json_at(list, (size_t)i));
-        if (strcmp(type, full) != 0 && strcmp(type, sliding) != 0 && strcmp(type, chunked) != 0 && strcmp(type, own) != 0 &&
-            strcmp(type, "attention") != 0)
+        if (strcmp(type, full) != 0 && strcmp(type, sliding) != 0 && strcmp(type, own) != 0 &&
+            strcmp(type, "attention") != 0 && (strcmp(type, chunked) != 0 || m->family->window != MOEC_WINDOW_CHUNK))
             return moec_fail(err, MOEC_EFORMAT, "config.json: layer_types: layer %lld is %.40s, which is not known for %s",
                              (long long)i, type, m->family->model_type);
     }

@@ -55,7 +55,20 @@ typedef struct needs {
 /* Does a mixer pack its input for the whole group, so that several matrices can share the panels? */
 static bool packs_group(moec_mat i)
 {
-    return i <= MOEC_MAT_HEADS_ROUTER && i != MOEC_MAT_O && !(i >= MOEC_MAT_CONV_IN && i <= MOEC_MAT_DENSE_DOWN);
+    switch (i) {
+    case MOEC_MAT_Q:
+    case MOEC_MAT_K:
+    case MOEC_MAT_V:
+    case MOEC_MAT_ATTN_GATE:
+    case MOEC_MAT_Q_A:
+    case MOEC_MAT_Q_B:
+    case MOEC_MAT_KV_A:
+    case MOEC_MAT_KV_B:
+    case MOEC_MAT_HEADS_ROUTER:
+        return true;
+    default:
+        return false;
+    }
 }
 
 static void add_layer(needs *a, const moec_model *m, const moec_layer *l)

@@ -174,7 +174,7 @@ static moec_status renumber(char **out, bool *changed, const char *name, const m
     if (digits && number_behind(&layer, &skip, name, "layers.")) {
         const int64_t set = set_of(m, name, layer);
         const bool stays = set >= 0 && set < p->n_sets;
-        int64_t number = stays ? moec_plan_number(p, set, expert) : -1;
+        int64_t number = stays ? moec_plan_number(p, m, set, expert) : -1;
         if (set >= 0 && expert < m->dims.experts && number != expert) {
             *changed = true;
             return number < 0 ? MOEC_OK : moec_format(out, err, "%.*s%lld%s", (int)(digits - name), name,

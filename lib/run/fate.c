@@ -75,7 +75,6 @@ moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_for
 {
     const moec_place *at = &forms->place[i];
     moec_fate f = {.number = -1};
-    (void)m;
     if (forms->cast[i].gone || (at->mtp && p->mtp == MOEC_PLAN_MTP_DROP)) {
         f.dropped = true;
         return f;
@@ -84,19 +83,20 @@ moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_for
         return f;
     const moec_plan_layer *l = &p->layer[at->set];
     f.rewritten = (l->rewritten & at->parts) != 0;
-    const int64_t dead = p->pad > 0 ? p->pad - l->n_keep : 0;
+    const moec_slots slots = moec_plan_slots(p, m, at->set);
     if (at->role == MOEC_ROLE_STACK) {
         if (l->n_keep < l->n_experts) {
             f.parts = l;
-            f.dead = dead;
+            f.slots = slots;
+            f.dead = p->pad > 0 ? p->pad - l->n_keep : 0;
         }
         return f;
     }
-    f.number = moec_plan_number(p, at->set, at->expert);
+    f.number = moec_plan_number(p, m, at->set, at->expert);
     f.dropped = f.number < 0;
-    if (f.number == l->n_keep - 1) {
-        f.dead = dead;
-        f.first_dead = l->n_keep;
+    if (!f.dropped && f.number % slots.size == slots.live - 1) { /* the last of its group that is kept */
+        f.dead = slots.size - slots.live;
+        f.first_dead = f.number + 1;
     }
     return f;
 }

@@ -137,6 +137,21 @@ static moec_status add_rewritten(builder *b, const char *name, const moec_cast *
     return moec_out_bytes(b->l->files, fd, at, n, err);
 }
 
+/* The kept parts of a stack, and behind those of each group its dead ones. */
+static moec_status add_parts(builder *b, size_t i, moec_fate f, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_slots s = f.slots;
+    const uint64_t part = b->forms.cast[i].bytes / (uint64_t)f.parts->n_experts;
+    for (int64_t k = 0; k < f.parts->n_keep; k++) {
+        MOEC_TRY(add_bytes(b, i, (uint64_t)f.parts->keep[k] * part, part, err));
+        if (k % s.live == s.live - 1)
+            MOEC_TRY(add_dead(b, i, (uint64_t)(s.size - s.live) * part, err));
+    }
+done:
+    return st;
+}
+
 static moec_status add_tensor(builder *b, size_t i, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -159,10 +174,7 @@ static moec_status add_tensor(builder *b, size_t i, moec_err *err)
         if (f.number >= 0)
             MOEC_TRY(add_dead_experts(b, i, f, err));
     } else if (f.parts) {
-        uint64_t part = c->bytes / (uint64_t)f.parts->n_experts;
-        for (int64_t k = 0; k < f.parts->n_keep; k++)
-            MOEC_TRY(add_bytes(b, i, (uint64_t)f.parts->keep[k] * part, part, err));
-        MOEC_TRY(add_dead(b, i, (uint64_t)f.dead * part, err));
+        MOEC_TRY(add_parts(b, i, f, err));
     } else {
         MOEC_TRY(add_bytes(b, i, 0, c->bytes, err));
         MOEC_TRY(add_dead_experts(b, i, f, err));

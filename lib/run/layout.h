@@ -63,7 +63,8 @@ typedef struct moec_fate {
     bool dropped;
     int64_t number;               /* new number of an expert, else -1 */
     const moec_plan_layer *parts; /* of a stack: its parts are keep[0], keep[1], ..; NULL: all, unchanged */
-    int64_t dead;                 /* stack: dead parts behind them; expert: tensors of dead experts that follow this one, */
+    moec_slots slots;             /* how these stand in the output, dead parts among them */
+    int64_t dead;                 /* stack: dead parts in all; expert: tensors of dead experts that follow this one, */
     int64_t first_dead;           /* numbered from here */
     bool rewritten;               /* its bytes are those of the tensor of its name among the weights computed anew */
 } moec_fate;
@@ -82,7 +83,7 @@ typedef struct moec_layout {
     moec_forms forms;
     uint64_t tensor_bytes, tensors;
     uint64_t dead_bytes; /* of these, of dead experts */
-    uint64_t loose; /* tensors of experts that belong to no layer that is known; copied whole */
+    uint64_t loose; /* tensors of experts that belong to no layer that is known (a vision tower's); copied whole */
 } moec_layout;
 
 /** Lists the output of a plan that fits the model. `weights` holds the tensors that the plan's layers have computed anew; with

@@ -32,7 +32,7 @@ static void check_plan(const moec_plan *p)
         check_list(pl->unseen, pl->n_unseen, pl->n_experts);
         check_list(pl->guarded, pl->n_guarded, pl->n_experts);
         for (int64_t k = 0; k < pl->n_keep; k++)
-            check(moec_plan_number(p, l, pl->keep[k]) == k);
+            check(moec_plan_kept(p, l, pl->keep[k]) == k);
     }
 }
 

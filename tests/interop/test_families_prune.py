@@ -6,8 +6,9 @@ Each row of families.ROWS loses half of its experts by REAP (calibrated on ids w
 missing, unexpected or mismatched tensor and give the logits of the source model whose removed experts cannot be chosen (router
 logit and selection bias at minus infinity), in transformers and in our own forward pass, within 1e-3 of the largest. Every tensor
 must be the source's, byte for byte, or the kept parts of it; in config.json only the keys that count experts may differ. Groups
-keep the same number each; multi-token-prediction layers are pruned or dropped; --pad-to adds experts that are never chosen;
---groups drop chooses among all. Exit 0: nothing differs.
+keep the same number each; multi-token-prediction layers are pruned or dropped; --pad-to adds experts that are never chosen,
+as many of each group where there are any, and our forward pass gives the unpadded output's logits bit for bit; --groups drop
+chooses among all. Exit 0: nothing differs.
 """
 import argparse
 import json
@@ -25,9 +26,10 @@ from safetensors.torch import load_file
 
 LIMIT = 1e-3
 COUNTS = {"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"}
-PADDED = ["gpt_oss", "gpt_oss-mxfp4", "deepseek_v3-moonlight", "deepseek_v3-kimi", "glm4_moe", "glm4_moe_lite", "minimax_m2",
-          "minimax_m2-fp8", "dots1", "exaone_moe", "lfm2_moe", "afmoe"]
-NOT_PADDED = ["mixtral", "qwen3_moe", "llama4_text", "deepseek_v3", "jetmoe"]
+PADDED = ["gpt_oss", "gpt_oss-mxfp4", "deepseek_v3", "deepseek_v3-fused", "deepseek_v3-mtp-fp8", "deepseek_v3-moonlight",
+          "deepseek_v3-kimi", "deepseek_v32", "glm_moe_dsa", "glm4_moe", "glm4_moe_lite", "minimax_m2", "minimax_m2-fp8", "dots1",
+          "solar_open", "hy_v3", "exaone_moe", "lfm2_moe", "afmoe"]
+NOT_PADDED = ["mixtral", "qwen3_moe", "llama4_text", "deepseek_v2-groups", "jetmoe"]
 UNGROUPED = ["deepseek_v3", "deepseek_v2-groups"]
 
 
@@ -156,6 +158,9 @@ class Row:
 
     # --- what is tried
 
+    def groups(self):
+        return self.model.config.get_text_config().to_dict().get("n_group") or 1
+
     def half(self):
         stats = os.path.join(self.work, "stats.h5")
         self.tool("calibrate", self.source, "--text", self.ids, "-o", stats, "-q")
@@ -164,7 +169,7 @@ class Row:
         n = families.expert_count(self.model)
         sizes = {len(l["keep"]) for l in plan["layers"] + plan.get("others", [])}
         self.check(sizes == {n // 2}, f"plan keeps {sizes} of {n}")
-        groups = self.model.config.get_text_config().to_dict().get("n_group") or 1
+        groups = self.groups()
         for l in plan["layers"] + plan.get("others", []):
             per = [sum(e // (n // groups) == g for e in l["keep"]) for g in range(groups)]
             self.check(len(set(per)) == 1, f"layer {l['layer']}: groups keep {per}")
@@ -190,13 +195,18 @@ class Row:
         self.check(not any(said.values()), f"--mtp drop: config.json says {said}")
         return worst
 
-    def pad(self, options, plan):
-        n = families.expert_count(self.model)
+    def pad(self, options, half, plan):
+        n, groups = families.expert_count(self.model), self.groups()
         if self.spec["name"] in NOT_PADDED:
             self.tool("prune", self.source, *options, "--pad-to", str(n), "-o", os.path.join(self.work, "refused"), "-q", fails=True)
             return 0.0
         out, _ = self.prune("padded", *options, "--pad-to", str(n))
         worst = self.compare(out, plan, "padded")
+        ours = self.ours(half).clone()  # the next one is written over it
+        self.check(torch.equal(self.ours(out), ours), "--pad-to: not what the output computes without it")
+        if groups > 1:
+            refused = os.path.join(self.work, "refused")
+            self.tool("prune", self.source, *options, "--pad-to", str(n - 1), "-o", refused, "-q", fails=True)
         self.check(families.expert_count(families.load(self.spec, out, os.path.join(self.work, "plain-out"))) == n,
                    "--pad-to: number of experts")
         return worst
@@ -225,11 +235,11 @@ def run_row(a, spec, seed, work):
     row, worst = None, {}
     try:
         row = Row(a, spec, seed, work)
-        _, plan, options, worst["half"] = row.half()
+        half, plan, options, worst["half"] = row.half()
         if spec["mtp"]:
             worst["no mtp"] = row.mtp_drop(options)
         if spec["name"] in PADDED + NOT_PADDED:
-            worst["padded"] = row.pad(options, plan)
+            worst["padded"] = row.pad(options, half, plan)
         if spec["make"] and re.search("fp8|mxfp4", spec["make"]):
             worst["cast"] = row.cast(plan)
         if spec["name"] in UNGROUPED:

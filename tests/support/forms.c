@@ -125,31 +125,42 @@ float forms_value(const moec_tensor *t, int64_t i)
     return v;
 }
 
+/* A set before and after, and the new numbers of its experts. */
+typedef struct pair {
+    const moec_model *m;
+    const moec_plan *p;
+    int64_t set;
+} pair;
+
 /* n values of each expert. */
-static void same_parts(const moec_tensor *a, const moec_tensor *b, const moec_plan_layer *l, int64_t n)
+static void same_parts(const moec_tensor *a, const moec_tensor *b, const pair *x, int64_t n)
 {
+    const moec_plan_layer *l = &x->p->layer[x->set];
     assert_int_equal(!a, !b);
     for (int64_t k = 0; a && k < l->n_keep; k++)
         for (int64_t i = 0; i < n; i++)
-            assert_true(forms_value(a, l->keep[k] * n + i) == forms_value(b, k * n + i));
+            assert_true(forms_value(a, l->keep[k] * n + i) ==
+                        forms_value(b, moec_plan_number(x->p, x->m, x->set, l->keep[k]) * n + i));
 }
 
-static void same_layer(const moec_model *m, const moec_layer *a, const moec_layer *b, const moec_plan_layer *l)
+static void same_layer(const moec_layer *a, const moec_layer *b, const pair *x)
 {
-    const moec_dims *d = &m->dims;
-    same_parts(a->mat[MOEC_MAT_ROUTER].of, b->mat[MOEC_MAT_ROUTER].of, l, d->hidden);
-    same_parts(a->bias[MOEC_MAT_ROUTER], b->bias[MOEC_MAT_ROUTER], l, 1);
-    same_parts(a->vec[MOEC_VEC_SELECTION_BIAS], b->vec[MOEC_VEC_SELECTION_BIAS], l, 1);
-    same_parts(a->gate_up_bias, b->gate_up_bias, l, 2 * d->expert_width);
-    same_parts(a->down_bias, b->down_bias, l, d->hidden);
+    const moec_dims *d = &x->m->dims;
+    const moec_plan_layer *l = &x->p->layer[x->set];
+    same_parts(a->mat[MOEC_MAT_ROUTER].of, b->mat[MOEC_MAT_ROUTER].of, x, d->hidden);
+    same_parts(a->bias[MOEC_MAT_ROUTER], b->bias[MOEC_MAT_ROUTER], x, 1);
+    same_parts(a->vec[MOEC_VEC_SELECTION_BIAS], b->vec[MOEC_VEC_SELECTION_BIAS], x, 1);
+    same_parts(a->gate_up_bias, b->gate_up_bias, x, 2 * d->expert_width);
+    same_parts(a->down_bias, b->down_bias, x, d->hidden);
     for (int64_t k = 0; k < l->n_keep; k++) {
-        same_view(&a->expert[l->keep[k]].gate, &b->expert[k].gate);
-        same_view(&a->expert[l->keep[k]].up, &b->expert[k].up);
-        same_view(&a->expert[l->keep[k]].down, &b->expert[k].down);
+        const moec_mlp *was = &a->expert[l->keep[k]], *is = &b->expert[moec_plan_number(x->p, x->m, x->set, l->keep[k])];
+        same_view(&was->gate, &is->gate);
+        same_view(&was->up, &is->up);
+        same_view(&was->down, &is->down);
     }
 }
 
-/* Through the model's own eyes: expert k is expert keep[k] of the source, in every set. */
+/* Through the model's own eyes: every kept expert is the source's under its new number, in every set. */
 void forms_same_experts(const moec_model *m, const moec_model *o, const moec_plan *p)
 {
     assert_int_equal(o->sets, p->n_sets);
@@ -157,14 +168,15 @@ void forms_same_experts(const moec_model *m, const moec_model *o, const moec_pla
     for (int64_t s = 0; s < p->n_sets; s++) {
         const moec_plan_layer *l = &p->layer[s];
         const moec_layer *a = moec_set_layer(m, s), *b = moec_set_layer(o, s);
+        const pair x = {.m = m, .p = p, .set = s};
         if (l->kind != MOEC_SET_HEADS) {
-            same_layer(m, a, b, l);
+            same_layer(a, b, &x);
             continue;
         }
         const int64_t n = m->dims.hidden * m->dims.kv_heads * m->dims.head_dim;
-        same_parts(a->mat[MOEC_MAT_HEADS_ROUTER].of, b->mat[MOEC_MAT_HEADS_ROUTER].of, l, m->dims.hidden);
-        same_parts(a->heads_in, b->heads_in, l, n);
-        same_parts(a->heads_out, b->heads_out, l, n);
+        same_parts(a->mat[MOEC_MAT_HEADS_ROUTER].of, b->mat[MOEC_MAT_HEADS_ROUTER].of, &x, m->dims.hidden);
+        same_parts(a->heads_in, b->heads_in, &x, n);
+        same_parts(a->heads_out, b->heads_out, &x, n);
     }
 }
 
@@ -257,8 +269,12 @@ void forms_check_dead(const moec_model *o, const moec_plan *p)
 {
     for (int64_t s = 0; s < p->n_sets; s++) {
         const moec_layer *l = moec_set_layer(o, s);
-        for (int64_t e = p->layer[s].n_keep; e < p->pad; e++) {
+        int64_t dead = 0;
+        for (int64_t e = 0; e < p->pad; e++) {
             float row[256];
+            if (moec_slots_kept(moec_plan_slots(p, o, s), e) >= 0)
+                continue;
+            dead++;
             const moec_tensor *bar = l->vec[MOEC_VEC_SELECTION_BIAS] ? l->vec[MOEC_VEC_SELECTION_BIAS] : l->bias[MOEC_MAT_ROUTER];
             const moec_weight *w[] = {&l->expert[e].gate, &l->expert[e].up, &l->expert[e].down};
             assert_true(fabsf(forms_value(bar, e) + 1e4f) < 20.0f);
@@ -271,5 +287,6 @@ void forms_check_dead(const moec_model *o, const moec_plan *p)
                         assert_true(row[c] == 0.0f);
                 }
         }
+        assert_int_equal(dead, p->pad - p->layer[s].n_keep);
     }
 }

@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "run/apply.h"
+#include "run/layout.h"
 #include "run/verify.h"
 #include "support/forms.h"
 
@@ -197,6 +198,85 @@ static void test_pad(void **state)
     }
 }
 
+/* Group g of the output has pad / n_group places: the kept experts of group g, then dead ones. */
+static void test_pad_groups(void **state)
+{
+    (void)state;
+    static const int32_t six[] = {1, 2, 3, 4, 5, 7}, four[] = {0, 3, 5, 6};
+    static const int64_t of_six[] = {-1, 0, 1, 2, 4, 5, -1, 6}, of_four[] = {0, -1, -1, 1, -1, 4, 5, -1};
+    moec_digest print;
+    forms_write_tiny("deepseek_v3", 0, MOEC_BF16);
+    add_mtp();
+    moec_model *m = forms_open_dir(forms_source);
+    assert_int_equal(m->dims.groups, 2);
+    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+    moec_request q = forms_request(m, &print, 6);
+    q.pad = 8;
+    moec_plan *p = forms_plan_of(&q);
+    assert_int_equal(p->n_sets, 3); /* two layers and the MTP layer */
+    memcpy(p->layer[0].keep, six, sizeof six);
+    p->layer[1].n_keep = 4; /* with a pad, layers may keep different numbers */
+    memcpy(p->layer[1].keep, four, sizeof four);
+    for (int64_t e = 0; e < 8; e++) {
+        assert_int_equal(moec_plan_number(p, m, 0, e), of_six[e]);
+        assert_int_equal(moec_plan_number(p, m, 1, e), of_four[e]);
+    }
+    const moec_slots s = moec_plan_slots(p, m, 1);
+    for (int64_t e = 0; e < 8; e++)
+        assert_int_equal(moec_slots_kept(s, e), e % 4 < 2 ? e / 4 * 2 + e % 4 : -1);
+    moec_model *o = forms_apply(m, p);
+    forms_same_experts(m, o, p);
+    forms_check_dead(o, p);
+    assert_int_equal(o->dims.groups, 2);
+    moec_model_close(o);
+    assert_int_equal(moec_plan_dead(p), 2 + 4 + 2);
+    memcpy(p->layer[1].keep, six, 4 * sizeof *six); /* three of group 0, one of group 1 */
+    assert_int_equal(moec_plan_check(p, m, print.hex, NULL), MOEC_EFORMAT);
+    memcpy(p->layer[1].keep, four, sizeof four);
+    assert_int_equal(moec_plan_check(p, m, print.hex, NULL), MOEC_OK);
+    p->pad = 7;
+    moec_err err = {MOEC_OK, ""};
+    assert_int_equal(moec_plan_check(p, m, print.hex, &err), MOEC_EFORMAT);
+    assert_non_null(strstr(err.text, "multiple of 2"));
+    moec_plan_free(p);
+    q.pad = 7;
+    forms_refuse_request(&q, "multiple of 2");
+    q.drop_groups = true; /* then any number, dead ones behind all others */
+    p = forms_plan_of(&q);
+    o = forms_apply(m, p);
+    forms_same_experts(m, o, p);
+    forms_check_dead(o, p);
+    assert_int_equal(moec_plan_number(p, m, 0, p->layer[0].keep[5]), 5);
+    moec_model_close(o);
+    moec_plan_free(p);
+    moec_model_close(m);
+}
+
+/* Experts of a part that this program does not know, as of a vision tower: copied whole, and counted for the warning. */
+static void test_loose(void **state)
+{
+    (void)state;
+    moec_digest print;
+    const int64_t dim[1] = {4};
+    moec_layout l;
+    forms_write_tiny("qwen3_moe", 0, MOEC_F32);
+    forms_pool *x = forms_pool_of(NULL);
+    forms_pool_add(x, "visual.blocks.0.mlp.experts.0.w1.weight", MOEC_F32, 1, dim, "0123456789abcdef");
+    forms_pool_write(x);
+    moec_model *m = forms_open_dir(forms_source);
+    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+    const moec_request q = forms_request(m, &print, 4);
+    moec_plan *p = forms_plan_of(&q);
+    assert_int_equal(moec_layout_build(&l, m, p, NULL, NULL), MOEC_OK);
+    assert_int_equal(l.loose, 1);
+    moec_layout_release(&l);
+    moec_model *o = forms_apply(m, p);
+    assert_non_null(moec_ckpt_find(o->ckpt, "visual.blocks.0.mlp.experts.0.w1.weight"));
+    moec_model_close(o);
+    moec_plan_free(p);
+    moec_model_close(m);
+}
+
 static void test_config_forms(void **state)
 {
     (void)state;
@@ -274,8 +354,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families), cmocka_unit_test(test_groups), cmocka_unit_test(test_mtp),
-        cmocka_unit_test(test_router_norm), cmocka_unit_test(test_pad),
-        cmocka_unit_test(test_config_forms), cmocka_unit_test(test_compat),
+        cmocka_unit_test(test_router_norm), cmocka_unit_test(test_pad), cmocka_unit_test(test_pad_groups),
+        cmocka_unit_test(test_loose), cmocka_unit_test(test_config_forms), cmocka_unit_test(test_compat),
     };
     return cmocka_run_group_tests(tests, forms_set_up, forms_tear_down);
 }

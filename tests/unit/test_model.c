@@ -285,6 +285,8 @@ static void configs_that_make_no_sense_are_refused(void **state)
         {"scoring_func", "\"sigmoid\"", "scoring_func is sigmoid, which is not how qwen3_moe routes"},
         {"text_config", "\"x\"", "text_config is not an object"},
         {"attn_config", "[1]", "attn_config is not an object"},
+        {"layer_types", "[\"full_attention\", \"chunked_attention\", \"full_attention\"]",
+         "layer_types: layer 1 is chunked_attention, which is not known for qwen3_moe"},
         {"mlp_layer_types", "[\"dense\", \"sparse\", \"moe\"]", "mlp_layer_types: layer 2 is moe"},
         {"num_experts", "[8, 8, 6]", "num_experts differs between layers (entry 2)"},
         {"num_experts", "[]", "neither a whole number nor a list"},

@@ -71,9 +71,9 @@ static void test_round_trip(void **state)
     moec_plan_free(back);
     assert_int_equal(moec_plan_to_json(&json, p, NULL), MOEC_OK);
     assert_int_equal(moec_plan_from_json(&back, json, "json", NULL), MOEC_OK);
-    assert_int_equal(moec_plan_number(back, 0, 1), 0);
-    assert_int_equal(moec_plan_number(back, 0, 2), -1);
-    assert_int_equal(moec_plan_number(back, 0, 7), 3);
+    assert_int_equal(moec_plan_kept(back, 0, 1), 0);
+    assert_int_equal(moec_plan_kept(back, 0, 2), -1);
+    assert_int_equal(moec_plan_kept(back, 0, 7), 3);
     assert_ptr_equal(moec_plan_find(back, 2), &back->layer[1]);
     assert_null(moec_plan_find(back, 1));
     moec_json_free(json);
@@ -200,6 +200,13 @@ static void test_other_model(void **state)
     assert_int_equal(moec_plan_check(p, model, print.hex, NULL), MOEC_OK);
     memset(p->model, 'a', 32);
     refuse(p, "another model");
+    p = make(0x0f);
+    snprintf(p->model_type, sizeof p->model_type, "mixtral");
+    refuse(p, "a model of type mixtral, this one is qwen3_moe");
+    p = make(0x0f);
+    p->model_type[0] = '\0'; /* need not be said */
+    assert_int_equal(moec_plan_check(p, model, print.hex, NULL), MOEC_OK);
+    moec_plan_free(p);
     p = make(0x0f);
     p->layer[2].n_keep = 3;
     refuse(p, "one count");

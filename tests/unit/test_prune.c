@@ -181,7 +181,7 @@ static void test_unseen_and_ties(void **state)
     assert_int_equal(p->layer[0].n_unseen, 1);
     assert_int_equal(p->layer[0].unseen[0], 5);
     assert_int_equal(p->layer[1].n_unseen, 0);
-    assert_int_equal(moec_plan_number(p, 0, 5), -1);
+    assert_int_equal(moec_plan_kept(p, 0, 5), -1);
     moec_plan_free(p);
     for (int d = 0; d < 2; d++)
         for (int e = 0; e < E; e++) {
@@ -208,9 +208,9 @@ static void test_nesting_and_permutation(void **state)
             moec_plan *small = plan(name, &q), *large = plan(name, &r), *moved = plan(name, &u);
             for (int64_t l = 0; l < L; l++)
                 for (int64_t k = 0; k < keep; k++) {
-                    assert_true(moec_plan_number(large, l, small->layer[l].keep[k]) >= 0);
+                    assert_true(moec_plan_kept(large, l, small->layer[l].keep[k]) >= 0);
                     if (moec_method_at(i)->n_needs > 0 && strcmp(name, "frequency") != 0) /* small counts tie */
-                        assert_true(moec_plan_number(moved, l, place[small->layer[l].keep[k]]) >= 0);
+                        assert_true(moec_plan_kept(moved, l, place[small->layer[l].keep[k]]) >= 0);
                 }
             assert_int_equal(small->new_top_k, keep < 2 ? keep : 2);
             moec_plan_free(small);
@@ -344,7 +344,7 @@ static void test_protected_are_kept(void **state)
         assert_int_equal(p->layer[0].keep[1], 6);
         assert_int_equal(p->layer[0].n_guarded, 2);
         assert_int_equal(p->layer[1].n_guarded, 0);
-        assert_true(moec_plan_number(p, 2, 7) >= 0);
+        assert_true(moec_plan_kept(p, 2, 7) >= 0);
         moec_plan_free(p);
         q.keep = 1;
         refuse(moec_method_at(i)->name, &q, MOEC_EINVAL, "layer 0: 2 experts are protected");

@@ -50,6 +50,14 @@ static void make_fp8(void)
     moec_free(all);
 }
 
+static moec_plan *plan_keeping(const moec_model *m, int64_t keep)
+{
+    moec_digest print;
+    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+    const moec_request q = forms_request(m, &print, keep);
+    return forms_plan_of(&q);
+}
+
 static void keep_these(moec_plan *p)
 {
     static const int32_t keep[] = {0, 2, 3, 5, 6};
@@ -90,13 +98,10 @@ static void check_rounded(const moec_model *m, const moec_model *o, const moec_p
 static void test_fp8(void **state)
 {
     (void)state;
-    moec_digest print;
     make_fp8();
     moec_model *m = forms_open_dir(forms_source);
+    moec_plan *p = plan_keeping(m, 5);
     assert_int_equal(m->layer[0].expert[0].gate.storage, MOEC_FP8);
-    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
-    moec_request q = forms_request(m, &print, 5);
-    moec_plan *p = forms_plan_of(&q);
     keep_these(p);
     moec_model *o = forms_apply(m, p);
     forms_same_experts(m, o, p);
@@ -165,13 +170,10 @@ static void make_mxfp4(void)
 static void test_mxfp4(void **state)
 {
     (void)state;
-    moec_digest print;
     make_mxfp4();
     moec_model *m = forms_open_dir(forms_source);
+    moec_plan *p = plan_keeping(m, 5);
     assert_int_equal(m->layer[0].expert[0].gate.storage, MOEC_MXFP4);
-    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
-    moec_request q = forms_request(m, &print, 5);
-    moec_plan *p = forms_plan_of(&q);
     keep_these(p);
     p->pad = 6;
     moec_model *o = forms_apply(m, p);
@@ -186,8 +188,7 @@ static void test_mxfp4(void **state)
     assert_int_equal(o->layer[0].layout, MOEC_LAYOUT_IN_OUT_PAIRS);
     moec_model_close(o);
     moec_plan_free(p);
-    q.keep = 1; /* top-k falls with it, under both of its names */
-    p = forms_plan_of(&q);
+    p = plan_keeping(m, 1); /* top-k falls with it, under both of its names */
     o = forms_apply(m, p);
     assert_int_equal(forms_config_int(o, "num_experts_per_tok"), 1);
     assert_int_equal(forms_config_int(o, "experts_per_token"), 1);
@@ -200,12 +201,9 @@ static void test_mxfp4(void **state)
 static void test_out_of_memory(void **state)
 {
     (void)state;
-    moec_digest print;
     make_fp8();
     moec_model *m = forms_open_dir(forms_source);
-    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
-    const moec_request q = forms_request(m, &print, 5);
-    moec_plan *p = forms_plan_of(&q);
+    moec_plan *p = plan_keeping(m, 5);
     p->pad = 6;
     p->dtype = MOEC_F32;
     for (long k = 0;; k += 1 + k / 40) {
@@ -231,13 +229,10 @@ static void test_damage(void **state)
     (void)state;
     static const char *const names[] = {"model.layers.1.mlp.router.bias", "model.layers.0.mlp.experts.down_proj"};
     static const char *const says[] = {"a dead expert has", "the source (model.layers.0.mlp.experts.down_proj_blocks) has"};
-    moec_digest print;
     make_mxfp4();
     moec_model *m = forms_open_dir(forms_source);
-    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
-    moec_request q = forms_request(m, &print, 5);
-    q.pad = 6;
-    moec_plan *p = forms_plan_of(&q);
+    moec_plan *p = plan_keeping(m, 5);
+    p->pad = 6;
     p->dtype = MOEC_F16;
     for (size_t i = 0; i < MOEC_COUNT(names); i++) {
         moec_model *o = forms_apply(m, p);
