@@ -79,6 +79,11 @@ MOEC_API moec_status moec_forward_layer(moec_forward *f, int64_t layer, moec_err
 MOEC_API moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, const int64_t *seq, int64_t n_seq,
                                         moec_watch_fn *watch, void *ctx, moec_err *err) MOEC_USE_RESULT;
 
+/** Chooses experts from logits [n, E+N] (bias included, -infinity for experts that are not to be chosen) by the rule of the
+ *  model: scores [n, E+N], ids and gates [n, slots] as in moec_moe_view. `scores` may be `logits`. Any thread. */
+MOEC_API void moec_route(float *scores, int32_t *ids, float *gates, const float *logits, const moec_model *m,
+                         const moec_layer *l, int64_t n);
+
 /** Bytes of one layer's tensors. */
 MOEC_API uint64_t moec_layer_bytes(const moec_model *m, int64_t layer);
 /** Bytes of one expert's matrices and scales. */

@@ -1,0 +1,100 @@
+/* Repair of an MoE layer whose experts were thinned out: the weights of the experts that stay are fitted so that the layer
+ * gives again what it is wanted to give, on calibration tokens, under the routing that it has now.
+ *
+ *     r_t = sum over the experts e that token t selects of g_t[e] f_e(x_t)        f_e(x) = down(act(gate x, up x))
+ *     error = sum_t w_t |y_t - r_t|^2 / sum_t w_t |y_t|^2
+ *
+ * Experts are fitted one after the other against what the others leave (block Gauss-Seidel), in sweeps: memory is one expert
+ * and the tokens, whatever the number of experts. Tokens come in two parts: those that are fitted to, and behind them
+ * the held-out ones, which decide whether a change is taken. Results do not depend on the number of threads.
+ * Symbols: n tokens, H hidden, I expert width, K experts that stay. */
+#ifndef MOEC_METHOD_REPAIR_H
+#define MOEC_METHOD_REPAIR_H
+
+#include "base/log.h"
+#include "model/forward.h"
+
+typedef struct moec_repair_task {
+    const moec_model *model;   /* dims and rules */
+    const moec_layer *layer;   /* expert[e] of every kept e: plain views of writable tensors, read and written in place */
+    const int32_t *keep;       /* [n_keep] ascending */
+    int64_t n_keep;
+    int64_t n, n_fit;          /* tokens; the first n_fit are fitted to */
+    const float *x;            /* [n,H] input of router and experts */
+    float *rest;               /* [n,H] y - r, kept up to date by the functions below */
+    const float *weight;       /* [n] w, above 0 */
+    int32_t *ids;              /* [n,slots] selected experts (numbers of the source, all of them kept); -1: empty slot */
+    float *gates;              /* [n,slots] weights as applied */
+    int64_t slots;
+    moec_weight router;        /* [n_keep,H] writable rows of the kept experts, or .of NULL: routing stays as it is */
+    const float *router_bias;  /* [n_keep] of the logits, or NULL */
+    moec_progress *progress;   /* stepped by tokens of an expert times passes over them; NULL: none */
+} moec_repair_task;
+
+/* sum_t w_t |rest_t|^2 of both parts. */
+typedef struct moec_repair_error {
+    double fit, held;
+} moec_repair_error;
+
+/** rest := rest - r: what is wanted becomes what is missing. Call once, with `rest` holding y. MOEC_ENOMEM, MOEC_EINTR. */
+MOEC_API moec_status moec_repair_start(moec_repair_task *t, moec_err *err) MOEC_USE_RESULT;
+/** What is missing now. */
+MOEC_API moec_repair_error moec_repair_missing(const moec_repair_task *t);
+
+typedef struct moec_ridge_opts {
+    int sweeps;     /* over all experts */
+    double lambda;  /* of the mean diagonal of the expert's Gram matrix */
+    int64_t dense;  /* widest I that is solved by Cholesky factorisation; wider ones by conjugate gradients */
+} moec_ridge_opts;
+
+/** New down projections D of the experts that stay, in closed form. In turn for each expert e, with a_t = act(gate x_t, up x_t),
+ *  b_t = g_t a_t and the target z_t = rest_t + D b_t of its tokens T that are fitted to:
+ *
+ *      D' = argmin sum_{t in T} w_t |z_t - D' b_t|^2 + mu |D' - D|^2,   mu = lambda / I * trace(sum_t w_t b_t b_t^T)
+ *
+ *  i.e. D' = D + (B rest)^T (A + mu)^-1, solved for the change: with few tokens it stays near what is there. D' is taken
+ *  when the held-out error of the expert's tokens drops (where no held-out token selects it: when the fitted error does). The
+ *  Gram matrix is summed in float32 by blocks of tokens and in float64 over blocks; factorised in float64, mu times 10 until that
+ *  succeeds. Conjugate gradients start from no change and end at a relative residual of 1e-4 or 50 steps.
+ *  An expert without tokens stays as it is.
+ *  *taken: experts whose projection changed. Output rounded once to the tensor's type.
+ *  MOEC_ENOMEM; MOEC_EINTR; MOEC_ENUMERIC: a weight that is not finite.
+ *  Cost a sweep: 2 n_e (2 H I + I^2/2 + 2 H I) + I^3/3 + 2 H I^2 operations for an expert of n_e tokens.
+ *  Source: the refit of MergeMoE (arXiv 2510.14436, its T1), applied here to pruning, towards the old weights and with a
+ *  held-out test. */
+MOEC_API moec_status moec_repair_ridge(int64_t *taken, moec_repair_task *t, const moec_ridge_opts *o, moec_err *err)
+    MOEC_USE_RESULT;
+
+typedef struct moec_deep_opts {
+    int sweeps;           /* over all blocks */
+    int epochs;           /* over a block's tokens in each */
+    int64_t batch;        /* tokens of a step */
+    double rate;          /* step, as a share of the matrix's root mean square; falls to 0 by a cosine over all steps */
+    uint64_t seed;        /* of the order of tokens */
+    int64_t block_values; /* most weights that are fitted together */
+} moec_deep_opts;
+
+/** Gate, up and down of the experts that stay, by gradient steps on the layer's own error. A block is as many experts, in
+ *  order, as have block_values weights together, one at least; of an expert that is larger, as many of its neurons. In turn
+ *  for each block, the others fixed, with T the fitted tokens that select one of its experts: `epochs` passes over T in random
+ *  batches, Adam (0.9, 0.98) with gradients by hand on
+ *
+ *      L = sum_{t in batch} w_t |z_t - sum_{e in block} g_t[e] f_e(x_t)|^2 / sum_{t in T} w_t |z_t|^2 * |T| / |batch|,
+ *      z_t = rest_t + what the block gives before the visit
+ *
+ *  Where one block holds the whole layer, task.router is there and the family chooses the k best by softmax or sigmoid, the
+ *  router's rows are fitted too: every batch is routed by the rows as they are then, and with r_t the routed output, s the
+ *  score, dr/dz_e = g_e f_e - (g_e / gamma) r (softmax; gamma: the factor on normalised weights, 1 in most families) or
+ *  (1 - s_e) of the same (sigmoid, renormalised), (1 - s_e) g_e f_e (sigmoid, not). ids and gates are the new ones afterwards.
+ *  A visit is taken when the held-out error of the block's tokens drops (of all tokens when routing changed), else
+ *  everything is as before it. Moments of Adam start anew with each visit.
+ *  *taken: visits that were. Errors as moec_repair_ridge.
+ *  Cost a sweep: (3 epochs + 2) times the experts' part of the layer's forward pass, and some 6 values of memory traffic a
+ *  weight and step. Unpublished: layer-wise distillation of pruned experts. */
+MOEC_API moec_status moec_repair_deep(int64_t *taken, moec_repair_task *t, const moec_deep_opts *o, moec_err *err)
+    MOEC_USE_RESULT;
+
+/** Bytes that the two need besides the task's own arrays. */
+MOEC_API size_t moec_repair_bytes(const moec_model *m, int64_t n, int64_t slots, int64_t block_values);
+
+#endif
