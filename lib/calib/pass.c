@@ -116,6 +116,8 @@ static uint64_t arrangement(const work *w, const moec_pass_plan *a)
     const moec_pass_opts *o = w->o;
     moec_forward_opts fo = forward_opts(w, a);
     uint64_t own = moec_forward_bytes(w->m, &fo) + o->fixed_bytes + o->worker_bytes * (uint64_t)a->workers;
+    if (o->look)
+        own += (uint64_t)a->workers * (uint64_t)(w->max_tokens * w->m->dims.hidden) * sizeof(float);
     uint64_t states = moec_hidden_bytes(w->n_tokens, w->m->dims.hidden, a->on_disk, a->workers, w->max_tokens);
     own += states;
     /* 12 MiB a thread: OpenBLAS's and the C library's own buffers and stacks */
@@ -205,6 +207,10 @@ moec_status moec_pass_new(moec_pass **out, const moec_model *m, const moec_corpu
     work w = {m, o, p->n_tokens, p->max_seq, p->max_tokens, 0};
     moec_forward_opts fo = forward_opts(&w, &p->plan);
     MOEC_TRY(moec_forward_new(&p->forward, m, &fo, err));
+    if (o->look)
+        MOEC_TRY(MOEC_NEW(p->look, (size_t)p->plan.workers, err));
+    for (int i = 0; o->look && i < p->plan.workers; i++)
+        MOEC_TRY(MOEC_NEW(p->look[i], (size_t)p->max_tokens * (size_t)m->dims.hidden, err));
     *out = p;
     p = NULL;
 done:
@@ -217,6 +223,9 @@ void moec_pass_free(moec_pass *p)
     if (!p)
         return;
     moec_progress_stop(&p->progress);
+    for (int i = 0; p->look && i < p->plan.workers; i++)
+        moec_free(p->look[i]);
+    moec_free(p->look);
     moec_forward_free(p->forward);
     moec_hidden_free(p->hidden);
     moec_free(p->chunk);
@@ -243,6 +252,7 @@ typedef struct job {
     moec_sum_fn *sum;
     void *ctx;
     const moec_chunk *now; /* of one call */
+    bool look;             /* states stay as they are */
 } job;
 
 static moec_status embed_chunk(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
@@ -300,6 +310,14 @@ static moec_status see_view(void *ctx, int worker, const moec_moe_view *v, moec_
     return j->see(j->ctx, worker, j->now, v, err);
 }
 
+/* On a copy, which is left behind. */
+static moec_status look_chunk(job *j, int worker, const float *h, moec_err *err)
+{
+    float *mine = j->p->look[worker];
+    memcpy(mine, h, (size_t)(j->now->n * j->p->m->dims.hidden) * sizeof *mine);
+    return moec_forward_chunk(j->p->forward, worker, mine, j->now->seq, j->now->n_seq, see_view, j, err);
+}
+
 static moec_status run_chunk(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -310,6 +328,10 @@ static moec_status run_chunk(void *ctx, int worker, int64_t lo, int64_t hi, moec
         j.now = &p->chunk[i];
         MOEC_TRY(moec_interrupted(err));
         MOEC_TRY(moec_hidden_get(&h, p->hidden, worker, j.now->token, j.now->n, false, err));
+        if (j.look) {
+            MOEC_TRY(look_chunk(&j, worker, h, err));
+            continue;
+        }
         MOEC_TRY(moec_forward_chunk(p->forward, worker, h, j.now->seq, j.now->n_seq, j.see ? see_view : NULL, &j, err));
         MOEC_TRY(moec_hidden_put(p->hidden, worker, j.now->token, j.now->n, err));
         moec_progress_step(&p->progress, (uint64_t)j.now->n);
@@ -354,6 +376,13 @@ static void drop_one(void *ctx, const moec_model *m, const moec_tensor *t)
     (void)ctx;
     (void)m;
     moec_pages_drop(t->data, t->bytes);
+}
+
+moec_status moec_pass_look(moec_pass *p, int64_t layer, moec_see_fn *see, void *ctx, moec_err *err)
+{
+    job j = {.p = p, .layer = layer, .see = see, .ctx = ctx, .look = true};
+    moec_status st = moec_forward_layer(p->forward, layer, err);
+    return st == MOEC_OK ? limit_workers(p, run_chunk, NULL, &j, err) : st;
 }
 
 moec_status moec_pass_layer(moec_pass *p, int64_t layer, moec_see_fn *see, moec_sum_fn *sum, void *ctx, moec_err *err)

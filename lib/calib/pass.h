@@ -26,6 +26,7 @@ typedef struct moec_pass_opts {
     size_t after_bytes;      /* what comes after the pass needs, while the hidden states are still there */
     const char *dir;         /* for hidden states that do not fit memory; NULL: the system's temporary folder */
     bool keep;               /* files in dir stay for a later run */
+    bool look;               /* room for moec_pass_look */
     const char *what;        /* name of the progress line */
 } moec_pass_opts;
 
@@ -47,6 +48,7 @@ typedef struct moec_pass {
     int64_t *seq;          /* storage behind chunk[].seq */
     moec_hidden *hidden;
     moec_forward *forward;
+    float **look;          /* [workers][max_tokens, H] */
     moec_progress progress;
 } moec_pass;
 
@@ -70,6 +72,8 @@ MOEC_API void moec_pass_begin(moec_pass *p, int64_t first_layer);
 /** One layer over all chunks. `see` and `sum` may be NULL. MOEC_EINTR between chunks once a signal came. */
 MOEC_API moec_status moec_pass_layer(moec_pass *p, int64_t layer, moec_see_fn *see, moec_sum_fn *sum, void *ctx,
                                      moec_err *err) MOEC_USE_RESULT;
+/** The same without going on: what the layer does is seen, and the hidden states stay those before it. With opts.look. */
+MOEC_API moec_status moec_pass_look(moec_pass *p, int64_t layer, moec_see_fn *see, void *ctx, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_pass_end(moec_pass *p);
 
 /** How the tokens of a corpus are chunked: at most this many tokens, whole windows, one domain.

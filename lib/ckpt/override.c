@@ -8,9 +8,10 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
-enum { MAX_FILES = 65536, PIECE = 64 << 20 };
+enum { MAX_FILES = 65536 };
 
 /* A file and its tensors by name. Allocated one by one: pointers to tensors must outlive the list's growth. */
 typedef struct part {
@@ -22,7 +23,11 @@ struct moec_override {
     char *dir;
     part **at; /* sorted by the files' names */
     size_t n, cap;
+    moec_sheet **sheet; /* committed; their maps live on */
+    size_t sheets, sheets_cap;
 };
+
+static void sheet_free(moec_sheet *s);
 
 static int by_name(const void *a, const void *b)
 {
@@ -116,6 +121,9 @@ void moec_override_close(moec_override *o)
         return;
     for (size_t i = 0; i < o->n; i++)
         part_free(o->at[i]);
+    for (size_t i = 0; i < o->sheets; i++)
+        sheet_free(o->sheet[i]);
+    moec_free(o->sheet);
     moec_free(o->at);
     moec_free(o->dir);
     moec_free(o);
@@ -142,12 +150,6 @@ bool moec_override_has(const moec_override *o, const char *file)
     return file_of(o, file) != NULL;
 }
 
-const char *moec_override_note(const moec_override *o, const char *file)
-{
-    const part *p = file_of(o, file);
-    return p ? p->shard.ix.metadata : NULL;
-}
-
 void moec_override_place(int *fd, uint64_t *at, const moec_override *o, const moec_tensor *t)
 {
     *fd = -1;
@@ -159,56 +161,121 @@ void moec_override_place(int *fd, uint64_t *at, const moec_override *o, const mo
         }
 }
 
-static moec_status put(int fd, const void *bytes, size_t n, const char *path, moec_err *err)
+/* --- a file that is being made ---------------------------------------------------------------------------------------- */
+
+struct moec_sheet {
+    char *file, *path, *tmp;
+    int fd;
+    unsigned char *map;
+    size_t size;
+    char **name;
+    moec_tensor *tensor;
+    size_t n;
+};
+
+static void sheet_free(moec_sheet *s)
 {
-    for (size_t at = 0; at < n;) {
-        size_t piece = n - at < PIECE ? n - at : PIECE;
-        ssize_t k = write(fd, (const char *)bytes + at, piece);
-        if (k < 0 && errno != EINTR)
-            return moec_fail_errno(err, errno, path);
-        at += k > 0 ? (size_t)k : 0;
-    }
+    if (s->map)
+        munmap(s->map, s->size);
+    if (s->fd >= 0)
+        close(s->fd);
+    moec_names_free(s->name, s->n);
+    moec_free(s->tensor);
+    moec_free(s->file);
+    moec_free(s->path);
+    moec_free(s->tmp);
+    moec_free(s);
+}
+
+static moec_status map_room(moec_sheet *s, const char *head, size_t head_len, moec_err *err)
+{
+    s->fd = open(s->tmp, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (s->fd < 0)
+        return moec_fail_errno(err, errno, s->tmp);
+    int failed = posix_fallocate(s->fd, 0, (off_t)s->size); /* a full disk is an error now, not a signal later */
+    if (failed)
+        return moec_fail_errno(err, failed, s->tmp);
+    void *map = mmap(NULL, s->size, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd, 0);
+    if (map == MAP_FAILED)
+        return moec_fail_errno(err, errno, s->tmp);
+    s->map = map;
+    memcpy(s->map, head, head_len);
     return MOEC_OK;
 }
 
-moec_status moec_override_add(moec_override *o, const char *file, const moec_tensor *t, size_t n, const char *note, moec_err *err)
+moec_status moec_sheet_new(moec_sheet **out, const moec_override *o, const char *file, const moec_tensor *t, size_t n,
+                           moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_st_entry *entry = NULL;
-    char *path = NULL, *tmp = NULL, *head = NULL;
+    moec_sheet *s = NULL;
+    char *head = NULL;
     size_t head_len;
     uint64_t at = 0;
-    int fd = -1;
+    *out = NULL;
     if (moec_override_has(o, file))
         return moec_fail(err, MOEC_EEXIST, "%s/%s: is there already", o->dir, file);
-    MOEC_TRY(moec_path_join(&path, o->dir, file, err));
-    MOEC_TRY(moec_format(&tmp, err, "%s.tmp", path));
+    MOEC_TRY(MOEC_NEW(s, 1, err));
+    s->fd = -1;
+    MOEC_TRY(moec_copy(&s->file, file, strlen(file), err));
+    MOEC_TRY(moec_path_join(&s->path, o->dir, file, err));
+    MOEC_TRY(moec_format(&s->tmp, err, "%s.tmp", s->path));
     MOEC_TRY(MOEC_NEW(entry, n, err));
-    for (size_t i = 0; i < n; i++) {
-        entry[i] = (moec_st_entry){.name = (char *)(uintptr_t)t[i].name, .dtype = t[i].dtype, .rank = t[i].rank,
-                                   .begin = at, .end = at + t[i].bytes};
-        memcpy(entry[i].dim, t[i].dim, sizeof entry[i].dim);
-        at += t[i].bytes;
+    MOEC_TRY(MOEC_NEW(s->name, n, err));
+    MOEC_TRY(MOEC_NEW(s->tensor, n, err));
+    for (s->n = 0; s->n < n; s->n++) {
+        const moec_tensor *from = &t[s->n];
+        MOEC_TRY(moec_copy(&s->name[s->n], from->name, strlen(from->name), err));
+        s->tensor[s->n] = *from;
+        s->tensor[s->n].name = s->name[s->n];
+        entry[s->n] = (moec_st_entry){.name = s->name[s->n], .dtype = from->dtype, .rank = from->rank, .begin = at,
+                                      .end = at + from->bytes};
+        memcpy(entry[s->n].dim, from->dim, sizeof entry[s->n].dim);
+        at += from->bytes;
     }
-    MOEC_TRY(moec_st_header(&head, &head_len, entry, n, note, err));
-    fd = open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (fd < 0) {
-        st = moec_fail_errno(err, errno, tmp);
+    MOEC_TRY(moec_st_header(&head, &head_len, entry, n, NULL, err));
+    s->size = head_len + at;
+    MOEC_TRY(map_room(s, head, head_len, err));
+    for (size_t i = 0; i < n; i++)
+        s->tensor[i].data = s->map + head_len + entry[i].begin;
+    *out = s;
+    s = NULL;
+done:
+    moec_sheet_discard(s);
+    moec_free(entry);
+    moec_free(head);
+    return st;
+}
+
+const moec_tensor *moec_sheet_at(const moec_sheet *s, size_t i)
+{
+    return &s->tensor[i];
+}
+
+moec_status moec_sheet_commit(moec_sheet *s, moec_override *o, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    if (msync(s->map, s->size, MS_SYNC) != 0) {
+        st = moec_fail_errno(err, errno, s->tmp);
         goto done;
     }
-    MOEC_TRY(put(fd, head, head_len, tmp, err));
-    for (size_t i = 0; i < n; i++)
-        MOEC_TRY(put(fd, t[i].data, t[i].bytes, tmp, err));
-    MOEC_TRY(moec_file_publish(tmp, path, err));
-    MOEC_TRY(map_file(o, file, err));
+    MOEC_TRY(moec_file_publish(s->tmp, s->path, err));
+    MOEC_TRY(map_file(o, s->file, err));
+    MOEC_TRY(MOEC_GROW(o->sheet, o->sheets_cap, o->sheets + 1, err));
+    o->sheet[o->sheets++] = s; /* whoever points into its map may go on */
+    s = NULL;
 done:
-    if (fd >= 0)
-        close(fd);
-    moec_free(head);
-    moec_free(entry);
-    moec_free(tmp);
-    moec_free(path);
+    moec_sheet_discard(s);
     return st;
+}
+
+void moec_sheet_discard(moec_sheet *s)
+{
+    if (!s)
+        return;
+    if (s->tmp && s->fd >= 0)
+        unlink(s->tmp);
+    sheet_free(s);
 }
 
 size_t moec_override_count(const moec_override *o)

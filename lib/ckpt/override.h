@@ -22,13 +22,22 @@ MOEC_API const moec_tensor *moec_override_find(const moec_override *o, const cha
 MOEC_API bool moec_override_has(const moec_override *o, const char *file);
 /** Where a tensor's bytes are. */
 MOEC_API void moec_override_place(int *fd, uint64_t *at, const moec_override *o, const moec_tensor *t);
-/** Writes n tensors as one more file (aside, synced, renamed) and maps it. `file` ends in .safetensors.
- *  `note`: JSON text of the file's metadata (text to text), or NULL.
- *  MOEC_EEXIST: there is such a file; MOEC_EIO, MOEC_ENOFIT, MOEC_ENOMEM. */
-MOEC_API moec_status moec_override_add(moec_override *o, const char *file, const moec_tensor *t, size_t n, const char *note,
-                                       moec_err *err) MOEC_USE_RESULT;
-/** Metadata of a file, JSON text, or NULL. */
-MOEC_API const char *moec_override_note(const moec_override *o, const char *file);
+/* A file of an override that is being made: its tensors lie in writable maps of the file, so that memory does not bound
+ * them; pages can be given back with moec_pages_drop at any time. */
+typedef struct moec_sheet moec_sheet;
+
+/** Makes room for n tensors (names, types, shapes and bytes are taken over, data is ignored; zeros) in a file that will be
+ *  called `file`, which ends in .safetensors. MOEC_EEXIST: there is such a file; MOEC_ENOFIT: the disk has not that many
+ *  bytes; MOEC_EIO, MOEC_ENOMEM. */
+MOEC_API moec_status moec_sheet_new(moec_sheet **out, const moec_override *o, const char *file, const moec_tensor *t, size_t n,
+                                    moec_err *err) MOEC_USE_RESULT;
+/** Tensor i; its data may be written. Borrowed. */
+MOEC_API const moec_tensor *moec_sheet_at(const moec_sheet *s, size_t i);
+/** Syncs the file, gives it its name and adds it to the override; the sheet is gone. Pointers into it stay valid until the
+ *  override is closed. MOEC_EIO, MOEC_ENOMEM, MOEC_EFORMAT (the override has one of the tensors): then it is gone as well. */
+MOEC_API moec_status moec_sheet_commit(moec_sheet *s, moec_override *o, moec_err *err) MOEC_USE_RESULT;
+/** Drops it and its file. NULL-safe. */
+MOEC_API void moec_sheet_discard(moec_sheet *s);
 /** Number of tensors and their bytes. */
 MOEC_API size_t moec_override_count(const moec_override *o);
 MOEC_API uint64_t moec_override_bytes(const moec_override *o);
