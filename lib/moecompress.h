@@ -34,8 +34,11 @@
 #include "calib/pass.h"
 #include "calib/stats.h"
 
+#include "method/betas.h"
 #include "method/method.h"
+#include "method/patterns.h"
 #include "method/plan.h"
+#include "method/served.h"
 
 #include "run/apply.h"
 #include "run/verify.h"

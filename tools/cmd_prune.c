@@ -1,5 +1,6 @@
 /* prune: removes whole experts, the same number in every layer, by a score from calibration statistics. */
 #include "output.h"
+#include "prune_tasks.h"
 
 #include <string.h>
 
@@ -12,6 +13,7 @@ typedef struct prune_params {
     int64_t pad;
     int mtp, groups, dtype;
     bool plan_only, methods;
+    tool_tasks_params tasks;
 } prune_params;
 
 static const char *const policies[] = {"keep", "drop", NULL};
@@ -42,6 +44,7 @@ static const moec_opt rows[] = {
              "out exactly. They cost disk and memory, no time"},
     {"dtype", 0, MOEC_CHOICE(prune_params, dtype), .choices = dtypes, .fallback = "source", .value = "source|bf16|f16|f32",
      .help = "number format of the weights written; source copies them byte for byte, FP8 and MXFP4 included"},
+    TOOL_TASKS_ROWS(prune_params, tasks),
     TOOL_COMPAT_ROW(prune_params, compat),
     {"plan-only", 0, MOEC_FLAG(prune_params, plan_only), .help = "write the plan as JSON, for apply, and no model"},
     {"methods", 0, MOEC_FLAG(prune_params, methods), .help = "list the methods and leave"},
@@ -81,7 +84,7 @@ static moec_status check_params(const prune_params *p, const moec_opt_list *word
         return moec_fail(err, MOEC_EINVAL, "prune: --remove and --keep say the same thing; give one");
     if (!p->output && !p->plan_only && !p->common.dry_run)
         return moec_fail(err, MOEC_EINVAL, "prune: -o OUT is missing: the folder to write");
-    return MOEC_OK;
+    return tool_tasks_check(&p->tasks, rows, p->method, p->stats, err);
 }
 
 static moec_status prune(const prune_params *p, const char *dir, moec_err *err)
@@ -102,6 +105,8 @@ static moec_status prune(const prune_params *p, const char *dir, moec_err *err)
         MOEC_TRY(moec_file_digest(&stats_digest, &bytes, p->stats, err));
         MOEC_TRY(moec_within(err, moec_stats_check(stats, m, err), "%s", p->stats)); /* before anyone counts on its shape */
     }
+    if (p->tasks.weights)
+        MOEC_TRY(moec_within(err, moec_stats_set_weights(stats, p->tasks.weights, err), "--domain-weight"));
     if (p->protect)
         MOEC_TRY(moec_guard_read(&guard, &guard_name, p->protect, m, stats, err));
     const moec_request q = {.model = m, .fingerprint = print.hex, .stats = stats, .stats_digest = stats_digest.hex,
@@ -110,12 +115,12 @@ static moec_status prune(const prune_params *p, const char *dir, moec_err *err)
                             .drop_mtp = p->mtp == 1, .drop_groups = p->groups == 1, .pad = p->pad};
     if (q.drop_mtp && m->mtp_layers == 0)
         MOEC_TRY(moec_fail(err, MOEC_EINVAL, "--mtp drop: the model has no multi-token-prediction layers with experts"));
-    MOEC_TRY(moec_method_plan(&plan, MOEC_PRUNE, p->method, &q, err));
+    MOEC_TRY(tool_tasks_plan(&plan, &p->tasks, p->method, &q, err));
     if (p->dtype > 0)
         plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
     if (p->protect)
         moec_say("protected: %lld expert%s", (long long)guard.count, tool_s(guard.count));
-    const tool_job job = {.common = &p->common, .model = m, .fingerprint = print.hex, .plan = plan,
+    const tool_job job = {.common = &p->common, .model = m, .fingerprint = print.hex, .plan = plan, .stats = stats,
                           .output = p->output, .compat = p->compat, .plan_only = p->plan_only, .began = began};
     MOEC_TRY(tool_carry_out(&job, err));
 done:
@@ -155,6 +160,7 @@ const moec_verb moec_verb_prune = {
              "run that was stopped continues when it is started again.",
     .examples = "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 25% -o Qwen3-22B-A3B\n"
                 "moecompress prune Qwen3-30B-A3B --stats stats.h5 --method easy-ep --keep 64 --dry-run\n"
+                "moecompress prune Qwen3-30B-A3B --patterns tasks.json --task code --remove 50% -o Qwen3-code\n"
                 "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 50% --protect super --plan-only -o plan.json\n"
                 "moecompress prune DeepSeek-V3 --stats stats.h5 --keep 192 --mtp drop --compat vllm,llama.cpp -o DeepSeek-V3-192\n"
                 "moecompress prune gpt-oss-120b --stats stats.h5 --keep 90 --pad-to 96 -o gpt-oss-96",

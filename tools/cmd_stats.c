@@ -1,5 +1,5 @@
-/* stats: show and merge statistics files. */
-#include "tool.h"
+/* stats: show and merge statistics files, keep patterns of tasks. */
+#include "stats_store.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -8,12 +8,18 @@ typedef struct stats_params {
     tool_common common;
     const char *output;
     int64_t floor;
+    tool_store_params store;
 } stats_params;
 
 static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(stats_params, output), .value = "FILE", .help = "merge: the file to write"},
     {"floor", 0, MOEC_INT(stats_params, floor), .lo = 1, .hi = 1e15, .fallback = "32", .value = "N",
      .help = "show: experts that fewer tokens than this selected count as poorly covered"},
+    {"task", 0, MOEC_TEXT(stats_params, store.task), .value = "NAME", .help = "store add: what the task is called"},
+    {"domain", 0, MOEC_TEXT(stats_params, store.domain), .value = "NAME",
+     .help = "store add and query: only this text of the statistics; else all of them together"},
+    {"by-domain", 0, MOEC_FLAG(stats_params, store.by_domain),
+     .help = "store add: one task for each text of the statistics, of its name"},
     TOOL_OVERWRITE_ROW(stats_params),
     TOOL_COMMON_ROWS(stats_params),
     TOOL_END_ROW,
@@ -176,10 +182,16 @@ static int run(const moec_verb *verb, int argc, char **argv)
         return code;
     moec_err err = {MOEC_OK, ""};
     moec_status st;
-    if (strcmp(words.at[0], "merge") == 0)
+    const bool store = strcmp(words.at[0], "store") == 0;
+    if (!store && (params.store.task || params.store.domain || params.store.by_domain))
+        st = moec_fail(&err, MOEC_EINVAL, "stats %.40s: --task, --domain and --by-domain are for stats store", words.at[0]);
+    else if (store)
+        st = params.output ? moec_fail(&err, MOEC_EINVAL, "stats store: takes no -o")
+                           : tool_store(&params.store, &params.common, &words, &err);
+    else if (strcmp(words.at[0], "merge") == 0)
         st = merge(&params, &words, &err);
     else if (strcmp(words.at[0], "show") != 0)
-        st = moec_fail(&err, MOEC_EINVAL, "stats: '%s' is neither show nor merge", words.at[0]);
+        st = moec_fail(&err, MOEC_EINVAL, "stats: '%s' is neither show nor merge nor store", words.at[0]);
     else if (words.n != 2 || params.output)
         st = moec_fail(&err, MOEC_EINVAL, "stats show: takes one file and no -o");
     else
@@ -189,15 +201,20 @@ static int run(const moec_verb *verb, int argc, char **argv)
 
 const moec_verb moec_verb_stats = {
     .name = "stats",
-    .args = "show FILE | stats merge FILE FILE... -o FILE",
-    .brief = "show or merge statistics files",
+    .args = "show FILE | stats merge FILE FILE... -o FILE | stats store add|show|query STORE [FILE]",
+    .brief = "show or merge statistics files, keep the patterns of tasks",
     .about = "show: what a statistics file holds: the model it is about, its texts and tokens, and how well each layer's "
              "experts were reached.\n"
              "merge: adds statistics of the same model from several runs, texts or machines into one file. Texts of the "
-             "same name add up, others stand side by side; the sums are the same as those of one run over all texts.",
+             "same name add up, others stand side by side; the sums are the same as those of one run over all texts.\n"
+             "store: one small file that says for each task who matters in every layer (PreMoe). add puts a task in from "
+             "statistics of its text (--overwrite replaces one that is there), show lists them, query says which is nearest to "
+             "statistics of a prompt. prune --patterns makes a model for a task out of it, with any number of experts.",
     .examples = "moecompress stats show model.stats.h5\n"
                 "moecompress stats show model.stats.h5 --floor 100 --json\n"
-                "moecompress stats merge code.h5 prose.h5 -o all.h5",
+                "moecompress stats merge code.h5 prose.h5 -o all.h5\n"
+                "moecompress stats store add tasks.json code.h5 --task code\n"
+                "moecompress stats store query tasks.json prompt.h5",
     .opts = rows,
     .min_args = 2,
     .max_args = MOEC_OPT_LIST_MAX,

@@ -1,5 +1,6 @@
 /* See output.h. */
 #include "output.h"
+#include "output_served.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -184,7 +185,7 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, moec_er
     if (!j->common->json) {
         print_plan(j->plan, j->model);
         print_sizes(j, r);
-        return MOEC_OK;
+        return j->common->dry_run && j->stats ? tool_print_served(j->plan, j->stats, err) : MOEC_OK;
     }
     moec_json *o = result_json(j, r);
     if (j->common->dry_run) {
@@ -198,6 +199,12 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, moec_er
         moec_json_set(o, "estimated_memory_bytes", moec_json_new_int((int64_t)r->memory_bytes));
         moec_json_set(o, "estimated_seconds", moec_json_new_real(ceil(2.0 * (double)r->disk_bytes / nominal_rate)));
         moec_json_set(o, "plan", plan);
+        if (j->stats)
+            st = tool_set_served(o, j->plan, j->stats, err);
+        if (st != MOEC_OK) {
+            moec_json_free(o);
+            return st;
+        }
     }
     moec_json_set(o, "seconds", moec_json_new_real(moec_now() - j->began));
     moec_json_set(o, "peak_memory_bytes", moec_json_new_int((int64_t)moec_peak_memory()));

@@ -9,6 +9,7 @@ typedef struct tool_job {
     const moec_model *model;
     const char *fingerprint; /* of the model */
     const moec_plan *plan;
+    const moec_stats *stats; /* a dry run says what the removed experts served; NULL: there are none */
     const char *output; /* folder, or file with plan_only; NULL: none was given */
     const char *compat; /* clients that must load the output, or NULL */
     bool plan_only;

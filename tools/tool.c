@@ -52,7 +52,8 @@ static moec_status is_ours(bool *yes, const char *path, tool_file kind, moec_err
 {
     static const char hdf5[] = "\211HDF\r\n\032\n";
     static const char *const word[] = {
-        [TOOL_FILE_PLAN] = "\"moecompress_plan\"", [TOOL_FILE_REFERENCE] = "moecompress reference"};
+        [TOOL_FILE_PLAN] = "\"moecompress_plan\"", [TOOL_FILE_REFERENCE] = "moecompress reference",
+        [TOOL_FILE_PATTERNS] = "\"moecompress_patterns\""};
     char front[1024];
     FILE *f = fopen(path, "rb");
     if (!f)
@@ -80,7 +81,7 @@ static moec_status folder_of(char **out, const char *path, moec_err *err)
 moec_status tool_may_write(const char *path, tool_file kind, bool overwrite, moec_err *err)
 {
     static const char *const names[] = {[TOOL_FILE_HDF5] = "a statistics or trace file", [TOOL_FILE_PLAN] = "a plan",
-                                        [TOOL_FILE_REFERENCE] = "a reference file"};
+                                        [TOOL_FILE_REFERENCE] = "a reference file", [TOOL_FILE_PATTERNS] = "a pattern store"};
     moec_status st = MOEC_OK;
     struct stat info;
     char *folder = NULL;

@@ -152,6 +152,22 @@ MOEC_API moec_status moec_router_rule(char **out, const moec_model *m, moec_err 
  *  moec_stats_save. Cost: one read of the statistics, and moec_ckpt_fingerprint. */
 MOEC_API moec_status moec_stats_check(const moec_stats *s, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
 
+/** Index of a domain. MOEC_EINVAL: there is none of that name; the nearest is suggested. */
+MOEC_API moec_status moec_stats_domain_find(int *out, const moec_stats *s, const char *name, moec_err *err) MOEC_USE_RESULT;
+/** Sets domain[].weight from "NAME=W[,NAME=W]", W from 0 (the domain does not count) up; domains that are not named keep
+ *  theirs. A name may hold '=' but no ','. MOEC_EINVAL: an entry without a weight, a weight negative or not finite, a
+ *  name unknown (the nearest is suggested) or twice, nothing left above 0; then no weight is changed. */
+MOEC_API moec_status moec_stats_set_weights(moec_stats *s, const char *spec, moec_err *err) MOEC_USE_RESULT;
+/** Medians for skipping experts at run time: of MoE layer l and choice j = 2..k
+ *
+ *    beta[l][j-2] = median over tokens of w_(j) / w_(1)          w sorted by size, from RATIO_HIST
+ *
+ *  The median is where the count reaches half, linear inside its bin of 1/1024 (so within that of the middle token's
+ *  ratio). Over all domains, counted with their weights where there are several. NAN where no token has a j-th expert.
+ *  out: [moe_layers][top_k - 1]. Source: Lu et al., Not All Experts are Equal (arXiv:2402.14800), for k = 2; the other
+ *  ranks are ours. MOEC_EFORMAT: RATIO_HIST was not collected. */
+MOEC_API moec_status moec_stats_betas(double *out, const moec_stats *s, moec_err *err) MOEC_USE_RESULT;
+
 /** Adds block `part` (cells of `kind`) into `sum` by the kind's rule; for FOLLOW kinds pass the maxima of both before they
  *  are merged in `lead_sum` and `lead_part`. */
 MOEC_API void moec_stat_add(moec_stat kind, void *sum, const void *part, int64_t cells, const void *lead_sum,
@@ -160,7 +176,8 @@ MOEC_API void moec_stat_add(moec_stat kind, void *sum, const void *part, int64_t
 /** What `stats show` prints:
  *    {"meta": {..}, "kinds": [..],
  *     "domains": [{"name", "tokens", "sequences", "weight", "digest", "coverage": C, "layers": [R..]}],
- *     "coverage": C, "layers": [R..]}             the last two over all domains together
+ *     "coverage": C, "layers": [R..],             the last two over all domains together
+ *     "betas": [[k-1 numbers or null] a layer]}   moec_stats_betas
  *    C: {"experts", "floor", "below_floor", "never", "min", "below_floor_experts": [{"layer","expert","tokens"}],
  *        "never_experts": [{"layer","expert"}]}   counts over all layers; one never seen is in both lists (floor > 0)
  *    R: {"layer", "min", "median", "max", "below_floor", "never",          tokens that select an expert

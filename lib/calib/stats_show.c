@@ -166,6 +166,21 @@ static moec_json *domain_json(const coverage *c, const moec_stats_domain *d, boo
     return o;
 }
 
+static moec_status put_betas(moec_json *o, const moec_stats *s, moec_err *err)
+{
+    const int64_t each = s->meta.top_k - 1;
+    double *beta = NULL;
+    moec_status st = MOEC_NEW(beta, (size_t)(s->meta.moe_layers * each), err);
+    if (st == MOEC_OK)
+        st = moec_stats_betas(beta, s, err);
+    moec_json *layers = moec_json_new_array();
+    for (int64_t l = 0; st == MOEC_OK && l < s->meta.moe_layers; l++)
+        moec_json_push(layers, moec_json_new_reals(beta + l * each, each));
+    moec_json_set(o, "betas", layers);
+    moec_free(beta);
+    return st;
+}
+
 moec_status moec_stats_describe(moec_json **out, const moec_stats *s, uint64_t floor, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -193,6 +208,8 @@ moec_status moec_stats_describe(moec_json **out, const moec_stats *s, uint64_t f
     moec_json_set(*out, "domains", domains);
     if (selected)
         put_coverage(*out, &all);
+    if (moec__stats_has(s, MOEC_STAT_RATIO_HIST) && m->top_k > 1)
+        MOEC_TRY(put_betas(*out, s, err));
 done:
     moec_free(all.sorted);
     moec_free(all.tokens);

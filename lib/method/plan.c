@@ -3,12 +3,13 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "method/reader.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-enum { VERSION = 1, MAX_LAYERS = 4096, MAX_EXPERTS = 65535 };
+enum { VERSION = 1, MAX_LAYERS = MOEC_READ_MAX_LAYERS, MAX_EXPERTS = MOEC_READ_MAX_EXPERTS };
 static const size_t max_file = (size_t)1 << 30;
 
 /* Names of moec_set_kind in plans. */
@@ -65,6 +66,7 @@ void moec_plan_free(moec_plan *p)
         release_layer(&p->layer[i]);
     moec_free(p->layer);
     moec_free(p->options);
+    moec_free(p->betas);
     moec_free(p->repair);
     moec_free(p);
 }
@@ -110,15 +112,26 @@ void moec_plan_drop_mtp(moec_plan *p)
     p->mtp = MOEC_PLAN_MTP_DROP;
 }
 
-/* --- writing --------------------------------------------------------------------------------------------------------- */
-
-static moec_json *int_list(const int32_t *v, int64_t n)
+moec_status moec_plan_set_option(moec_plan *p, const char *key, moec_json *value, moec_err *err)
 {
-    moec_json *a = moec_json_new_array();
-    for (int64_t i = 0; i < n; i++)
-        moec_json_push(a, moec_json_new_int(v[i]));
-    return a;
+    moec_json *options = NULL;
+    char *text = NULL;
+    moec_status st = moec_json_parse(&options, p->options, strlen(p->options), "plan options", err);
+    if (st != MOEC_OK) {
+        moec_json_free(value);
+        return st;
+    }
+    moec_json_set(options, key, value);
+    st = moec_json_dump(&text, options, 0, err);
+    moec_json_free(options);
+    if (st == MOEC_OK) {
+        moec_free(p->options);
+        p->options = text;
+    }
+    return st;
 }
+
+/* --- writing --------------------------------------------------------------------------------------------------------- */
 
 static void add_rewritten(moec_json *o, const moec_plan_layer *l)
 {
@@ -142,17 +155,13 @@ static moec_json *layer_json(const moec_plan_layer *l)
         moec_json_set(o, "kind", moec_json_new_string(kinds[l->kind]));
     moec_json_set(o, "layer", moec_json_new_int(l->layer));
     moec_json_set(o, "experts", moec_json_new_int(l->n_experts));
-    moec_json_set(o, "keep", int_list(l->keep, l->n_keep));
+    moec_json_set(o, "keep", moec_json_new_ints(l->keep, l->n_keep));
     if (l->kind != MOEC_SET_MOE)
         return o; /* no token was seen there, none was protected */
-    moec_json_set(o, "unseen", int_list(l->unseen, l->n_unseen));
-    moec_json_set(o, "protected", int_list(l->guarded, l->n_guarded));
-    if (l->score) {
-        moec_json *a = moec_json_new_array();
-        for (int64_t e = 0; e < l->n_experts; e++)
-            moec_json_push(a, moec_json_new_real(l->score[e]));
-        moec_json_set(o, "score", a);
-    }
+    moec_json_set(o, "unseen", moec_json_new_ints(l->unseen, l->n_unseen));
+    moec_json_set(o, "protected", moec_json_new_ints(l->guarded, l->n_guarded));
+    if (l->score)
+        moec_json_set(o, "score", moec_json_new_reals(l->score, l->n_experts));
     if (l->rewritten)
         add_rewritten(o, l);
     return o;
@@ -188,6 +197,8 @@ static moec_status head_json(moec_json **out, const moec_plan *p, moec_err *err)
         moec_json_set(o, "pad", moec_json_new_int(p->pad));
     if (p->dtype != MOEC_DTYPE_COUNT)
         moec_json_set(o, "dtype", moec_json_new_string(moec_plan_dtype_name(p->dtype)));
+    if (p->betas)
+        moec_json_set(o, "betas", moec_json_new_reals(p->betas, p->n_layers));
     if (p->width > 0)
         moec_json_set(o, "expert_width", moec_json_new_int(p->width));
     if (repair)
@@ -288,57 +299,8 @@ done:
 
 /* --- reading --------------------------------------------------------------------------------------------------------- */
 
-typedef struct reader {
-    const char *what;
-    moec_err *err;
-} reader;
-
-static moec_status check_keys(const reader *r, moec_json *o, const char *where, const char *const *known, size_t n)
-{
-    void *it = NULL;
-    const char *key;
-    moec_json *value;
-    if (moec_json_type(o) != MOEC_JSON_OBJECT)
-        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s is not a JSON object", r->what, where);
-    while (moec_json_each(o, &it, &key, &value)) {
-        size_t i = 0;
-        while (i < n && strcmp(key, known[i]) != 0)
-            i++;
-        if (i == n)
-            return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: unknown key %.60s", r->what, where, key);
-    }
-    return MOEC_OK;
-}
-
-static moec_status read_int(int64_t *out, const reader *r, const moec_json *o, const char *where, const char *key,
-                            int64_t lo, int64_t hi)
-{
-    if (!moec_json_int(moec_json_get(o, key), out))
-        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: %s is not a whole number", r->what, where, key);
-    if (*out < lo || *out > hi)
-        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: %s is %lld, expected %lld to %lld", r->what, where, key,
-                         (long long)*out, (long long)lo, (long long)hi);
-    return MOEC_OK;
-}
-
-/* An optional text; a needed one when `needed`. */
-static moec_status read_text(char *out, size_t cap, const reader *r, const moec_json *o, const char *key, bool needed)
-{
-    const moec_json *v = moec_json_get(o, key);
-    const char *text = moec_json_string(v);
-    out[0] = '\0';
-    if (!v && !needed)
-        return MOEC_OK;
-    if (!text)
-        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s is not a text", r->what, key);
-    if (strlen(text) != moec_json_len(v) || strlen(text) >= cap)
-        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s is longer than %zu bytes", r->what, key, cap - 1);
-    set_text(out, cap, text);
-    return MOEC_OK;
-}
-
 /* Ascending expert numbers; absent and not needed: none. */
-static moec_status read_list(int32_t **out, int64_t *n, const reader *r, const moec_json *o, const char *where,
+static moec_status read_list(int32_t **out, int64_t *n, const moec_reader *r, const moec_json *o, const char *where,
                              const char *key, int64_t experts, bool needed)
 {
     const moec_json *a = moec_json_get(o, key);
@@ -364,22 +326,30 @@ static moec_status read_list(int32_t **out, int64_t *n, const reader *r, const m
     return st;
 }
 
-static moec_status read_scores(moec_plan_layer *l, const reader *r, const moec_json *o, const char *where)
+static moec_status read_scores(moec_plan_layer *l, const moec_reader *r, const moec_json *o, const char *where)
 {
-    const moec_json *a = moec_json_get(o, "score");
-    if (!a)
+    return moec_json_get(o, "score") ? moec__read_reals(&l->score, l->n_experts, r, o, where, "score") : MOEC_OK;
+}
+
+/* Only with two experts a token, each 0 to 1: a share of the larger weight. */
+static moec_status read_betas(moec_plan *p, const moec_reader *r, const moec_json *root)
+{
+    moec_status st = MOEC_OK;
+    if (!moec_json_get(root, "betas"))
         return MOEC_OK;
-    if (moec_json_type(a) != MOEC_JSON_ARRAY || moec_json_len(a) != (size_t)l->n_experts)
-        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: score is not a list of %lld numbers", r->what, where,
-                         (long long)l->n_experts);
-    moec_status st = MOEC_NEW(l->score, (size_t)l->n_experts, r->err);
-    for (int64_t e = 0; st == MOEC_OK && e < l->n_experts; e++)
-        if (!moec_json_real(moec_json_at(a, (size_t)e), &l->score[e]))
-            return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: score %lld is not a number", r->what, where, (long long)e);
+    if (p->top_k != 2 || p->new_top_k != 2)
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: betas are for two experts a token, top_k is %lld, new_top_k %lld",
+                         r->what, (long long)p->top_k, (long long)p->new_top_k);
+    MOEC_TRY(moec__read_reals(&p->betas, p->n_layers, r, root, "plan", "betas"));
+    for (int64_t l = 0; l < p->n_layers; l++)
+        if (!(p->betas[l] >= 0.0 && p->betas[l] <= 1.0))
+            return moec_fail(r->err, MOEC_EFORMAT, "%s: betas: entry %lld is %g, expected 0 to 1", r->what, (long long)l,
+                             p->betas[l]);
+done:
     return st;
 }
 
-static moec_status read_rewritten(moec_plan_layer *l, const reader *r, const moec_json *o, const char *where)
+static moec_status read_rewritten(moec_plan_layer *l, const moec_reader *r, const moec_json *o, const char *where)
 {
     const moec_json *a = moec_json_get(o, "rewritten"), *h = moec_json_get(o, "held_out");
     l->error_before = l->error_after = (double)NAN;
@@ -401,15 +371,15 @@ static moec_status read_rewritten(moec_plan_layer *l, const reader *r, const moe
     return MOEC_OK;
 }
 
-static moec_status read_layer(moec_plan_layer *l, const reader *r, moec_json *o, int64_t i)
+static moec_status read_layer(moec_plan_layer *l, const moec_reader *r, moec_json *o, int64_t i)
 {
     static const char *const known[] = {"layer", "experts", "keep", "unseen", "protected", "score", "rewritten", "held_out"};
     moec_status st = MOEC_OK;
     char where[48];
     snprintf(where, sizeof where, "layers[%lld]", (long long)i);
-    MOEC_TRY(check_keys(r, o, where, known, MOEC_COUNT(known)));
-    MOEC_TRY(read_int(&l->layer, r, o, where, "layer", 0, MAX_LAYERS - 1));
-    MOEC_TRY(read_int(&l->n_experts, r, o, where, "experts", 1, MAX_EXPERTS));
+    MOEC_TRY(moec__read_keys(r, o, where, known, MOEC_COUNT(known)));
+    MOEC_TRY(moec__read_int(&l->layer, r, o, where, "layer", 0, MAX_LAYERS - 1));
+    MOEC_TRY(moec__read_int(&l->n_experts, r, o, where, "experts", 1, MAX_EXPERTS));
     MOEC_TRY(read_list(&l->keep, &l->n_keep, r, o, where, "keep", l->n_experts, true));
     MOEC_TRY(read_list(&l->unseen, &l->n_unseen, r, o, where, "unseen", l->n_experts, false));
     MOEC_TRY(read_list(&l->guarded, &l->n_guarded, r, o, where, "protected", l->n_experts, false));
@@ -419,7 +389,7 @@ done:
     return st;
 }
 
-static moec_status read_layers(moec_plan *p, const reader *r, const moec_json *a)
+static moec_status read_layers(moec_plan *p, const moec_reader *r, const moec_json *a)
 {
     size_t n = moec_json_len(a);
     if (moec_json_type(a) != MOEC_JSON_ARRAY || n < 1 || n > MAX_LAYERS)
@@ -435,25 +405,25 @@ static moec_status read_layers(moec_plan *p, const reader *r, const moec_json *a
     return st;
 }
 
-static moec_status read_other(moec_plan_layer *l, const reader *r, moec_json *o, size_t i)
+static moec_status read_other(moec_plan_layer *l, const moec_reader *r, moec_json *o, size_t i)
 {
     static const char *const known[] = {"kind", "layer", "experts", "keep"};
     moec_status st = MOEC_OK;
     char where[48], kind[16];
     snprintf(where, sizeof where, "others[%zu]", i);
-    MOEC_TRY(check_keys(r, o, where, known, MOEC_COUNT(known)));
-    MOEC_TRY(read_text(kind, sizeof kind, r, o, "kind", true));
+    MOEC_TRY(moec__read_keys(r, o, where, known, MOEC_COUNT(known)));
+    MOEC_TRY(moec__read_text(kind, sizeof kind, r, o, "kind", true));
     l->kind = strcmp(kind, kinds[MOEC_SET_MTP]) == 0 ? MOEC_SET_MTP : MOEC_SET_HEADS;
     if (strcmp(kind, kinds[l->kind]) != 0)
         return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: kind is %s, expected attention or mtp", r->what, where, kind);
-    MOEC_TRY(read_int(&l->layer, r, o, where, "layer", 0, MAX_LAYERS - 1));
-    MOEC_TRY(read_int(&l->n_experts, r, o, where, "experts", 1, MAX_EXPERTS));
+    MOEC_TRY(moec__read_int(&l->layer, r, o, where, "layer", 0, MAX_LAYERS - 1));
+    MOEC_TRY(moec__read_int(&l->n_experts, r, o, where, "experts", 1, MAX_EXPERTS));
     MOEC_TRY(read_list(&l->keep, &l->n_keep, r, o, where, "keep", l->n_experts, true));
 done:
     return st;
 }
 
-static moec_status read_others(moec_plan *p, const reader *r, const moec_json *a)
+static moec_status read_others(moec_plan *p, const moec_reader *r, const moec_json *a)
 {
     moec_status st = MOEC_OK;
     if (!a)
@@ -470,7 +440,7 @@ static moec_status read_others(moec_plan *p, const reader *r, const moec_json *a
     return st;
 }
 
-static moec_status read_sets(moec_plan *p, const reader *r, const moec_json *root)
+static moec_status read_sets(moec_plan *p, const moec_reader *r, const moec_json *root)
 {
     const moec_json *layers = moec_json_get(root, "layers"), *others = moec_json_get(root, "others");
     size_t n = moec_json_len(layers), more = moec_json_len(others);
@@ -481,7 +451,7 @@ static moec_status read_sets(moec_plan *p, const reader *r, const moec_json *roo
 }
 
 /* An optional text that is one of two words. */
-static moec_status read_word(const char **out, const reader *r, const moec_json *root, const char *key,
+static moec_status read_word(const char **out, const moec_reader *r, const moec_json *root, const char *key,
                              const char *const *words, size_t n)
 {
     const moec_json *v = moec_json_get(root, key);
@@ -495,7 +465,7 @@ static moec_status read_word(const char **out, const reader *r, const moec_json 
 }
 
 /* What is only there where it applies. */
-static moec_status read_extras(moec_plan *p, const reader *r, moec_json *root)
+static moec_status read_extras(moec_plan *p, const moec_reader *r, moec_json *root)
 {
     static const char *const policies[] = {"keep", "drop"}, *const types[] = {"bf16", "f16", "f32"};
     moec_status st = MOEC_OK;
@@ -507,10 +477,10 @@ static moec_status read_extras(moec_plan *p, const reader *r, moec_json *root)
     MOEC_TRY(read_word(&word, r, root, "dtype", types, MOEC_COUNT(types)));
     p->dtype = word ? moec_plan_dtype(word) : MOEC_DTYPE_COUNT;
     if (moec_json_get(root, "pad"))
-        MOEC_TRY(read_int(&p->pad, r, root, "plan", "pad", 1, MAX_EXPERTS));
+        MOEC_TRY(moec__read_int(&p->pad, r, root, "plan", "pad", 1, MAX_EXPERTS));
     if (moec_json_get(root, "expert_width"))
-        MOEC_TRY(read_int(&p->width, r, root, "plan", "expert_width", 1, 1 << 20));
-    MOEC_TRY(read_text(p->weights, sizeof p->weights, r, root, "weights", false));
+        MOEC_TRY(moec__read_int(&p->width, r, root, "plan", "expert_width", 1, 1 << 20));
+    MOEC_TRY(moec__read_text(p->weights, sizeof p->weights, r, root, "weights", false));
     moec_json *repair = moec_json_get(root, "repair");
     if (repair && moec_json_type(repair) != MOEC_JSON_OBJECT)
         return moec_fail(r->err, MOEC_EFORMAT, "%s: repair is not a JSON object", r->what);
@@ -520,23 +490,23 @@ done:
     return st;
 }
 
-static moec_status read_head(moec_plan *p, const reader *r, const moec_json *root)
+static moec_status read_head(moec_plan *p, const moec_reader *r, const moec_json *root)
 {
     moec_status st = MOEC_OK;
     int64_t version;
     const char *kind = moec_json_string(moec_json_get(root, "kind"));
     moec_json *options = moec_json_get(root, "options");
-    MOEC_TRY(read_int(&version, r, root, "plan", "moecompress_plan", VERSION, VERSION));
+    MOEC_TRY(moec__read_int(&version, r, root, "plan", "moecompress_plan", VERSION, VERSION));
     if (!kind || strcmp(kind, "prune") != 0)
         return moec_fail(r->err, MOEC_EFORMAT, "%s: kind is %.40s, expected prune", r->what, kind ? kind : "missing");
     if (options && moec_json_type(options) != MOEC_JSON_OBJECT)
         return moec_fail(r->err, MOEC_EFORMAT, "%s: options is not a JSON object", r->what);
-    MOEC_TRY(read_text(p->model, sizeof p->model, r, root, "model", true));
-    MOEC_TRY(read_text(p->model_type, sizeof p->model_type, r, root, "model_type", false));
-    MOEC_TRY(read_text(p->method, sizeof p->method, r, root, "method", false));
-    MOEC_TRY(read_text(p->stats, sizeof p->stats, r, root, "stats", false));
-    MOEC_TRY(read_int(&p->top_k, r, root, "plan", "top_k", 1, MAX_EXPERTS));
-    MOEC_TRY(read_int(&p->new_top_k, r, root, "plan", "new_top_k", 1, p->top_k));
+    MOEC_TRY(moec__read_text(p->model, sizeof p->model, r, root, "model", true));
+    MOEC_TRY(moec__read_text(p->model_type, sizeof p->model_type, r, root, "model_type", false));
+    MOEC_TRY(moec__read_text(p->method, sizeof p->method, r, root, "method", false));
+    MOEC_TRY(moec__read_text(p->stats, sizeof p->stats, r, root, "stats", false));
+    MOEC_TRY(moec__read_int(&p->top_k, r, root, "plan", "top_k", 1, MAX_EXPERTS));
+    MOEC_TRY(moec__read_int(&p->new_top_k, r, root, "plan", "new_top_k", 1, p->top_k));
     MOEC_TRY(options ? moec_json_dump(&p->options, options, 0, r->err) : moec_copy(&p->options, "{}", 2, r->err));
 done:
     return st;
@@ -546,17 +516,18 @@ moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *wh
 {
     static const char *const known[] = {"moecompress_plan", "kind",   "model", "model_type", "method",
                                         "options",          "stats",  "top_k", "new_top_k",  "mtp",
-                                        "groups",           "pad",    "dtype", "layers",     "others",
+                                        "groups",           "pad",    "dtype", "layers",     "betas",            "others",
                                         "expert_width",     "repair", "weights"};
     moec_status st = MOEC_OK;
     moec_plan *p = NULL;
-    const reader r = {.what = what, .err = err};
+    const moec_reader r = {.what = what, .err = err};
     *out = NULL;
-    MOEC_TRY(check_keys(&r, root, "the plan", known, MOEC_COUNT(known)));
+    MOEC_TRY(moec__read_keys(&r, root, "the plan", known, MOEC_COUNT(known)));
     MOEC_TRY(MOEC_NEW(p, 1, err));
     MOEC_TRY(read_head(p, &r, root));
     MOEC_TRY(read_extras(p, &r, root));
     MOEC_TRY(read_sets(p, &r, root));
+    MOEC_TRY(read_betas(p, &r, root));
     *out = p;
     p = NULL;
 done:

@@ -41,6 +41,7 @@ typedef struct moec_plan {
     int64_t n_layers;   /* MoE layers, ascending */
     int64_t n_sets;     /* and behind them attention experts and the MTP layers that stay, in the order of model->set */
     moec_plan_layer *layer; /* [n_sets] */
+    double *betas;      /* [n_layers] thresholds of dynamic skipping for config.json (moec_plan_betas), or NULL */
 } moec_plan;
 
 /** NULL-safe. */
@@ -51,11 +52,14 @@ MOEC_API moec_status moec_plan_new(moec_plan **out, const moec_model *m, const c
                                    moec_err *err) MOEC_USE_RESULT;
 /** Leaves the MTP layers out. */
 MOEC_API void moec_plan_drop_mtp(moec_plan *p);
+/** Adds options[key] (or replaces it); `value` is taken over in any case. MOEC_EFORMAT: options is not JSON; MOEC_ENOMEM. */
+MOEC_API moec_status moec_plan_set_option(moec_plan *p, const char *key, moec_json *value, moec_err *err) MOEC_USE_RESULT;
 /** {"moecompress_plan": 1, "kind": "prune", "model", "model_type", "method", "options", "stats", "top_k", "new_top_k",
  *  "layers": [{"layer", "experts", "keep", "unseen", "protected", "score"}]}; score only where there is one. Where they
  *  apply, in front of "layers": "mtp": "keep"|"drop", "groups": "drop", "pad": N, "dtype": "bf16"|"f16"|"f32",
- *  "expert_width": N, "repair": {..}, "weights": digest; in a layer "rewritten": ["gate", "up", "down", "router",
- *  "router_bias", "selection_bias"] and "held_out": [error before, after]; behind them
+ *  "betas": [one a layer] (0 to 1, only with top_k and new_top_k 2), "expert_width": N, "repair": {..}, "weights": digest;
+ *  in a layer "rewritten": ["gate", "up", "down", "router", "router_bias", "selection_bias"] and "held_out": [error before,
+ *  after]; behind them
  *  "others": [{"kind": "attention"|"mtp", "layer", "experts", "keep"}], sets that calibration does not see. */
 MOEC_API moec_status moec_plan_to_json(moec_json **out, const moec_plan *p, moec_err *err) MOEC_USE_RESULT;
 /** The same as text, one layer a line, so that plans can be read and compared. Free with moec_free. */

@@ -135,6 +135,24 @@ done:
     return st;
 }
 
+/* "betas": {"0": x, ..}, layers numbered as in the model: the key that Lu et al.'s modelling code reads. */
+static moec_status set_betas(const editor *e, const moec_plan *p, moec_err *err)
+{
+    char number[24], path[MAX_PATH], *text = NULL;
+    moec_json *o = moec_json_new_object();
+    for (int64_t l = 0; l < p->n_layers; l++) {
+        snprintf(number, sizeof number, "%lld", (long long)p->layer[l].layer);
+        moec_json_set(o, number, moec_json_new_real(p->betas[l]));
+    }
+    moec_status st = moec_json_dump(&text, o, 0, err);
+    moec_json_free(o);
+    full_path(path, e, "betas");
+    if (st == MOEC_OK)
+        st = value_at(e, "betas") ? edit(e, path, text, err) : insert(e, "betas", text, err);
+    moec_free(text);
+    return st;
+}
+
 /* --- modules that a quantization leaves out -------------------------------------------------------------------------- */
 
 /* The number behind `word` in a name, if there is one and a dot or the end behind it. */
@@ -300,6 +318,8 @@ moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan 
         MOEC_TRY(drop_groups(&e, err));
     if (p->mtp == MOEC_PLAN_MTP_DROP && m->key_mtp)
         MOEC_TRY(set_number(&e, m->family->key_mtp, MOEC_KEY_ALIASES, 0, err));
+    if (p->betas)
+        MOEC_TRY(set_betas(&e, p, err));
     MOEC_TRY(edit_quantization(&e, p, err));
     if (p->dtype != MOEC_DTYPE_COUNT)
         MOEC_TRY(edit_dtype(&e, p->dtype, err));

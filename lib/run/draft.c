@@ -1,6 +1,8 @@
 /* See draft.h. */
 #include "run/draft.h"
 
+#include "base/file.h"
+#include "base/log.h"
 #include "base/mem.h"
 
 #include <string.h>

@@ -37,7 +37,7 @@ MOEC_API void moec_side_release(moec_side_list *l);
  *  touched; the text itself when there are none. Every key of the family that counts experts and is there is replaced,
  *  beside config_at; a list (one entry a layer) gets each entry replaced. Also: top-k, groups, number of MTP layers,
  *  entries of the quantization's lists of modules that name an expert; with a dtype the quantization goes and the key
- *  of the dtype follows. Free with moec_free. MOEC_ENOMEM, MOEC_EFORMAT. */
+ *  of the dtype follows; with betas their key is added or replaced. Free with moec_free. MOEC_ENOMEM, MOEC_EFORMAT. */
 MOEC_API moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan *p, moec_err *err)
     MOEC_USE_RESULT;
 

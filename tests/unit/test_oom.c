@@ -5,7 +5,8 @@
 #include "base/mem.h"
 #include "calib/calibrate.h"
 #include "calib/eval.h"
-#include "method/plan.h"
+#include "method/patterns.h"
+#include "method/served.h"
 #include "tiny.h"
 
 #include <limits.h>
@@ -157,6 +158,52 @@ static void parsing_a_plan(void **state)
     fails_cleanly(*state, parse_plan, 200);
 }
 
+/* A store built, written, read, asked and planned from, and what the plan's removed experts served. */
+static moec_status use_patterns(setting *s, moec_err *err)
+{
+    static char rule[] = "{}";
+    static int64_t at[] = {0, 1, 2, 3};
+    static const char *const names[] = {"a", "b"};
+    moec_stats_meta meta = {.model = "m", .model_type = "t", .router_rule = rule, .options = rule, .compute = "f32", .layers = 4,
+                            .moe_layers = 4, .experts = s->model->dims.experts, .top_k = s->model->dims.top_k, .hidden = 8,
+                            .expert_width = 8, .moe_layer = at};
+    const moec_request q = {.model = s->model, .fingerprint = "m", .keep = 8};
+    moec_stats *stats = NULL;
+    moec_patterns *p = NULL, *back = NULL;
+    moec_plan *plan = NULL;
+    moec_served served = {0};
+    char *text = NULL;
+    int *order = NULL;
+    double *distance = NULL;
+    moec_status st = MOEC_OK;
+    MOEC_TRY(moec_stats_new(&stats, &meta, 2, names, err));
+    stats->domain[0].tokens = stats->domain[1].tokens = 3;
+    MOEC_TRY(moec_stats_set_weights(stats, "a=2,b=0.5", err));
+    MOEC_TRY(moec_patterns_new(&p, &stats->meta, err));
+    MOEC_TRY(moec_patterns_add(p, stats, 0, "one", "", false, err));
+    MOEC_TRY(moec_patterns_add(p, stats, -1, "all", "", false, err));
+    MOEC_TRY(moec_patterns_to_text(&text, p, err));
+    MOEC_TRY(moec_patterns_parse(&back, text, strlen(text), "store", err));
+    MOEC_TRY(moec_patterns_query(&order, &distance, back, stats, -1, err));
+    MOEC_TRY(moec_patterns_plan(&plan, back, order[0], distance[0], &q, err));
+    MOEC_TRY(moec_served_by(&served, plan, stats, err));
+done:
+    moec_served_release(&served);
+    moec_free(order);
+    moec_free(distance);
+    moec_plan_free(plan);
+    moec_free(text);
+    moec_patterns_free(back);
+    moec_patterns_free(p);
+    moec_stats_free(stats);
+    return st;
+}
+
+static void using_patterns(void **state)
+{
+    fails_cleanly(*state, use_patterns, 200);
+}
+
 static int set_up(void **state)
 {
     static setting s;
@@ -183,6 +230,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(opening_a_model), cmocka_unit_test(reading_text),   cmocka_unit_test(evaluating),
         cmocka_unit_test(calibrating),     cmocka_unit_test(parsing_a_plan),
+        cmocka_unit_test(using_patterns),
     };
     moec_log_set(MOEC_QUIET);
     return cmocka_run_group_tests(tests, set_up, tear_down);

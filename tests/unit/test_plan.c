@@ -92,7 +92,7 @@ static void test_round_trip(void **state)
 static void test_extras(void **state)
 {
     (void)state;
-    static const char text[] = HEAD "\"mtp\": \"keep\", \"groups\": \"drop\", \"pad\": 3, \"dtype\": \"f16\", \"layers\": ["
+    static const char text[] = HEAD "\"mtp\": \"keep\", \"groups\": \"drop\", \"pad\": 3, \"dtype\": \"f16\", \"betas\": [0.25], \"layers\": ["
         LAYER("[0, 1]") "], \"others\": [" OTHER("attention", "0") ", " OTHER("mtp", "0") "]}";
     moec_plan *p, *again;
     char *first, *second;
@@ -103,6 +103,7 @@ static void test_extras(void **state)
     assert_int_equal(p->layer[2].kind, MOEC_SET_MTP);
     assert_int_equal(p->dtype, MOEC_F16);
     assert_true(p->drop_groups && p->mtp == MOEC_PLAN_MTP_KEEP && p->pad == 3);
+    assert_true(p->betas && p->betas[0] == 0.25);
     assert_int_equal(moec_plan_experts(p), 3);
     assert_int_equal(moec_plan_dead(p), 3);
     assert_int_equal(moec_plan_to_text(&first, p, NULL), MOEC_OK);
@@ -117,7 +118,7 @@ static void test_extras(void **state)
     moec_plan_free(p);
     p = make(0x0f);
     assert_int_equal(moec_plan_to_text(&first, p, NULL), MOEC_OK);
-    static const char *const keys[] = {"mtp", "groups", "pad", "dtype", "others", "kind\": \"moe"};
+    static const char *const keys[] = {"mtp", "groups", "pad", "dtype", "betas", "others", "kind\": \"moe"};
     for (size_t i = 0; i < MOEC_COUNT(keys); i++)
         assert_null(strstr(first, keys[i]));
     moec_free(first);
@@ -158,6 +159,13 @@ static void test_hostile(void **state)
         {HEAD "\"dtype\": \"int4\", \"layers\": []}", "dtype is int4"},
         {HEAD "\"dtype\": 4, \"layers\": []}", "dtype is no text"},
         {HEAD "\"pad\": 0, \"layers\": []}", "pad is 0"},
+        {HEAD "\"betas\": [0.5, 0.5], \"layers\": [" LAYER("[0]") "]}", "betas is not a list of 1 numbers"},
+        {HEAD "\"betas\": {\"0\": 0.5}, \"layers\": [" LAYER("[0]") "]}", "betas is not a list of 1 numbers"},
+        {HEAD "\"betas\": [null], \"layers\": [" LAYER("[0]") "]}", "betas 0 is not a number"},
+        {HEAD "\"betas\": [1.5], \"layers\": [" LAYER("[0]") "]}", "betas: entry 0 is 1.5, expected 0 to 1"},
+        {HEAD "\"betas\": [-1], \"layers\": [" LAYER("[0]") "]}", "expected 0 to 1"},
+        {"{\"moecompress_plan\": 1, \"kind\": \"prune\", \"model\": \"\", \"top_k\": 2, \"new_top_k\": 1, \"betas\": [0.5], "
+         "\"layers\": [" LAYER("[0]") "]}", "two experts a token"},
         {HEAD "\"others\": 3, \"layers\": [" LAYER("[0]") "]}", "others is not a list"},
         {HEAD "\"others\": [3], \"layers\": [" LAYER("[0]") "]}", "others[0]"},
         {HEAD "\"others\": [" OTHER("heads", "1") "], \"layers\": [" LAYER("[0]") "]}", "kind is heads"},
