@@ -41,6 +41,8 @@
 #include "method/served.h"
 
 #include "run/apply.h"
+#include "run/preview.h"
+#include "run/repair.h"
 #include "run/verify.h"
 
 #endif

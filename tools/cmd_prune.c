@@ -1,5 +1,6 @@
 /* prune: removes whole experts, the same number in every layer, by a score from calibration statistics. */
 #include "output.h"
+#include "prune_repair.h"
 #include "prune_tasks.h"
 
 #include <string.h>
@@ -14,6 +15,7 @@ typedef struct prune_params {
     int mtp, groups, dtype;
     bool plan_only, methods;
     tool_tasks_params tasks;
+    tool_repair_params repair;
 } prune_params;
 
 static const char *const policies[] = {"keep", "drop", NULL};
@@ -45,6 +47,7 @@ static const moec_opt rows[] = {
     {"dtype", 0, MOEC_CHOICE(prune_params, dtype), .choices = dtypes, .fallback = "source", .value = "source|bf16|f16|f32",
      .help = "number format of the weights written; source copies them byte for byte, FP8 and MXFP4 included"},
     TOOL_TASKS_ROWS(prune_params, tasks),
+    TOOL_REPAIR_ROWS(prune_params, repair),
     TOOL_COMPAT_ROW(prune_params, compat),
     {"plan-only", 0, MOEC_FLAG(prune_params, plan_only), .help = "write the plan as JSON, for apply, and no model"},
     {"methods", 0, MOEC_FLAG(prune_params, methods), .help = "list the methods and leave"},
@@ -97,7 +100,11 @@ static moec_status prune(const prune_params *p, const char *dir, moec_err *err)
     moec_digest print, stats_digest = {""};
     uint64_t bytes;
     char *guard_name = NULL;
+    moec_corpus corpus = {0};
+    moec_repair_opts repair = {.corpus = &corpus, .compute = (moec_compute)p->repair.input.compute,
+                               .epochs = (int)p->repair.epochs};
     double began = moec_now();
+    MOEC_TRY(tool_repair_check(&repair.kind, &p->repair, err));
     MOEC_TRY(moec_model_open(&m, dir, err));
     MOEC_TRY(moec_ckpt_fingerprint(&print, m->ckpt, err));
     if (p->stats) {
@@ -120,10 +127,13 @@ static moec_status prune(const prune_params *p, const char *dir, moec_err *err)
         plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
     if (p->protect)
         moec_say("protected: %lld expert%s", (long long)guard.count, tool_s(guard.count));
+    if (repair.kind != MOEC_REPAIR_NONE)
+        MOEC_TRY(tool_read_text(&corpus, &p->repair.input, m, p->common.seed, err));
     const tool_job job = {.common = &p->common, .model = m, .fingerprint = print.hex, .plan = plan, .stats = stats,
-                          .output = p->output, .compat = p->compat, .plan_only = p->plan_only, .began = began};
+                          .repair = repair.kind != MOEC_REPAIR_NONE ? &repair : NULL, .output = p->output, .compat = p->compat, .plan_only = p->plan_only, .began = began};
     MOEC_TRY(tool_carry_out(&job, err));
 done:
+    moec_corpus_release(&corpus);
     moec_plan_free(plan);
     moec_guard_release(&guard);
     moec_free(guard_name);

@@ -242,16 +242,73 @@ done:
     return st;
 }
 
+/* Hours of work must not end at an output that was there before. */
+static moec_status check_room(const tool_job *j, moec_err *err)
+{
+    if (!j->output)
+        return moec_fail(err, MOEC_EINVAL, "-o OUT is missing: %s", j->plan_only ? "repair needs a place for its weights"
+                                                                                 : "the folder to write");
+    if (!j->common->overwrite && moec_path_exists(j->output))
+        return moec_fail(err, MOEC_EEXIST, "%s: is there already; --overwrite replaces it", j->output);
+    return MOEC_OK;
+}
+
+static moec_status repair(moec_repair **out, const tool_job *j, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *work = NULL;
+    moec_repair_opts o = *j->repair;
+    MOEC_TRY(check_room(j, err));
+    MOEC_TRY(moec_format(&work, err, "%s.repair", j->output));
+    o.work = work;
+    o.resume = j->common->resume;
+    o.max_memory = j->common->max_memory;
+    o.seed = (uint64_t)j->common->seed;
+    o.fingerprint = j->fingerprint;
+    MOEC_TRY(moec_repair_run(out, j->plan, j->model, &o, err));
+done:
+    moec_free(work);
+    return st;
+}
+
+/* PLAN.weights, what goes with a plan file whose layers are repaired. */
+static moec_status keep_weights(moec_repair *r, const tool_job *j, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *dir = NULL;
+    MOEC_TRY(tool_weights_folder(&dir, j->output, err));
+    if (moec_path_exists(dir))
+        MOEC_TRY(moec_dir_remove(dir, err)); /* of an older plan of that name: --overwrite was given, or check_room had refused */
+    MOEC_TRY(moec_repair_keep(r, dir, err));
+done:
+    moec_free(dir);
+    return st;
+}
+
+moec_status tool_weights_folder(char **out, const char *plan_file, moec_err *err)
+{
+    return moec_format(out, err, "%s.weights", plan_file);
+}
+
 moec_status tool_carry_out(const tool_job *j, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_apply_result r;
-    const moec_apply_options opt = {.out = j->output, .fingerprint = j->fingerprint, .overwrite = j->common->overwrite, .resume = j->common->resume,
-                                    .max_memory = j->common->max_memory};
+    moec_repair *fixed = NULL;
+    moec_apply_options opt = {.out = j->output, .fingerprint = j->fingerprint, .overwrite = j->common->overwrite,
+                              .resume = j->common->resume, .max_memory = j->common->max_memory, .weights = j->weights};
     MOEC_TRY(check_clients(j, err));
     say_policy(j->plan);
-    if (j->plan_only && !j->common->dry_run)
-        return write_plan(j, err);
+    if (j->repair && !j->common->dry_run) {
+        MOEC_TRY(repair(&fixed, j, err));
+        opt.weights = moec_repair_weights(fixed);
+    }
+    if (j->plan_only && !j->common->dry_run) {
+        if (fixed)
+            MOEC_TRY(keep_weights(fixed, j, err));
+        st = write_plan(j, err);
+        goto done;
+    }
     if (j->common->dry_run) {
         MOEC_TRY(moec_apply_estimate(&r, j->model, j->plan, &opt, err));
     } else if (!j->output) {
@@ -262,5 +319,6 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     }
     MOEC_TRY(report(j, &r, err));
 done:
+    moec_repair_close(fixed, st == MOEC_OK && !j->plan_only);
     return st;
 }

@@ -8,7 +8,9 @@ typedef struct tool_job {
     const tool_common *common;
     const moec_model *model;
     const char *fingerprint; /* of the model */
-    const moec_plan *plan;
+    moec_plan *plan; /* repair adds to it */
+    const moec_override *weights; /* computed anew by an earlier run, of a plan from a file; NULL: none */
+    const moec_repair_opts *repair; /* NULL: none; work, resume and max_memory are set here */
     const moec_stats *stats; /* a dry run says what the removed experts served; NULL: there are none */
     const char *output; /* folder, or file with plan_only; NULL: none was given */
     const char *compat; /* clients that must load the output, or NULL */
@@ -24,5 +26,8 @@ typedef struct tool_job {
 /** Carries the job out (or, by its options, only writes the plan or shows what would be done) and prints the result.
  *  MOEC_EINVAL without an output where one is needed; else what moec_apply returns. */
 moec_status tool_carry_out(const tool_job *j, moec_err *err) MOEC_USE_RESULT;
+
+/** Where the weights stand that go with a plan file. Free with moec_free. */
+moec_status tool_weights_folder(char **out, const char *plan_file, moec_err *err) MOEC_USE_RESULT;
 
 #endif

@@ -219,6 +219,14 @@ static moec_status mark_seen(parser *p, const moec_opt *row)
     return MOEC_OK;
 }
 
+static bool is_choice(const moec_opt *row, const char *text)
+{
+    for (const char *const *c = row->choices; c && *c; c++)
+        if (strcmp(*c, text) == 0)
+            return true;
+    return false;
+}
+
 /* inline_value: what stood behind '=' or a letter, or NULL. */
 static moec_status take_value(parser *p, const moec_opt *row, const char *inline_value)
 {
@@ -227,6 +235,8 @@ static moec_status take_value(parser *p, const moec_opt *row, const char *inline
         return st;
     if (inline_value)
         return set_value(p->params, row, inline_value, true, p->err);
+    if (row->bare && (p->at >= p->argc || !is_choice(row, p->argv[p->at])))
+        return set_value(p->params, row, row->bare, true, p->err);
     if (p->at >= p->argc || looks_like_option(p->argv[p->at]))
         return moec_fail(p->err, MOEC_EINVAL, "--%s: a value is missing (%s)", row->name,
                          row->value ? row->value : "VALUE");

@@ -37,6 +37,7 @@ typedef struct moec_opt {
     const char *fallback; /* default as text, NULL: zero / none */
     double lo, hi;        /* of INT, REAL, SHARE */
     const char *const *choices; /* NULL-terminated, of CHOICE */
+    const char *bare;     /* of CHOICE: what the option means when no choice stands behind it; NULL: it needs one */
     const char *value;    /* what help calls the value: FILE, N, DIR */
     const char *help;     /* one sentence, no full stop needed */
 } moec_opt;

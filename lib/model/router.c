@@ -31,7 +31,13 @@ void moec__router_load(moec_router *r, const moec_model *m, const moec_layer *l)
         return;
     const moec_weight *rows = &l->mat[MOEC_MAT_ROUTER], *null_rows = &l->mat[MOEC_MAT_ROUTER_NULL];
     r->rows = r->rows_store;
-    moec_weight_read(r->rows, d->hidden, rows, 0, d->experts, 0, d->hidden);
+    if (!l->router_row)
+        moec_weight_read(r->rows, d->hidden, rows, 0, d->experts, 0, d->hidden);
+    for (int64_t e = 0; l->router_row && e < d->experts; e++)
+        if (l->router_row[e] >= 0)
+            moec_weight_read(r->rows + e * d->hidden, d->hidden, rows, l->router_row[e], 1, 0, d->hidden);
+        else
+            memset(r->rows + e * d->hidden, 0, (size_t)d->hidden * sizeof *r->rows);
     if (d->null_experts > 0)
         moec_weight_read(r->rows + d->experts * d->hidden, d->hidden, null_rows, 0, d->null_experts, 0, d->hidden);
     if (l->bias[MOEC_MAT_ROUTER] || l->bias[MOEC_MAT_ROUTER_NULL]) {

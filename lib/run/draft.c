@@ -154,9 +154,12 @@ static moec_status views(moec_draft *d, const builder *b, const moec_tensor *con
         const moec_place *at = &b->forms->place[b->source[i]];
         if (at->parts & MOEC_PART_ROUTER) {
             d->router = moec_weight_of(t[i]);
+            MOEC_TRY(MOEC_NEW(d->router_row, (size_t)pl->n_experts, err));
+            for (int64_t e = 0; e < pl->n_experts; e++)
+                d->router_row[e] = (int32_t)moec_plan_number(b->p, b->m, b->set, e);
             continue;
         }
-        const bool stack = at->role == MOEC_ROLE_STACK, 
+        const bool stack = at->role == MOEC_ROLE_STACK,
                    vector = t[i]->rank < 2 + stack && b->l->layout != MOEC_LAYOUT_FLAT; /* a bias */
         for (size_t q = 0; q < MOEC_COUNT(matrices) && !vector; q++)
             for (int64_t k = 0; (at->parts & matrices[q]) && k < pl->n_keep; k++)
@@ -233,6 +236,7 @@ void moec_draft_release(moec_draft *d)
 {
     moec_sheet_discard(d->sheet);
     moec_free(d->expert);
+    moec_free(d->router_row);
     *d = (moec_draft){0};
 }
 
@@ -240,4 +244,8 @@ void moec_draft_show(moec_layer *layer, const moec_draft *d, const int32_t *keep
 {
     for (int64_t k = 0; k < d->n_keep; k++)
         layer->expert[keep[k]] = d->expert[k];
+    if (d->router.of) {
+        layer->mat[MOEC_MAT_ROUTER] = d->router;
+        layer->router_row = d->router_row;
+    }
 }

@@ -8,8 +8,9 @@ typedef struct moec_draft {
     moec_sheet *sheet;
     moec_mlp *expert;   /* [n_keep] in the order of the plan's keep list; gate, up and down of parts that are not in the
                            draft are views of the source */
-    moec_weight router; /* [n_keep, H], .of NULL when it is not in the draft */
+    moec_weight router; /* rows of the output, dead ones included; .of NULL when it is not in the draft */
     int64_t n_keep;
+    int32_t *router_row; /* [E] row of each expert in `router`, -1: removed */
 } moec_draft;
 
 /** Lays out the tensors of set `set` that hold one of `parts` (moec_part bits) as the plan's output has them, dead
@@ -22,7 +23,7 @@ MOEC_API moec_status moec_draft_new(moec_draft *out, const moec_override *weight
     MOEC_USE_RESULT;
 /** Drops what was not committed. Of a zeroed one too. */
 MOEC_API void moec_draft_release(moec_draft *d);
-/** Puts the kept experts' views, and the router's, of a committed file (or of a draft) in a variant's layer. */
+/** Gives a variant's layer the views of the kept experts, and the router if it is in the draft. */
 MOEC_API void moec_draft_show(moec_layer *layer, const moec_draft *d, const int32_t *keep);
 /** The views of a file that an earlier run committed. MOEC_EFORMAT: a tensor is missing or has another form. */
 MOEC_API moec_status moec_draft_reopen(moec_draft *out, const moec_override *weights, const moec_model *m, const moec_plan *p,

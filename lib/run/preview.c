@@ -1,0 +1,65 @@
+/* See preview.h. */
+#include "run/preview.h"
+
+#include "base/mem.h"
+
+moec_status moec_preview_begin(moec_preview *out, const moec_model *m, const moec_plan *p, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    *out = (moec_preview){.n_sets = p->n_sets};
+    MOEC_TRY(moec_variant_new(&out->variant, m, err));
+    MOEC_TRY(moec_forms_new(&out->forms, m, p, err));
+    MOEC_TRY(MOEC_NEW(out->draft, (size_t)p->n_sets, err));
+    moec_variant_top_k(out->variant, p->new_top_k);
+    if (p->drop_groups)
+        moec_variant_drop_groups(out->variant);
+    if (p->width > 0)
+        out->variant->model.dims.expert_width = p->width;
+    for (int64_t i = 0; i < p->n_sets; i++)
+        if (p->layer[i].kind == MOEC_SET_HEADS)
+            MOEC_TRY(moec_preview_set(out, p, i, NULL, err));
+done:
+    return st;
+}
+
+moec_status moec_preview_set(moec_preview *v, const moec_plan *p, int64_t set, moec_draft *draft, moec_err *err)
+{
+    const moec_plan_layer *l = &p->layer[set];
+    if (draft) {
+        v->draft[set] = *draft;
+        *draft = (moec_draft){0};
+        if (l->kind == MOEC_SET_MOE)
+            moec_draft_show(&v->variant->model.layer[l->layer], &v->draft[set], l->keep);
+    }
+    return l->n_keep < l->n_experts ? moec_variant_keep(v->variant, set, l->keep, l->n_keep, err) : MOEC_OK;
+}
+
+moec_status moec_preview_new(moec_preview *out, const moec_model *m, const moec_plan *p, const moec_override *weights,
+                             moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_draft draft = {0};
+    MOEC_TRY(moec_preview_begin(out, m, p, err));
+    if (moec_plan_rewrites(p) && !weights)
+        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "the plan has weights that were computed anew, and they are not here"));
+    for (int64_t i = 0; i < p->n_sets; i++) {
+        if (p->layer[i].kind != MOEC_SET_MOE)
+            continue; /* attention experts are there already, MTP is not run */
+        if (p->layer[i].rewritten)
+            MOEC_TRY(moec_draft_reopen(&draft, weights, m, p, &out->forms, i, p->layer[i].rewritten, err));
+        MOEC_TRY(moec_preview_set(out, p, i, p->layer[i].rewritten ? &draft : NULL, err));
+    }
+done:
+    moec_draft_release(&draft);
+    return st;
+}
+
+void moec_preview_release(moec_preview *v)
+{
+    for (int64_t i = 0; v->draft && i < v->n_sets; i++)
+        moec_draft_release(&v->draft[i]);
+    moec_free(v->draft);
+    moec_forms_release(&v->forms);
+    moec_variant_free(v->variant);
+    *v = (moec_preview){0};
+}

@@ -1,0 +1,498 @@
+/* See repair.h. */
+#include "run/repair.h"
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "base/version.h"
+#include "calib/state.h"
+#include "method/repair.h"
+#include "num/vec.h"
+#include "run/preview.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+enum {
+    EVERY = 8,                /* of the windows, one is held out */
+    RIDGE_SWEEPS = 3, DENSE = 4096,
+    EPOCHS = 6, SWEEPS = 3,   /* of gradient steps; a sweep has EPOCHS / SWEEPS */
+    BATCH = 256,
+    BLOCK_VALUES = 1 << 22,
+};
+static const double LAMBDA = 1e-2;
+
+struct moec_repair {
+    moec_checkpoint work;
+    moec_override *weights;
+};
+
+/* Both models, and what one layer is to do. */
+typedef struct run {
+    const moec_model *m;
+    moec_plan *p;
+    const moec_repair_opts *o;
+    moec_repair *r;
+    moec_preview twin;
+    moec_pass *first, *second; /* the original's, the twin's */
+    int64_t *row;              /* [windows] where a window's tokens stand: fitted ones first, held-out ones behind */
+    int64_t *window;           /* [chunks] number of a chunk's first window */
+    int64_t n, n_fit, ld, slots;
+    float *x, *y;              /* [n,H] */
+    float *logits;             /* [n,ld] */
+    float *weight;             /* [n] */
+    int32_t *ids;              /* [n,slots] */
+    float *gates;
+    moec_progress progress;
+} run;
+
+static int64_t hidden_of(const run *u)
+{
+    return u->m->dims.hidden;
+}
+
+/* --- arrangement ----------------------------------------------------------------------------------------------------- */
+
+/* Windows by number over all domains; which are held out depends on the text alone. */
+static moec_status place_windows(run *u, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_corpus *c = u->o->corpus;
+    int64_t windows = 0, held = 0, at = 0, w = 0;
+    for (int d = 0; d < c->n_domains; d++)
+        windows += c->domain[d].n_windows;
+    MOEC_TRY(MOEC_NEW(u->row, (size_t)windows, err));
+    for (int pass = 0; pass < 2; pass++) {
+        w = 0;
+        for (int d = 0; d < c->n_domains; d++)
+            for (int64_t i = 0; i < c->domain[d].n_windows; i++, w++) {
+                const bool out = windows > 1 && w % EVERY == (windows < EVERY ? windows - 1 : EVERY - 1);
+                if (out != (pass == 1))
+                    continue;
+                u->row[w] = at;
+                at += c->domain[d].start[i + 1] - c->domain[d].start[i];
+                held += out ? c->domain[d].start[i + 1] - c->domain[d].start[i] : 0;
+            }
+    }
+    u->n = at;
+    u->n_fit = at - held;
+done:
+    return st;
+}
+
+static moec_status number_chunks(run *u, moec_err *err)
+{
+    moec_status st = MOEC_NEW(u->window, (size_t)u->first->n_chunks, err);
+    int64_t w = 0;
+    for (int64_t c = 0; st == MOEC_OK && c < u->first->n_chunks; c++) {
+        u->window[c] = w;
+        w += u->first->chunk[c].n_seq;
+    }
+    return st;
+}
+
+/* What is kept besides the two passes. */
+static size_t own_bytes(const run *u)
+{
+    const size_t n = (size_t)u->n;
+    return n * (2 * (size_t)hidden_of(u) + (size_t)u->ld + 1 + 2 * (size_t)u->slots) * sizeof(float) +
+           moec_repair_bytes(u->m, u->n, u->slots, BLOCK_VALUES);
+}
+
+static moec_status make_room(run *u, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const size_t n = (size_t)u->n, values = n * (size_t)hidden_of(u);
+    moec_pass_opts o = {.compute = u->o->compute, .watch = true, .max_memory = u->o->max_memory, .what = "repair"};
+    const uint64_t before = moec_resident_memory(), states = moec_hidden_bytes(u->n, hidden_of(u), false, 1, 0);
+    o.fixed_bytes = own_bytes(u) + (size_t)states; /* the second pass has states of its own */
+    MOEC_TRY(moec_pass_new(&u->first, u->m, u->o->corpus, &o, err));
+    o.fixed_bytes = (size_t)(u->first->plan.bytes - before - states);
+    o.look = true;
+    MOEC_TRY(moec_pass_new(&u->second, &u->twin.variant->model, u->o->corpus, &o, err));
+    MOEC_TRY(number_chunks(u, err));
+    MOEC_TRY(MOEC_NEW(u->x, values, err));
+    MOEC_TRY(MOEC_NEW(u->y, values, err));
+    MOEC_TRY(MOEC_NEW(u->logits, n * (size_t)u->ld, err));
+    MOEC_TRY(MOEC_NEW(u->weight, n, err));
+    MOEC_TRY(MOEC_NEW(u->ids, n * (size_t)u->slots, err));
+    MOEC_TRY(MOEC_NEW(u->gates, n * (size_t)u->slots, err));
+done:
+    return st;
+}
+
+static void release(run *u)
+{
+    moec_progress_stop(&u->progress);
+    moec_pass_free(u->first);
+    moec_pass_free(u->second);
+    moec_preview_release(&u->twin);
+    moec_free(u->row);
+    moec_free(u->window);
+    moec_free(u->x);
+    moec_free(u->y);
+    moec_free(u->logits);
+    moec_free(u->weight);
+    moec_free(u->ids);
+    moec_free(u->gates);
+}
+
+/* --- what a layer is to do ------------------------------------------------------------------------------------------- */
+
+/* Row of token t of a chunk, by its window. */
+static int64_t row_of(const run *u, const moec_chunk *c, int64_t seq)
+{
+    return u->row[u->window[c - u->first->chunk] + seq];
+}
+
+/* Where a norm stands behind the branch: the original's own output is wanted. */
+static moec_status see_original(void *ctx, int worker, const moec_chunk *c, const moec_moe_view *v, moec_err *err)
+{
+    run *u = ctx;
+    const int64_t H = hidden_of(u);
+    (void)worker;
+    (void)err;
+    for (int64_t s = 0; s < v->n_seq; s++) {
+        const int64_t t = v->seq[s], values = (v->seq[s + 1] - t) * H;
+        float *y = u->y + row_of(u, c, s) * H;
+        memcpy(y, v->r + t * H, (size_t)values * sizeof *y);
+        if (v->shared)
+            moec_add(y, v->shared + t * H, values);
+    }
+    return MOEC_OK;
+}
+
+/* One window of the twin: input, logits, weight, and what is left to the routed experts. */
+static moec_status see_window(run *u, int64_t token, int64_t row, const moec_moe_view *v, int64_t t, int64_t n, moec_err *err)
+{
+    const int64_t H = hidden_of(u);
+    const moec_layer *l = &u->m->layer[v->layer];
+    const float scale = (float)(1.0 / u->m->dims.residual_scale);
+    float *y = u->y + row * H, *after = u->x + row * H; /* x comes last */
+    moec_status st = moec_hidden_read(after, u->first->hidden, token, n, err);
+    if (st != MOEC_OK)
+        return st;
+    for (int64_t i = 0; i < n; i++)
+        u->weight[row + i] = (float)((double)H / (moec_sum_sq(after + i * H, H) + 1e-30));
+    for (int64_t i = 0; !l->vec[MOEC_VEC_POST_MLP] && i < n * H; i++)
+        y[i] = (after[i] - v->h[t * H + i]) * scale;
+    for (int64_t i = 0; v->shared && i < n * H; i++)
+        y[i] -= v->shared[t * H + i];
+    memcpy(u->x + row * H, v->x + t * H, (size_t)(n * H) * sizeof *u->x);
+    memcpy(u->logits + row * u->ld, v->logits + t * v->ld, (size_t)(n * u->ld) * sizeof *u->logits);
+    return MOEC_OK;
+}
+
+static moec_status see_twin(void *ctx, int worker, const moec_chunk *c, const moec_moe_view *v, moec_err *err)
+{
+    run *u = ctx;
+    moec_status st = MOEC_OK;
+    (void)worker;
+    for (int64_t s = 0; st == MOEC_OK && s < v->n_seq; s++)
+        st = see_window(u, c->token + v->seq[s], row_of(u, c, s), v, v->seq[s], v->seq[s + 1] - v->seq[s], err);
+    return st;
+}
+
+static void subtract_bias(run *u, const moec_layer *l, float *bias)
+{
+    const moec_tensor *t = l->vec[MOEC_VEC_MOE_BIAS];
+    const int64_t H = hidden_of(u);
+    if (!t)
+        return;
+    moec_dtypes[t->dtype].to_f32(bias, t->data, H);
+    for (int64_t i = 0; i < u->n * H; i++)
+        u->y[i] -= bias[i % H];
+}
+
+/* Weights of the fitted tokens are 1 on average. */
+static void scale_weights(run *u)
+{
+    double sum = 0.0;
+    for (int64_t i = 0; i < u->n_fit; i++)
+        sum += (double)u->weight[i];
+    for (int64_t i = 0; i < u->n; i++)
+        u->weight[i] = (float)((double)u->weight[i] * (double)u->n_fit / sum);
+}
+
+/* Squares of y before anything is subtracted from it. */
+static moec_repair_error wanted(const run *u)
+{
+    const int64_t H = hidden_of(u);
+    moec_repair_error e = {0.0, 0.0};
+    for (int64_t i = 0; i < u->n; i++)
+        *(i < u->n_fit ? &e.fit : &e.held) += (double)u->weight[i] * moec_sum_sq(u->y + i * H, H);
+    return e;
+}
+
+/* --- one layer ------------------------------------------------------------------------------------------------------- */
+
+static uint32_t parts_of(const run *u)
+{
+    return u->o->kind == MOEC_REPAIR_DEEP ? MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN | MOEC_PART_ROUTER : MOEC_PART_DOWN;
+}
+
+static moec_status fit(run *u, moec_repair_task *t, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    int64_t taken = 0, visits = 0;
+    const moec_ridge_opts ridge = {.sweeps = RIDGE_SWEEPS, .lambda = LAMBDA, .dense = DENSE};
+    const int epochs = u->o->epochs > 0 ? u->o->epochs : EPOCHS;
+    const moec_deep_opts deep = {.sweeps = SWEEPS, .epochs = (epochs + SWEEPS - 1) / SWEEPS, .batch = BATCH, .rate = 0.04,
+                                 .seed = u->o->seed, .block_values = BLOCK_VALUES};
+    MOEC_TRY(moec_repair_ridge(&taken, t, &ridge, err));
+    if (u->o->kind == MOEC_REPAIR_DEEP)
+        MOEC_TRY(moec_repair_deep(&visits, t, &deep, err));
+    moec_note("layer %lld: %lld of %lld projections refitted, %lld visits taken", (long long)t->layer->index, (long long)taken,
+              (long long)t->n_keep, (long long)visits);
+done:
+    return st;
+}
+
+/* [n_keep] logit biases of the kept experts, or NULL. */
+static moec_status kept_bias(float **out, const moec_layer *l, const moec_plan_layer *pl, moec_err *err)
+{
+    const moec_tensor *b = l->bias[MOEC_MAT_ROUTER];
+    moec_status st = b ? MOEC_NEW(*out, (size_t)pl->n_keep, err) : MOEC_OK;
+    for (int64_t k = 0; st == MOEC_OK && b && k < pl->n_keep; k++)
+        moec_dtypes[b->dtype].to_f32(&(*out)[k], (const char *)b->data + pl->keep[k] * moec_dtypes[b->dtype].bytes, 1);
+    return st;
+}
+
+/* The task of a layer whose sample is there, on the twin's layer as the draft shows it. */
+static moec_status solve(run *u, int64_t set, const moec_draft *d, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_plan_layer *pl = &u->p->layer[set];
+    const moec_model *twin = &u->twin.variant->model;
+    const moec_layer *l = &twin->layer[pl->layer];
+    float *bias = NULL;
+    MOEC_TRY(MOEC_NEW(bias, (size_t)hidden_of(u), err));
+    subtract_bias(u, l, bias);
+    moec_free(bias);
+    bias = NULL;
+    scale_weights(u);
+    for (int64_t e = 0; e < u->m->dims.experts; e++)
+        for (int64_t i = 0; l->removed && l->removed[e] && i < u->n; i++)
+            u->logits[i * u->ld + e] = -INFINITY;
+    moec_route(u->logits, u->ids, u->gates, u->logits, twin, l, u->n);
+    MOEC_TRY(kept_bias(&bias, l, pl, err));
+    moec_repair_task t = {.model = twin, .layer = l, .keep = pl->keep, .n_keep = pl->n_keep, .n = u->n, .n_fit = u->n_fit,
+                          .x = u->x, .rest = u->y, .weight = u->weight, .ids = u->ids, .gates = u->gates, .slots = u->slots,
+                          .router_bias = bias, .progress = &u->progress};
+    if (d->router.of && moec_plan_slots(u->p, u->m, set).live == pl->n_keep) { /* rows stand side by side */
+        t.router = d->router;
+        t.router.rows = pl->n_keep;
+    }
+    const moec_repair_error all = wanted(u);
+    MOEC_TRY(moec_repair_start(&t, err));
+    const moec_repair_error before = moec_repair_missing(&t);
+    MOEC_TRY(fit(u, &t, err));
+    const moec_repair_error after = moec_repair_missing(&t);
+    const bool held = u->n_fit < u->n;
+    pl->error_before = held ? before.held / all.held : before.fit / all.fit;
+    pl->error_after = held ? after.held / all.held : after.fit / all.fit;
+done:
+    moec_free(bias);
+    return st;
+}
+
+static void file_name(char out[64], int64_t layer, const char *end)
+{
+    snprintf(out, 64, "layer-%05lld.%s", (long long)layer, end);
+}
+
+/* Errors of a finished layer stand beside its weights. */
+static moec_status write_errors(const run *u, const moec_plan_layer *pl, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char name[64], *path = NULL, *text = NULL;
+    file_name(name, pl->layer, "json");
+    MOEC_TRY(moec_path_join(&path, u->r->work.dir, name, err));
+    MOEC_TRY(moec_format(&text, err, "{\"before\": %.17g, \"after\": %.17g}\n", pl->error_before, pl->error_after));
+    MOEC_TRY(moec_file_write(path, text, strlen(text), err));
+done:
+    moec_free(path);
+    moec_free(text);
+    return st;
+}
+
+static moec_status read_errors(const run *u, moec_plan_layer *pl, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char name[64], *path = NULL;
+    moec_json *v = NULL;
+    file_name(name, pl->layer, "json");
+    MOEC_TRY(moec_path_join(&path, u->r->work.dir, name, err));
+    MOEC_TRY(moec_json_read(&v, path, 1 << 16, err));
+    if (!moec_json_real(moec_json_get(v, "before"), &pl->error_before) ||
+        !moec_json_real(moec_json_get(v, "after"), &pl->error_after))
+        st = moec_fail(err, MOEC_EFORMAT, "%s: damaged; --no-resume begins anew", path);
+done:
+    moec_json_free(v);
+    moec_free(path);
+    return st;
+}
+
+/* The original has run the layer; the twin is in front of it. */
+static moec_status repair_layer(run *u, int64_t set, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_plan_layer *pl = &u->p->layer[set];
+    moec_draft draft = {0};
+    char file[64];
+    file_name(file, pl->layer, "safetensors");
+    if (moec_override_has(u->r->weights, file)) {
+        MOEC_TRY(read_errors(u, pl, err));
+        MOEC_TRY(moec_draft_reopen(&draft, u->r->weights, u->m, u->p, &u->twin.forms, set, parts_of(u), err));
+        MOEC_TRY(moec_preview_set(&u->twin, u->p, set, &draft, err));
+    } else {
+        MOEC_TRY(moec_pass_look(u->second, pl->layer, see_twin, u, err));
+        MOEC_TRY(moec_draft_new(&draft, u->r->weights, file, u->m, u->p, &u->twin.forms, set, parts_of(u), err));
+        MOEC_TRY(moec_preview_set(&u->twin, u->p, set, &draft, err));
+        MOEC_TRY(solve(u, set, &u->twin.draft[set], err));
+        MOEC_TRY(write_errors(u, pl, err));
+        moec_sheet *done_sheet = u->twin.draft[set].sheet;
+        u->twin.draft[set].sheet = NULL;
+        MOEC_TRY(moec_sheet_commit(done_sheet, u->r->weights, err));
+    }
+    pl->rewritten = parts_of(u);
+done:
+    moec_draft_release(&draft);
+    return st;
+}
+
+static moec_status run_layer(run *u, int64_t layer, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_layer *l = &u->m->layer[layer];
+    const bool post = l->expert && l->vec[MOEC_VEC_POST_MLP];
+    MOEC_TRY(moec_pass_layer(u->first, layer, post ? see_original : NULL, NULL, u, err));
+    if (l->expert)
+        MOEC_TRY(repair_layer(u, l->moe_index, err));
+    MOEC_TRY(moec_pass_layer(u->second, layer, NULL, NULL, NULL, err));
+done:
+    return st;
+}
+
+/* --- all of it ------------------------------------------------------------------------------------------------------- */
+
+/* Everything that decides the result. */
+static moec_status identity(moec_digest *out, const run *u, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *plan = NULL, *text = NULL;
+    moec_digest words;
+    MOEC_TRY(moec_plan_to_text(&plan, u->p, err));
+    MOEC_TRY(moec_corpus_digest(&words, u->o->corpus, err));
+    MOEC_TRY(moec_format(&text, err, "repair 1 %s\n%s\n%s\n%d %d %d %llu\n%s", moec_version(), u->o->fingerprint, words.hex,
+                         (int)u->o->kind, (int)u->o->compute, u->o->epochs, (unsigned long long)u->o->seed, plan));
+    *out = moec_hash_bytes(text, strlen(text));
+done:
+    moec_free(plan);
+    moec_free(text);
+    return st;
+}
+
+static moec_status open_work(run *u, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_digest id;
+    MOEC_TRY(identity(&id, u, err));
+    MOEC_TRY(moec_checkpoint_open(&u->r->work, u->o->work, id.hex, u->o->resume, err));
+    if (!u->r->work.same)
+        MOEC_TRY(moec_checkpoint_clear(&u->r->work, err));
+    MOEC_TRY(moec_override_open(&u->r->weights, u->r->work.dir, false, err));
+    if (moec_override_count(u->r->weights) > 0)
+        moec_say("%s: continuing", u->r->work.dir);
+done:
+    return st;
+}
+
+/* What the plan says of the repair. */
+static moec_status record(run *u, moec_err *err)
+{
+    static const char *const names[] = {"none", "ridge", "deep"};
+    moec_status st = MOEC_OK;
+    moec_digest digest;
+    moec_json *o = moec_json_new_object();
+    MOEC_TRY(moec_override_digest(&digest, u->r->weights, err));
+    snprintf(u->p->weights, sizeof u->p->weights, "%s", digest.hex);
+    MOEC_TRY(moec_corpus_digest(&digest, u->o->corpus, err));
+    moec_json_set(o, "method", moec_json_new_string(names[u->o->kind]));
+    moec_json_set(o, "text", moec_json_new_string(digest.hex));
+    moec_json_set(o, "tokens", moec_json_new_int(u->n));
+    moec_json_set(o, "held_out_tokens", moec_json_new_int(u->n - u->n_fit));
+    moec_json_set(o, "compute", moec_json_new_string(u->o->compute == MOEC_COMPUTE_BF16 ? "bf16" : "f32"));
+    if (u->o->kind == MOEC_REPAIR_DEEP) {
+        moec_json_set(o, "epochs", moec_json_new_int(u->o->epochs > 0 ? u->o->epochs : EPOCHS));
+        moec_json_set(o, "seed", moec_json_new_int((int64_t)u->o->seed));
+    }
+    MOEC_TRY(moec_json_dump(&u->p->repair, o, 0, err));
+done:
+    moec_json_free(o);
+    return st;
+}
+
+static void start_progress(run *u)
+{
+    const uint64_t n = (uint64_t)u->n, used = (uint64_t)(u->n_fit * u->slots);
+    const uint64_t epochs = (uint64_t)(u->o->kind == MOEC_REPAIR_DEEP ? (u->o->epochs > 0 ? u->o->epochs : EPOCHS) : 0);
+    const uint64_t layer = 3 * n + used * (RIDGE_SWEEPS + epochs);
+    moec_progress_start(&u->progress, "repair", "token passes", layer * (uint64_t)u->m->dims.layers, 0);
+}
+
+moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m, const moec_repair_opts *o, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    run u = {.m = m, .p = p, .o = o};
+    *out = NULL;
+    MOEC_TRY(MOEC_NEW(u.r, 1, err));
+    u.r->work.lock = -1;
+    MOEC_TRY(moec_preview_begin(&u.twin, m, p, err));
+    u.slots = u.twin.variant->model.dims.slots;
+    u.ld = m->dims.experts + m->dims.null_experts;
+    MOEC_TRY(place_windows(&u, err));
+    MOEC_TRY(open_work(&u, err));
+    MOEC_TRY(make_room(&u, err));
+    start_progress(&u);
+    MOEC_TRY(moec_pass_embed(u.first, err));
+    MOEC_TRY(moec_pass_embed(u.second, err));
+    for (int64_t l = 0; l < m->dims.layers; l++) {
+        MOEC_TRY(run_layer(&u, l, err));
+        u.progress.done = u.progress.total / (uint64_t)m->dims.layers * (uint64_t)(l + 1);
+        moec_progress_step(&u.progress, 0);
+    }
+    MOEC_TRY(moec_ckpt_unchanged(m->ckpt, err));
+    MOEC_TRY(record(&u, err));
+    moec_progress_finish(&u.progress);
+    *out = u.r;
+    u.r = NULL;
+done:
+    release(&u);
+    moec_repair_close(u.r, false);
+    return st;
+}
+
+const moec_override *moec_repair_weights(const moec_repair *r)
+{
+    return r->weights;
+}
+
+moec_status moec_repair_keep(moec_repair *r, const char *dir, moec_err *err)
+{
+    if (rename(r->work.dir, dir) != 0)
+        return moec_fail(err, MOEC_EIO, "%s: cannot be named %s", r->work.dir, dir);
+    return MOEC_OK;
+}
+
+void moec_repair_close(moec_repair *r, bool remove)
+{
+    moec_err err = {MOEC_OK, ""};
+    if (!r)
+        return;
+    moec_override_close(r->weights);
+    if (remove && moec_checkpoint_remove(&r->work, &err) != MOEC_OK)
+        moec_warn("%s", err.text);
+    moec_checkpoint_release(&r->work);
+    moec_free(r);
+}

@@ -1,0 +1,55 @@
+/* Repair of a pruned model, layer by layer: the weights that stay are fitted on calibration tokens so that the smaller model
+ * gives again what the original gave.
+ *
+ * Two models run over the same text in lock-step: the original, and behind layers that are repaired already the pruned one. In
+ * MoE layer l, with H' the original's residual stream behind the layer and h the pruned model's in front of its experts
+ * (after attention), the experts that stay are wanted to give for every token
+ *
+ *     y = (H' - h) / residual multiplier - shared experts' output of the pruned model
+ *
+ * so each layer also makes up for what the layers before it left. Where the branch has a norm behind it, y is the original's own
+ * routed output (and the difference of the shared ones'). A token's squared error counts 1 / mean(H'^2), since what comes
+ * next is normalised. Every eighth window is held out: a change that does not lower the error there is not taken.
+ * Work is kept in a folder, a file a layer: a run that is stopped goes on behind the last one, with the same result. */
+#ifndef MOEC_RUN_REPAIR_H
+#define MOEC_RUN_REPAIR_H
+
+#include "calib/pass.h"
+#include "ckpt/override.h"
+#include "method/plan.h"
+
+/* What is fitted: nothing; down projections in closed form (moec_repair_ridge); behind that gate, up, down and the router
+ * by gradient steps (moec_repair_deep). */
+typedef enum moec_repair_kind { MOEC_REPAIR_NONE, MOEC_REPAIR_RIDGE, MOEC_REPAIR_DEEP } moec_repair_kind;
+
+typedef struct moec_repair_opts {
+    moec_repair_kind kind;
+    const moec_corpus *corpus;
+    moec_compute compute;   /* of the forward passes; fitting is in float32 */
+    int epochs;             /* of MOEC_REPAIR_DEEP, over each layer's tokens; 0: the default */
+    uint64_t seed;
+    uint64_t max_memory;    /* 0: what the machine has */
+    const char *work;       /* the folder is WORK.partial */
+    bool resume;
+    const char *fingerprint; /* of the model */
+} moec_repair_opts;
+
+typedef struct moec_repair moec_repair;
+
+/** Repairs: fills rewritten, error_before and error_after of the plan's MoE layers, and its `repair` and `weights`. The plan must
+ *  fit the model (moec_plan_check) and rewrite nothing yet. error: sum w |y - r|^2 / sum w |y|^2 on held-out windows (on all
+ *  when there is one window), without and with the fitted weights.
+ *  Multi-token-prediction layers and attention experts are not repaired: they are not run.
+ *  @param out  the work folder and its weights, to be given to moec_apply; moec_repair_close.
+ *  @return MOEC_OK; MOEC_EINVAL: quantized weights without plan->dtype, a model whose experts are not all feed-forward; MOEC_EEXIST:
+ *          another run is at work in the folder; MOEC_ENOFIT, MOEC_EINTR (can be resumed), MOEC_EIO, MOEC_ENOMEM, MOEC_ENUMERIC.
+ *  Cost: for each layer three forward passes and what repair.h of lib/method says. */
+MOEC_API moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m, const moec_repair_opts *o,
+                                     moec_err *err) MOEC_USE_RESULT;
+MOEC_API const moec_override *moec_repair_weights(const moec_repair *r);
+/** Moves the folder to `dir`, where it stays. MOEC_EIO. */
+MOEC_API moec_status moec_repair_keep(moec_repair *r, const char *dir, moec_err *err) MOEC_USE_RESULT;
+/** Releases it; `remove`: the folder goes, too. NULL-safe. */
+MOEC_API void moec_repair_close(moec_repair *r, bool remove);
+
+#endif

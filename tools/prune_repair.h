@@ -1,0 +1,30 @@
+/* Options of prune that repair what pruning leaves behind. */
+#ifndef MOEC_TOOLS_PRUNE_REPAIR_H
+#define MOEC_TOOLS_PRUNE_REPAIR_H
+
+#include "tool_text.h"
+
+typedef struct tool_repair_params {
+    tool_text input;
+    int kind;       /* index into tool_repair_kinds */
+    int64_t epochs;
+} tool_repair_params;
+
+extern const char *const tool_repair_kinds[]; /* "auto" and the names of moec_repair_kind */
+
+/* T: the verb's parameter struct with a `tool_repair_params f;`. */
+#define TOOL_REPAIR_ROWS(T, f)                                                                                         \
+    {.name = "repair", MOEC_CHOICE(T, f.kind), .choices = tool_repair_kinds, .fallback = "auto", .bare = "ridge",      \
+     .value = "none|ridge|deep",                                                                                       \
+     .help = "fit the weights that stay to --text so that each layer gives again what the original's gave: ridge refits the "      \
+             "experts' down projections in closed form, deep also takes gradient steps on all their matrices and the router; " \
+             "by default ridge where there is --text, else none"},                                                     \
+    {.name = "repair-epochs", MOEC_INT(T, f.epochs), .lo = 0, .hi = 1000, .fallback = "0", .value = "N",               \
+     .help = "passes of --repair deep over each layer's tokens; 0: 6"},                                                \
+    TOOL_TEXT_ROWS_OF(T, f.input), TOOL_COMPUTE_ROW_OF(T, f.input, "bf16")
+
+/** The kind that was asked for, "auto" resolved by whether there is text; a hint is said where none is. MOEC_EINVAL: repair
+ *  without text, text without repair. */
+moec_status tool_repair_check(moec_repair_kind *out, const tool_repair_params *p, moec_err *err) MOEC_USE_RESULT;
+
+#endif
