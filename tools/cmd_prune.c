@@ -1,4 +1,4 @@
-/* prune: removes whole experts, the same number in every layer, by a score from calibration statistics. */
+/* prune: removes whole experts by a score, from calibration statistics or from the weights. */
 #include "output.h"
 #include "prune_repair.h"
 #include "prune_tasks.h"
@@ -7,34 +7,46 @@
 
 typedef struct prune_params {
     tool_common common;
-    const char *output, *stats, *method, *protect;
-    double share;
+    const char *output, *stats, *method, *protect, *remove, *base;
     int64_t keep;
     const char *compat;
-    int64_t pad;
-    int mtp, groups, dtype;
+    int64_t pad, least;
+    double lambda1, lambda2;
+    int mtp, groups, dtype, allocation;
     bool plan_only, methods;
     tool_tasks_params tasks;
     tool_repair_params repair;
 } prune_params;
 
 static const char *const policies[] = {"keep", "drop", NULL};
+static const char *const allocations[] = {"uniform", "global", "mass", NULL}; /* as moec_allocation counts */
 static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
 
 static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(prune_params, output), .value = "OUT",
-     .help = "folder to write; with --plan-only the plan file (none: standard output)"},
+     .help = "folder to write; with --plan-only the plan file (none: standard output), or for several shares the folder of the "
+             "plans"},
     {"stats", 0, MOEC_TEXT(prune_params, stats), .value = "FILE", .help = "statistics that calibrate wrote"},
     {"method", 0, MOEC_TEXT(prune_params, method), .fallback = "reap", .value = "NAME",
      .help = "how experts are scored; reap by default: it is the one whose published results hold up at half the experts, "
              "and a mean does not depend on how often the text happens to use an expert"},
-    {"remove", 0, MOEC_SHARE(prune_params, share), .lo = 0, .hi = 1, .fallback = "-1", .value = "SHARE",
-     .help = "share of each layer's experts to remove, rounded down"},
+    {"remove", 0, MOEC_TEXT(prune_params, remove), .value = "SHARE[,SHARE]",
+     .help = "share of each layer's experts to remove, such as 25% or 0.25, rounded down; several, ascending, with --plan-only: "
+             "plans OUT/remove-25.json and so on from one ranking, each contained in the one before"},
     {"keep", 0, MOEC_INT(prune_params, keep), .lo = 1, .hi = 65535, .fallback = "0", .value = "N",
      .help = "experts to keep in each layer, instead of --remove"},
     {"protect", 0, MOEC_TEXT(prune_params, protect), .value = "FILE|super",
      .help = "experts that stay whatever their score: a file of lines 'LAYER EXPERT' or JSON {\"LAYER\": [experts]}, or super: "
              "the few whose outputs are far larger than all others'"},
+    {"allocation", 0, MOEC_CHOICE(prune_params, allocation), .choices = allocations, .fallback = "uniform",
+     .value = "uniform|global|mass",
+     .help = "how many each layer keeps: the same number; out of one pool of all layers by its share of the layer's score; or as "
+             "many as hold the same mass of it (NLLB-200). Unequal layers are padded to the largest where the router's bias can rule "
+             "dead experts out; elsewhere no client loads them and only --plan-only and --dry-run go"},
+    {"min-experts", 0, MOEC_INT(prune_params, least), .lo = 0, .hi = 65535, .fallback = "0", .value = "N",
+     .help = "global, mass: experts that each layer keeps at least; 0: top-k, and for mass 4"},
+    MOEC_BASE_ROW(prune_params, base),
+    MOEC_STUN_ROWS(prune_params, lambda1, lambda2),
     {"groups", 0, MOEC_CHOICE(prune_params, groups), .choices = policies, .fallback = "keep", .value = "keep|drop",
      .help = "where the router chooses among groups of experts (DeepSeek): keep the same number of each group, or drop the "
              "groups and choose among all experts at once, which changes the routing"},
@@ -60,101 +72,236 @@ static const moec_opt rows[] = {
     TOOL_END_ROW,
 };
 
+static void print_method(const moec_method *m)
+{
+    printf("%s\n    %s\n    %s\n    %s%s%s%s\n    needs", m->name, m->brief, m->formula, m->paper,
+           m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
+    for (int k = 0; k < m->n_needs; k++)
+        printf(" %s", moec_stat_kinds[m->needs[k]].name);
+    printf("%s\n", m->n_needs == 0 ? " no statistics" : "");
+    for (const moec_opt *r = m->opts; r && r->kind != MOEC_OPT_END; r++)
+        printf("    --%s %s: %s%s%s\n", r->name, r->value, r->help, r->fallback ? "; default " : "",
+               r->fallback ? r->fallback : "");
+    printf("\n");
+}
+
 static moec_status list_methods(const prune_params *p, moec_err *err)
 {
     if (p->common.json)
         return tool_print_json(moec_method_list(MOEC_PRUNE), err);
     const moec_method *m;
-    for (size_t i = 0; (m = moec_method_at(i)) != NULL; i++) {
-        if (m->kind != MOEC_PRUNE)
-            continue;
-        printf("%-13s %s\n%-13s %s\n%-13s %s%s%s%s\n%-13s needs", m->name, m->brief, "", m->formula, "", m->paper,
-               m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "", "");
-        for (int k = 0; k < m->n_needs; k++)
-            printf(" %s", moec_stat_kinds[m->needs[k]].name);
-        printf("%s\n\n", m->n_needs == 0 ? " no statistics" : "");
+    for (size_t i = 0; (m = moec_method_at(i)) != NULL; i++)
+        if (m->kind == MOEC_PRUNE)
+            print_method(m);
+    return MOEC_OK;
+}
+
+/* For --help. */
+static const char *method_entry(const char **text, size_t i)
+{
+    static char buf[1200];
+    const moec_method *m = moec_method_at(i);
+    if (!m || m->kind != MOEC_PRUNE) /* prune methods are the first of the table */
+        return NULL;
+    snprintf(buf, sizeof buf, "%s [%s]. %s%s%s%s", m->brief, m->formula, m->paper, m->arxiv ? " (arXiv:" : "",
+             m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
+    *text = buf;
+    return m->name;
+}
+
+/* --- shares ---------------------------------------------------------------------------------------------------------- */
+
+enum { SHARES_MAX = 32 };
+typedef struct shares {
+    int n;
+    double at[SHARES_MAX];
+} shares;
+
+static moec_status parse_shares(shares *out, const char *text, moec_err *err)
+{
+    for (const char *p = text;; p++) {
+        char word[64];
+        size_t n = strcspn(p, ",");
+        snprintf(word, sizeof word, "%.*s", (int)(n < sizeof word ? n : sizeof word - 1), p);
+        if (out->n == SHARES_MAX)
+            return moec_fail(err, MOEC_EINVAL, "--remove: more than %d shares", (int)SHARES_MAX);
+        double *v = &out->at[out->n++];
+        moec_status st = moec_within(err, moec_share_parse(v, word, err), "--remove");
+        if (st != MOEC_OK)
+            return st;
+        if (!(*v >= 0.0 && *v <= 1.0))
+            return moec_fail(err, MOEC_EINVAL, "--remove: %s is not in 0%% .. 100%%", word);
+        p += n;
+        if (!*p)
+            return MOEC_OK;
+    }
+}
+
+/* "OUT/remove-12.5.json" for each share. */
+static moec_status write_nested(const tool_job *job, const prune_params *p, const moec_request *q, const shares *s,
+                                moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_plan *plan[SHARES_MAX] = {NULL};
+    char *path[SHARES_MAX] = {NULL};
+    MOEC_TRY(moec_method_plans(plan, MOEC_PRUNE, p->method, q, s->at, s->n, err));
+    for (int i = 0; i < s->n; i++) {
+        MOEC_TRY(moec_format(&path[i], err, "%s/remove-%.6g.json", p->output, s->at[i] * 100.0));
+        if (p->dtype > 0)
+            plan[i]->dtype = moec_plan_dtype(dtypes[p->dtype]);
+    }
+    MOEC_TRY(tool_write_plans(job, plan, (const char *const *)path, s->n, err));
+done:
+    for (int i = 0; i < s->n; i++) {
+        moec_plan_free(plan[i]);
+        moec_free(path[i]);
+    }
+    return st;
+}
+
+/* --- the job --------------------------------------------------------------------------------------------------------- */
+
+/* Options of one method go with no other. */
+static moec_status check_method_options(const prune_params *p, moec_err *err)
+{
+    const moec_method *m = moec_method_find(MOEC_PRUNE, p->method);
+    const struct {
+        const char *name;
+        bool given;
+    } own[] = {{"base", p->base != NULL}, {"stun-lambda1", p->lambda1 < 1.0 || p->lambda1 > 1.0}, {"stun-lambda2", p->lambda2 > 0.0}};
+    for (size_t i = 0; m && i < MOEC_COUNT(own); i++) {
+        const moec_opt *r = m->opts;
+        while (r && r->kind != MOEC_OPT_END && strcmp(r->name, own[i].name) != 0)
+            r++;
+        if (own[i].given && (!r || r->kind == MOEC_OPT_END))
+            return moec_fail(err, MOEC_EINVAL, "prune: --%s is not for method %s; --methods says for which", own[i].name, m->name);
     }
     return MOEC_OK;
 }
 
-static moec_status check_params(const prune_params *p, const moec_opt_list *words, moec_err *err)
+static moec_status check_params(const prune_params *p, const shares *s, const moec_opt_list *words, moec_err *err)
 {
     if (words->n < 1)
         return moec_fail(err, MOEC_EINVAL, "prune: MODEL is missing: the folder of the model");
-    if (p->share < 0.0 && p->keep == 0)
+    if (s->n == 0 && p->keep == 0)
         return moec_fail(err, MOEC_EINVAL, "prune: how much? give --remove 25%% or --keep N");
-    if (p->share >= 0.0 && p->keep > 0)
+    if (s->n > 0 && p->keep > 0)
         return moec_fail(err, MOEC_EINVAL, "prune: --remove and --keep say the same thing; give one");
     if (!p->output && !p->plan_only && !p->common.dry_run)
         return moec_fail(err, MOEC_EINVAL, "prune: -o OUT is missing: the folder to write");
-    return tool_tasks_check(&p->tasks, rows, p->method, p->stats, err);
+    if (s->n > 1 && (!p->plan_only || p->common.dry_run || !p->output))
+        return moec_fail(err, MOEC_EINVAL, "prune: several shares make several plans: --plan-only and -o FOLDER are needed, and no "
+                         "--dry-run");
+    if (s->n > 1 && (p->tasks.patterns || p->tasks.betas || p->tasks.weights))
+        return moec_fail(err, MOEC_EINVAL, "prune: --patterns, --betas and --domain-weight go with one share at a time");
+    moec_status st = check_method_options(p, err);
+    return st == MOEC_OK ? tool_tasks_check(&p->tasks, rows, p->method, p->stats, err) : st;
 }
 
-static moec_status prune(const prune_params *p, const char *dir, moec_err *err)
+/* What the request borrows. */
+typedef struct sources {
+    moec_model *model, *base;
+    moec_stats *stats;
+    moec_guard guard;
+    moec_digest print, base_print, stats_digest;
+    char *guard_name;
+} sources;
+
+static moec_status open_sources(sources *o, const prune_params *p, const char *dir, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    moec_model *m = NULL;
-    moec_stats *stats = NULL;
-    moec_plan *plan = NULL;
-    moec_guard guard = {0};
-    moec_digest print, stats_digest = {""};
     uint64_t bytes;
-    char *guard_name = NULL;
+    MOEC_TRY(moec_model_open(&o->model, dir, err));
+    MOEC_TRY(moec_ckpt_fingerprint(&o->print, o->model->ckpt, err));
+    if (p->base) {
+        MOEC_TRY(moec_within(err, moec_model_open(&o->base, p->base, err), "--base"));
+        MOEC_TRY(moec_ckpt_fingerprint(&o->base_print, o->base->ckpt, err));
+    }
+    if (p->stats) {
+        MOEC_TRY(moec_stats_load(&o->stats, p->stats, err));
+        MOEC_TRY(moec_file_digest(&o->stats_digest, &bytes, p->stats, err));
+        MOEC_TRY(moec_within(err, moec_stats_check(o->stats, o->model, err), "%s", p->stats)); /* before anyone counts on its shape */
+    }
+    if (p->tasks.weights)
+        MOEC_TRY(moec_within(err, moec_stats_set_weights(o->stats, p->tasks.weights, err), "--domain-weight"));
+    if (p->protect)
+        MOEC_TRY(moec_guard_read(&o->guard, &o->guard_name, p->protect, o->model, o->stats, err));
+    if (p->mtp == 1 && o->model->mtp_layers == 0)
+        st = moec_fail(err, MOEC_EINVAL, "--mtp drop: the model has no multi-token-prediction layers with experts");
+done:
+    return st;
+}
+
+static void release_sources(sources *o)
+{
+    moec_guard_release(&o->guard);
+    moec_free(o->guard_name);
+    moec_stats_free(o->stats);
+    moec_model_close(o->base);
+    moec_model_close(o->model);
+}
+
+static moec_status prune(const prune_params *p, const shares *s, const char *dir, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_plan *plan = NULL;
+    sources o = {.stats_digest = {""}};
     moec_corpus corpus = {0};
     moec_repair_opts repair = {.corpus = &corpus, .compute = (moec_compute)p->repair.input.compute,
                                .epochs = (int)p->repair.epochs};
     double began = moec_now();
     MOEC_TRY(tool_repair_check(&repair.kind, &p->repair, err));
-    MOEC_TRY(moec_model_open(&m, dir, err));
-    MOEC_TRY(moec_ckpt_fingerprint(&print, m->ckpt, err));
-    if (p->stats) {
-        MOEC_TRY(moec_stats_load(&stats, p->stats, err));
-        MOEC_TRY(moec_file_digest(&stats_digest, &bytes, p->stats, err));
-        MOEC_TRY(moec_within(err, moec_stats_check(stats, m, err), "%s", p->stats)); /* before anyone counts on its shape */
-    }
-    if (p->tasks.weights)
-        MOEC_TRY(moec_within(err, moec_stats_set_weights(stats, p->tasks.weights, err), "--domain-weight"));
+    if (s->n > 1 && repair.kind != MOEC_REPAIR_NONE)
+        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "prune: repair goes with one share at a time"));
+    MOEC_TRY(open_sources(&o, p, dir, err));
+    const moec_request q = {.model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .stats_digest = o.stats_digest.hex,
+                            .guard = p->protect ? &o.guard : NULL, .guard_name = o.guard_name,
+                            .share = s->n > 0 ? s->at[0] : 0.0, .keep = p->keep, .seed = p->common.seed,
+                            .drop_mtp = p->mtp == 1, .drop_groups = p->groups == 1, .pad = p->pad,
+                            .allocation = (moec_allocation)p->allocation, .least = p->least,
+                            .plan_only = p->plan_only || p->common.dry_run, .base = o.base,
+                            .base_print = o.base ? o.base_print.hex : NULL, .lambda1 = p->lambda1, .lambda2 = p->lambda2};
+    tool_job job = {.common = &p->common, .model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .output = p->output,
+                    .compat = p->compat, .plan_only = p->plan_only, .began = began};
     if (p->protect)
-        MOEC_TRY(moec_guard_read(&guard, &guard_name, p->protect, m, stats, err));
-    const moec_request q = {.model = m, .fingerprint = print.hex, .stats = stats, .stats_digest = stats_digest.hex,
-                            .guard = p->protect ? &guard : NULL, .guard_name = guard_name,
-                            .share = p->share < 0.0 ? 0.0 : p->share, .keep = p->keep, .seed = p->common.seed,
-                            .drop_mtp = p->mtp == 1, .drop_groups = p->groups == 1, .pad = p->pad};
-    if (q.drop_mtp && m->mtp_layers == 0)
-        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "--mtp drop: the model has no multi-token-prediction layers with experts"));
+        moec_say("protected: %lld expert%s", (long long)o.guard.count, tool_s(o.guard.count));
+    if (s->n > 1) {
+        st = write_nested(&job, p, &q, s, err);
+        goto done;
+    }
     MOEC_TRY(tool_tasks_plan(&plan, &p->tasks, p->method, &q, err));
     if (p->dtype > 0)
         plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
-    if (p->protect)
-        moec_say("protected: %lld expert%s", (long long)guard.count, tool_s(guard.count));
-    if (repair.kind != MOEC_REPAIR_NONE)
-        MOEC_TRY(tool_read_text(&corpus, &p->repair.input, m, p->common.seed, err));
-    const tool_job job = {.common = &p->common, .model = m, .fingerprint = print.hex, .plan = plan, .stats = stats,
-                          .repair = repair.kind != MOEC_REPAIR_NONE ? &repair : NULL, .output = p->output, .compat = p->compat, .plan_only = p->plan_only, .began = began};
+    if (repair.kind != MOEC_REPAIR_NONE) {
+        MOEC_TRY(tool_read_text(&corpus, &p->repair.input, o.model, p->common.seed, err));
+        job.repair = &repair;
+    }
+    job.plan = plan;
     MOEC_TRY(tool_carry_out(&job, err));
 done:
     moec_corpus_release(&corpus);
     moec_plan_free(plan);
-    moec_guard_release(&guard);
-    moec_free(guard_name);
-    moec_stats_free(stats);
-    moec_model_close(m);
+    release_sources(&o);
     return st;
 }
 
 static int run(const moec_verb *verb, int argc, char **argv)
 {
     prune_params p;
+    shares s = {0};
     moec_opt_list words = {0};
     moec_err err = {MOEC_OK, ""};
     int rc;
     if (!tool_begin(&rc, &p, &words, verb, argc, argv))
         return rc;
-    moec_status st;
+    moec_status st = MOEC_OK;
     if (p.methods)
-        st = list_methods(&p, &err);
-    else if ((st = check_params(&p, &words, &err)) == MOEC_OK)
-        st = prune(&p, words.at[0], &err);
+        return tool_end(list_methods(&p, &err), &err);
+    if (p.remove)
+        MOEC_TRY(parse_shares(&s, p.remove, &err));
+    MOEC_TRY(check_params(&p, &s, &words, &err));
+    MOEC_TRY(prune(&p, &s, words.at[0], &err));
+done:
     return tool_end(st, &err);
 }
 
@@ -162,7 +309,7 @@ const moec_verb moec_verb_prune = {
     .name = "prune",
     .args = "MODEL --stats FILE --remove SHARE -o OUT",
     .brief = "remove experts, by any saliency",
-    .about = "Scores every expert from calibration statistics, keeps the best of each layer and writes the smaller model: "
+    .about = "Scores every expert from calibration statistics or its weights (--methods lists the ways), keeps the best of each layer and writes the smaller model: "
              "expert tensors that stay are copied byte for byte and renumbered, routers lose the rows of the removed experts, "
              "config.json gets the new numbers, every other file is copied. Attention experts and multi-token-prediction "
              "layers are not seen by calibration: of them the same number is kept, by the norm of the router's rows. "
@@ -173,9 +320,14 @@ const moec_verb moec_verb_prune = {
                 "moecompress prune Qwen3-30B-A3B --patterns tasks.json --task code --remove 50% -o Qwen3-code\n"
                 "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 50% --protect super --plan-only -o plan.json\n"
                 "moecompress prune DeepSeek-V3 --stats stats.h5 --keep 192 --mtp drop --compat vllm,llama.cpp -o DeepSeek-V3-192\n"
+                "moecompress prune Qwen3-30B-A3B --stats stats.h5 --method nllb --allocation mass --remove 50% --plan-only -o mass.json\n"
+                "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 10%,25%,50% --plan-only -o plans\n"
+                "moecompress prune tuned --base original --method router-norm --remove 25% -o smaller\n"
                 "moecompress prune gpt-oss-120b --stats stats.h5 --keep 90 --pad-to 96 -o gpt-oss-96",
     .opts = rows,
     .min_args = 0,
     .max_args = 1,
     .run = run,
+    .entries = "methods (--methods also says which statistics they need, with --json for programs)",
+    .entry = method_entry,
 };

@@ -1,4 +1,4 @@
-/* stats: show and merge statistics files, keep patterns of tasks. */
+/* stats: show and merge statistics files, list their super experts, keep patterns of tasks. */
 #include "stats_store.h"
 
 #include <inttypes.h>
@@ -7,7 +7,7 @@
 typedef struct stats_params {
     tool_common common;
     const char *output;
-    int64_t floor;
+    int64_t floor, top;
     tool_store_params store;
 } stats_params;
 
@@ -15,6 +15,8 @@ static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(stats_params, output), .value = "FILE", .help = "merge: the file to write"},
     {"floor", 0, MOEC_INT(stats_params, floor), .lo = 1, .hi = 1e15, .fallback = "32", .value = "N",
      .help = "show: experts that fewer tokens than this selected count as poorly covered"},
+    {"top", 0, MOEC_INT(stats_params, top), .lo = 0, .hi = 1e9, .fallback = "10", .value = "N",
+     .help = "super: so many of the largest outputs are listed, super experts or not"},
     {"task", 0, MOEC_TEXT(stats_params, store.task), .value = "NAME", .help = "store add: what the task is called"},
     {"domain", 0, MOEC_TEXT(stats_params, store.domain), .value = "NAME",
      .help = "store add and query: only this text of the statistics; else all of them together"},
@@ -190,10 +192,12 @@ static int run(const moec_verb *verb, int argc, char **argv)
                            : tool_store(&params.store, &params.common, &words, &err);
     else if (strcmp(words.at[0], "merge") == 0)
         st = merge(&params, &words, &err);
-    else if (strcmp(words.at[0], "show") != 0)
-        st = moec_fail(&err, MOEC_EINVAL, "stats: '%s' is neither show nor merge nor store", words.at[0]);
+    else if (strcmp(words.at[0], "show") != 0 && strcmp(words.at[0], "super") != 0)
+        st = moec_fail(&err, MOEC_EINVAL, "stats: '%s' is none of show, merge, super and store", words.at[0]);
     else if (words.n != 2 || params.output)
-        st = moec_fail(&err, MOEC_EINVAL, "stats show: takes one file and no -o");
+        st = moec_fail(&err, MOEC_EINVAL, "stats %s: takes one file and no -o", words.at[0]);
+    else if (strcmp(words.at[0], "super") == 0)
+        st = tool_show_super(words.at[1], params.top, params.common.json, &err);
     else
         st = show(&params, words.at[1], &err);
     return tool_end(st, &err);
@@ -201,18 +205,21 @@ static int run(const moec_verb *verb, int argc, char **argv)
 
 const moec_verb moec_verb_stats = {
     .name = "stats",
-    .args = "show FILE | stats merge FILE FILE... -o FILE | stats store add|show|query STORE [FILE]",
-    .brief = "show or merge statistics files, keep the patterns of tasks",
+    .args = "show FILE | stats merge FILE FILE... -o FILE | stats super FILE | stats store add|show|query STORE [FILE]",
+    .brief = "show or merge statistics files, list super experts, keep the patterns of tasks",
     .about = "show: what a statistics file holds: the model it is about, its texts and tokens, and how well each layer's "
              "experts were reached.\n"
              "merge: adds statistics of the same model from several runs, texts or machines into one file. Texts of the "
              "same name add up, others stand side by side; the sums are the same as those of one run over all texts.\n"
+             "super: the super experts, the few whose outputs are far larger than all others' and without which a model breaks "
+             "down: layer, expert, largest output, its channel, and the threshold. prune --protect super keeps them.\n"
              "store: one small file that says for each task who matters in every layer (PreMoe). add puts a task in from "
              "statistics of its text (--overwrite replaces one that is there), show lists them, query says which is nearest to "
              "statistics of a prompt. prune --patterns makes a model for a task out of it, with any number of experts.",
     .examples = "moecompress stats show model.stats.h5\n"
                 "moecompress stats show model.stats.h5 --floor 100 --json\n"
                 "moecompress stats merge code.h5 prose.h5 -o all.h5\n"
+                "moecompress stats super model.stats.h5 --json\n"
                 "moecompress stats store add tasks.json code.h5 --task code\n"
                 "moecompress stats store query tasks.json prompt.h5",
     .opts = rows,

@@ -38,6 +38,30 @@ static void say_unwatched(const moec_plan *p)
                  heads ? "attention experts" : "", heads && mtp ? " and " : "", mtp ? "multi-token-prediction layers" : "");
 }
 
+/* Are all scores of a layer one value? Then the numbers of the experts decide, not the method. */
+static bool all_equal(const moec_plan_layer *l)
+{
+    for (int64_t e = 1; l->score && e < l->n_experts; e++)
+        if (l->score[e] != l->score[0])
+            return false;
+    return l->score && l->n_experts > 1 && l->n_keep < l->n_experts;
+}
+
+static void say_counts(const moec_plan *p)
+{
+    int64_t equal = 0, first = -1;
+    for (int64_t i = 0; i < p->n_layers; i++)
+        if (all_equal(&p->layer[i])) {
+            first = equal++ == 0 ? p->layer[i].layer : first;
+        }
+    if (equal > 0)
+        moec_warn("all scores are the same in %" PRId64 " layer%s, the first is layer %" PRId64 ": there the experts of the lowest "
+                  "numbers are kept", equal, tool_s(equal), first);
+    if (!moec_plan_even(p) && p->pad == 0)
+        moec_warn("layers keep %" PRId64 " to %" PRId64 " experts: no client loads that, apply refuses it; eval MODEL --plan FILE "
+                  "measures it", moec_plan_least(p), moec_plan_most(p));
+}
+
 static void say_policy(const moec_plan *p)
 {
     tally t = count(p);
@@ -51,6 +75,7 @@ static void say_policy(const moec_plan *p)
                   moec_plan_least(p), moec_plan_least(p) == 1 ? " is" : "s are", p->new_top_k, p->top_k);
     if (p->drop_groups)
         moec_warn("the router will choose among all experts at once instead of among groups: routing changes, evaluate it");
+    say_counts(p);
     say_unwatched(p);
     if (moec_plan_dead(p) > 0)
         moec_say("dead experts that only pad the layers to %" PRId64 ": %" PRId64 " in all; they cost disk and memory, no time",
@@ -124,6 +149,8 @@ static void print_plan(const moec_plan *p, const moec_model *m)
 static void print_sizes(const tool_job *j, const moec_apply_result *r)
 {
     char a[32], b[32], c[32], d[32];
+    if (r->source_bytes == 0)
+        return; /* a plan that cannot be applied */
     printf("tensors    %s -> %s (%.1f %%)\n", moec_size_text(a, sizeof a, r->source_bytes),
            moec_size_text(b, sizeof b, r->output_bytes),
            100.0 * (double)r->output_bytes / (double)r->source_bytes);
@@ -156,13 +183,17 @@ static moec_json *pair(const char *a, int64_t x, const char *b, int64_t y)
 static moec_json *result_json(const tool_job *j, const moec_apply_result *r)
 {
     const moec_plan *p = j->plan;
+    const bool loads = moec_plan_even(p) || p->pad > 0;
     tally t = count(p);
     moec_json *o = moec_json_new_object();
     moec_json_set(o, "output", j->output ? moec_json_new_string(j->output) : moec_json_new_null());
     moec_json_set(o, "bytes", pair("source", (int64_t)r->source_bytes, "output", (int64_t)r->output_bytes));
     moec_json_set(o, "file_bytes", moec_json_new_int((int64_t)r->disk_bytes));
     moec_json_set(o, "method", moec_json_new_string(p->method));
-    moec_json_set(o, "experts", pair("source", p->layer[0].n_experts, "output", moec_plan_experts(p)));
+    moec_json_set(o, "experts", pair("source", p->layer[0].n_experts, "output", loads ? moec_plan_experts(p) : moec_plan_most(p)));
+    if (!loads)
+        moec_json_set(o, "loads", moec_json_new_bool(false)); /* and the sizes below are 0 */
+    moec_json_set(o, "kept", moec_json_new_int(moec_plan_total(p)));
     moec_json_set(o, "removed", moec_json_new_int(p->layer[0].n_experts - moec_plan_least(p)));
     moec_json_set(o, "top_k", moec_json_new_int(p->new_top_k));
     if (p->pad > 0) {
@@ -213,32 +244,80 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, moec_er
 
 /* --- the job --------------------------------------------------------------------------------------------------------- */
 
-static moec_status write_plan(const tool_job *j, moec_err *err)
+static moec_status save_plan(const moec_plan *p, const char *path, moec_err *err)
 {
     char *text = NULL;
     moec_status st = MOEC_OK;
-    MOEC_TRY(moec_plan_to_text(&text, j->plan, err));
-    if (!j->output) {
+    MOEC_TRY(moec_plan_to_text(&text, p, err));
+    if (path)
+        MOEC_TRY(moec_file_write(path, text, strlen(text), err));
+    else
         fputs(text, stdout);
-        goto done;
-    }
-    MOEC_TRY(tool_may_write(j->output, TOOL_FILE_PLAN, j->common->overwrite, err));
-    MOEC_TRY(moec_file_write(j->output, text, strlen(text), err));
-    if (j->common->json) {
-        moec_json *o = moec_json_new_object();
-        moec_json_set(o, "output", moec_json_new_string(j->output));
-        moec_json_set(o, "bytes", tool_bytes_json(moec_ckpt_bytes(j->model->ckpt), j->output));
-        moec_json_set(o, "method", moec_json_new_string(j->plan->method));
-        moec_json_set(o, "removed", moec_json_new_int(j->plan->layer[0].n_experts - moec_plan_least(j->plan)));
-        moec_json_set(o, "top_k", moec_json_new_int(j->plan->new_top_k));
-        moec_json_set(o, "seconds", moec_json_new_real(moec_now() - j->began));
-        moec_json_set(o, "peak_memory_bytes", moec_json_new_int((int64_t)moec_peak_memory()));
-        st = tool_print_json(o, err);
-    } else {
-        print_plan(j->plan, j->model);
-    }
 done:
     moec_free(text);
+    return st;
+}
+
+static moec_json *saved_json(const tool_job *j, const moec_plan *p, const char *path)
+{
+    moec_json *o = moec_json_new_object();
+    moec_json_set(o, "output", moec_json_new_string(path));
+    moec_json_set(o, "bytes", tool_bytes_json(moec_ckpt_bytes(j->model->ckpt), path));
+    moec_json_set(o, "method", moec_json_new_string(p->method));
+    moec_json_set(o, "removed", moec_json_new_int(p->layer[0].n_experts - moec_plan_least(p)));
+    moec_json_set(o, "top_k", moec_json_new_int(p->new_top_k));
+    return o;
+}
+
+static moec_status print_saved(const tool_job *j, moec_json *o, moec_err *err)
+{
+    moec_json_set(o, "seconds", moec_json_new_real(moec_now() - j->began));
+    moec_json_set(o, "peak_memory_bytes", moec_json_new_int((int64_t)moec_peak_memory()));
+    return tool_print_json(o, err);
+}
+
+static moec_status write_plan(const tool_job *j, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    if (j->output)
+        MOEC_TRY(tool_may_write(j->output, TOOL_FILE_PLAN, j->common->overwrite, err));
+    MOEC_TRY(save_plan(j->plan, j->output, err));
+    if (j->output && j->common->json)
+        MOEC_TRY(print_saved(j, saved_json(j, j->plan, j->output), err));
+    else if (j->output)
+        print_plan(j->plan, j->model);
+done:
+    return st;
+}
+
+moec_status tool_write_plans(const tool_job *job, moec_plan *const *plan, const char *const *path, int n, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_json *list = NULL;
+    for (int i = 0; i < n; i++) { /* all that can be refused, before anything is written */
+        tool_job j = *job;
+        j.plan = plan[i];
+        MOEC_TRY(moec_within(err, check_clients(&j, err), "%s", path[i]));
+        MOEC_TRY(tool_may_write(path[i], TOOL_FILE_PLAN, job->common->overwrite, err));
+        moec_say("%s:", path[i]);
+        say_policy(plan[i]);
+    }
+    list = moec_json_new_array();
+    for (int i = 0; i < n; i++) {
+        MOEC_TRY(save_plan(plan[i], path[i], err));
+        moec_json_push(list, saved_json(job, plan[i], path[i]));
+        if (!job->common->json)
+            printf("%s: %" PRId64 " of %" PRId64 " experts in %" PRId64 " layers\n", path[i], moec_plan_total(plan[i]),
+                   plan[i]->n_layers * plan[i]->layer[0].n_experts, plan[i]->n_layers);
+    }
+    if (job->common->json) {
+        moec_json *o = moec_json_new_object();
+        moec_json_set(o, "plans", list);
+        list = NULL;
+        st = print_saved(job, o, err);
+    }
+done:
+    moec_json_free(list);
     return st;
 }
 
@@ -293,7 +372,7 @@ moec_status tool_weights_folder(char **out, const char *plan_file, moec_err *err
 moec_status tool_carry_out(const tool_job *j, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    moec_apply_result r;
+    moec_apply_result r = {0};
     moec_repair *fixed = NULL;
     moec_apply_options opt = {.out = j->output, .fingerprint = j->fingerprint, .overwrite = j->common->overwrite,
                               .resume = j->common->resume, .max_memory = j->common->max_memory, .weights = j->weights};
@@ -310,7 +389,8 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
         goto done;
     }
     if (j->common->dry_run) {
-        MOEC_TRY(moec_apply_estimate(&r, j->model, j->plan, &opt, err));
+        if (moec_plan_even(j->plan) || j->plan->pad > 0)
+            MOEC_TRY(moec_apply_estimate(&r, j->model, j->plan, &opt, err));
     } else if (!j->output) {
         st = moec_fail(err, MOEC_EINVAL, "-o OUT is missing: the folder to write");
         goto done;

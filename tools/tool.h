@@ -72,6 +72,10 @@ enum { TOOL_ROUTING = 256 };
 /** How a family's router scores and chooses: "sigmoid, top-k, selection bias". */
 void tool_routing_text(char text[TOOL_ROUTING], const moec_family *f);
 
+/** Prints the super experts of a statistics file and its `top` largest outputs. MOEC_EFORMAT: not a statistics file, or the
+ *  outputs were not collected. */
+moec_status tool_show_super(const char *path, int64_t top, bool json, moec_err *err) MOEC_USE_RESULT;
+
 /** Prints a JSON value on standard output with a newline and frees it. */
 moec_status tool_print_json(moec_json *v, moec_err *err) MOEC_USE_RESULT;
 

@@ -78,15 +78,25 @@ static moec_status set_real(double *out, const moec_opt *row, const char *text, 
     return MOEC_OK;
 }
 
-static moec_status set_share(double *out, const moec_opt *row, const char *text, bool checked, moec_err *err)
+moec_status moec_share_parse(double *out, const char *text, moec_err *err)
 {
     const char *rest;
-    double v, lo = has_range(row) ? row->lo : 0.0, hi = has_range(row) ? row->hi : 1.0;
+    double v;
     bool number = parse_real(&v, text, &rest);
     if (number && strcmp(rest, "%") == 0)
         v /= 100.0;
     else if (!number || *rest != '\0')
-        return moec_fail(err, MOEC_EINVAL, "--%s: '%s' is not a share such as 25%% or 0.25", row->name, text);
+        return moec_fail(err, MOEC_EINVAL, "'%s' is not a share such as 25%% or 0.25", text);
+    *out = v;
+    return MOEC_OK;
+}
+
+static moec_status set_share(double *out, const moec_opt *row, const char *text, bool checked, moec_err *err)
+{
+    double v, lo = has_range(row) ? row->lo : 0.0, hi = has_range(row) ? row->hi : 1.0;
+    moec_status st = moec_within(err, moec_share_parse(&v, text, err), "--%s", row->name);
+    if (st != MOEC_OK)
+        return st;
     if (checked && (v < lo || v > hi))
         return moec_fail(err, MOEC_EINVAL, "--%s: %s is not in %.15g%% .. %.15g%%", row->name, text, lo * 100.0,
                          hi * 100.0);

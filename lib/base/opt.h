@@ -63,6 +63,8 @@ typedef struct moec_verb {
     const moec_opt *opts; /* up to MOEC_OPT_END */
     int min_args, max_args; /* positional arguments */
     int (*run)(const struct moec_verb *verb, int argc, char **argv);
+    const char *entries;  /* what --help lists behind the options ("methods"), or NULL */
+    const char *(*entry)(const char **text, size_t i); /* name of entry i and its text, valid until the next call; NULL: the end */
 } moec_verb;
 
 /** Sets every default of `rows` in `params`, then parses argv[1..]; words that are no option and no option's value go to
@@ -81,6 +83,8 @@ MOEC_API void moec_opt_bash(FILE *to, const moec_verb *const *verbs);
 
 /** Parses "12GiB" and the like. MOEC_EINVAL. */
 MOEC_API moec_status moec_size_parse(uint64_t *out, const char *text, moec_err *err) MOEC_USE_RESULT;
+/** Parses "25%" or "0.25"; the caller checks the range. MOEC_EINVAL. */
+MOEC_API moec_status moec_share_parse(double *out, const char *text, moec_err *err) MOEC_USE_RESULT;
 /** "1.25 GiB" into buf; returns buf. */
 MOEC_API const char *moec_size_text(char *buf, size_t cap, uint64_t bytes);
 

@@ -115,6 +115,12 @@ void moec_opt_help(FILE *to, const moec_verb *verb)
         print_wrapped(to, text, HELP_COLUMN, at);
     }
     fprintf(to, "      --help%*sprint this text\n", HELP_COLUMN - 12, "");
+    const char *name, *text;
+    for (size_t i = 0; verb->entry && (name = verb->entry(&text, i)) != NULL; i++) {
+        if (i == 0)
+            fprintf(to, "\n%s:\n", verb->entries);
+        print_wrapped(to, text, HELP_COLUMN, fprintf(to, "  %s", name));
+    }
     if (!verb->examples)
         return;
     fprintf(to, "\nexamples:\n");

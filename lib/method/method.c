@@ -53,6 +53,7 @@ static moec_json *method_json(const moec_method *m)
     moec_json_set(o, "formula", moec_json_new_string(m->formula));
     moec_json_set(o, "needs", needs);
     moec_json_set(o, "options", options);
+    moec_json_set(o, "by_count", moec_json_new_bool(m->by_count));
     return o;
 }
 
@@ -90,8 +91,25 @@ static moec_status check_needs(const moec_method *me, const moec_request *q, moe
     for (int i = 0; i < me->n_needs; i++)
         for (int d = 0; d < q->stats->n_domains; d++)
             if (!q->stats->domain[d].data[me->needs[i]])
-                return moec_fail(err, MOEC_EFORMAT, "method %s needs the statistic %s, which domain %s does not have",
-                                 me->name, moec_stat_kinds[me->needs[i]].name, q->stats->domain[d].name);
+                return moec_no_statistic(me, q->stats, d, me->needs[i], err);
+    return MOEC_OK;
+}
+
+moec_status moec_no_statistic(const moec_method *me, const moec_stats *s, int domain, moec_stat kind, moec_err *err)
+{
+    return moec_fail(err, MOEC_EFORMAT, "method %s needs the statistic %s, which domain %s does not have; calibrate --tier %d "
+                     "collects it", me->name, moec_stat_kinds[kind].name, s->domain[domain].name,
+                     moec_stat_kinds[kind].tier);
+}
+
+/* What goes with which method. */
+static moec_status check_options(const moec_method *me, const moec_request *q, moec_err *err)
+{
+    if (me->by_count && q->allocation != MOEC_ALLOCATE_UNIFORM)
+        return moec_fail(err, MOEC_EINVAL, "--allocation: method %s cuts every layer to one number of experts; only uniform goes "
+                         "with it", me->name);
+    if (q->least > 0 && q->allocation == MOEC_ALLOCATE_UNIFORM)
+        return moec_fail(err, MOEC_EINVAL, "--min-experts is for --allocation global and mass");
     return MOEC_OK;
 }
 
@@ -104,9 +122,62 @@ moec_status moec_method_plan(moec_plan **out, moec_method_kind kind, const char 
     const moec_method *me = moec_method_find(kind, name);
     if (!me)
         return unknown(kind, name, err);
+    MOEC_TRY(check_options(me, q, err));
     MOEC_TRY(check_needs(me, q, err));
     MOEC_TRY(moec_kept_experts(&keep, q, err)); /* before the work, not after it */
     MOEC_TRY(moec_within(err, me->plan(out, me, q, err), "method %s", me->name));
 done:
+    return st;
+}
+
+/* The plan of another share by the scores that the first one recorded. */
+static moec_status next_plan(moec_plan **out, const moec_method *me, const moec_plan *first, const moec_request *q,
+                             moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const int64_t n = q->model->dims.experts;
+    double *score = NULL;
+    *out = NULL;
+    MOEC_TRY(MOEC_NEW(score, (size_t)(first->n_layers * n), err));
+    for (int64_t l = 0; l < first->n_layers; l++)
+        memcpy(score + l * n, first->layer[l].score, (size_t)n * sizeof *score);
+    MOEC_TRY(moec_within(err, moec_select(out, me, q, score, err), "method %s", me->name));
+done:
+    moec_free(score);
+    return st;
+}
+
+moec_status moec_method_plans(moec_plan **out, moec_method_kind kind, const char *name, const moec_request *q,
+                              const double *share, int n, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_request one = *q;
+    const moec_method *me = moec_method_find(kind, name);
+    for (int i = 0; i < n; i++)
+        out[i] = NULL;
+    if (!me)
+        return unknown(kind, name, err);
+    if (me->by_count && n > 1)
+        return moec_fail(err, MOEC_EINVAL, "method %s makes no ranking: its plans of different shares need not be contained in each "
+                         "other; ask for one share at a time", me->name);
+    one.keep = 0;
+    for (int i = 0; i < n; i++) {
+        int64_t keep;
+        if (i > 0 && !(share[i] > share[i - 1]))
+            return moec_fail(err, MOEC_EINVAL, "--remove: %g%% stands behind %g%%; shares must ascend", share[i] * 100.0,
+                             share[i - 1] * 100.0);
+        one.share = share[i];
+        MOEC_TRY(moec_within(err, moec_kept_experts(&keep, &one, err), "--remove %g%%", share[i] * 100.0));
+    }
+    for (int i = 0; i < n; i++) {
+        one.share = share[i];
+        MOEC_TRY(moec_within(err, i == 0 ? moec_method_plan(&out[0], kind, name, &one, err)
+                                         : next_plan(&out[i], me, out[0], &one, err), "--remove %g%%", share[i] * 100.0));
+    }
+done:
+    for (int i = 0; st != MOEC_OK && i < n; i++) {
+        moec_plan_free(out[i]);
+        out[i] = NULL;
+    }
     return st;
 }

@@ -33,7 +33,8 @@ typedef struct moec_plan {
     int64_t top_k, new_top_k;
     moec_plan_mtp mtp;  /* UNSAID where the model has no such layers */
     bool drop_groups;   /* the output chooses among all experts at once, not among groups of them */
-    int64_t pad;        /* experts a layer in the output, dead ones behind the kept (of each group); 0: as many as are kept */
+    int64_t pad;        /* experts a layer in the output, dead ones behind the kept (of each group); 0: as many as are kept, and
+                           where layers keep unequal numbers the plan can be measured but not applied */
     moec_dtype dtype;   /* weights are written in this type; MOEC_DTYPE_COUNT: as they are */
     int64_t width;      /* neurons that every expert keeps; 0: all */
     char *repair;       /* JSON object of how weights were computed anew, NULL: none were */
@@ -103,6 +104,12 @@ MOEC_API bool moec_top_k_may_shrink(const moec_model *m);
 MOEC_API int64_t moec_plan_experts(const moec_plan *p);
 /** Fewest that a set keeps. */
 MOEC_API int64_t moec_plan_least(const moec_plan *p);
+/** Do all sets keep the same number? Where not, and nothing is padded, no client loads the output. */
+MOEC_API bool moec_plan_even(const moec_plan *p);
+/** Most that a set keeps. */
+MOEC_API int64_t moec_plan_most(const moec_plan *p);
+/** Experts that the MoE layers keep together. */
+MOEC_API int64_t moec_plan_total(const moec_plan *p);
 /** Dead experts in all sets. */
 MOEC_API int64_t moec_plan_dead(const moec_plan *p);
 /** The layer that holds a set's router and experts. */

@@ -14,6 +14,27 @@ int64_t moec_plan_least(const moec_plan *p)
     return least;
 }
 
+int64_t moec_plan_most(const moec_plan *p)
+{
+    int64_t most = p->layer[0].n_keep;
+    for (int64_t i = 1; i < p->n_sets; i++)
+        most = p->layer[i].n_keep > most ? p->layer[i].n_keep : most;
+    return most;
+}
+
+int64_t moec_plan_total(const moec_plan *p)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < p->n_layers; i++)
+        n += p->layer[i].n_keep;
+    return n;
+}
+
+bool moec_plan_even(const moec_plan *p)
+{
+    return moec_plan_least(p) == moec_plan_most(p);
+}
+
 int64_t moec_plan_experts(const moec_plan *p)
 {
     return p->pad > 0 ? p->pad : p->layer[0].n_keep;

@@ -5,7 +5,6 @@
 #include "base/mem.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -126,76 +125,21 @@ done:
     return st;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Linear interpolation between the two nearest ranks. `v` is ascending. */
-static double percentile(const double *v, int64_t n, double percent)
-{
-    double at = percent / 100.0 * (double)(n - 1);
-    int64_t lo = (int64_t)floor(at), hi = lo + 1 < n ? lo + 1 : lo;
-    return v[lo] + (v[hi] - v[lo]) * (at - (double)lo);
-}
-
-/* A[l,e] over all domains into `out`; *n layers of the pool. */
-static moec_status fill_pool(double *out, int64_t *n, const moec_model *m, const moec_stats *s, moec_err *err)
-{
-    const double last = rint(0.75 * (double)m->dims.layers);
-    const int64_t experts = m->dims.experts;
-    *n = 0;
-    for (int64_t i = 0; i < m->dims.layers && (double)i < last; i++) {
-        if (!m->layer[i].expert)
-            continue;
-        for (int64_t e = 0; e < experts; e++) {
-            double top = 0.0;
-            for (int d = 0; d < s->n_domains; d++) {
-                double v = (double)((const float *)moec_stat_at(s, d, MOEC_STAT_OUT_ABSMAX, *n))[e];
-                if (!isfinite(v))
-                    return moec_fail(err, MOEC_ENUMERIC, "layer %lld: largest output of expert %lld is not finite",
-                                     (long long)i, (long long)e);
-                top = v > top ? v : top;
-            }
-            out[*n * experts + e] = top;
-        }
-        ++*n;
-    }
-    return MOEC_OK;
-}
-
 moec_status moec_guard_super(moec_guard *out, const moec_model *m, const moec_stats *stats, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    double *pool = NULL, *sorted = NULL;
-    int64_t layers = 0;
+    moec_super found = {0};
     *out = (moec_guard){0};
     if (!stats)
         return moec_fail(err, MOEC_EINVAL, "--protect super needs statistics; give a file made by calibrate with --stats");
-    for (int d = 0; d < stats->n_domains; d++)
-        if (!stats->domain[d].data[MOEC_STAT_OUT_ABSMAX])
-            return moec_fail(err, MOEC_EFORMAT, "--protect super needs the statistic %s, which domain %s does not have",
-                             moec_stat_kinds[MOEC_STAT_OUT_ABSMAX].name, stats->domain[d].name);
+    if (stats->meta.moe_layers != m->moe_layers || stats->meta.experts != m->dims.experts)
+        return moec_fail(err, MOEC_EFORMAT, "--protect super: the statistics are of another model");
+    MOEC_TRY(moec_within(err, moec_super_find(&found, stats, err), "--protect super"));
     MOEC_TRY(guard_new(out, m, err));
-    size_t cells = (size_t)(m->moe_layers * m->dims.experts);
-    MOEC_TRY(MOEC_NEW(pool, cells, err));
-    MOEC_TRY(MOEC_NEW(sorted, cells, err));
-    MOEC_TRY(fill_pool(pool, &layers, m, stats, err));
-    int64_t n = layers * m->dims.experts;
-    if (n == 0)
-        goto done;
-    memcpy(sorted, pool, (size_t)n * sizeof *pool);
-    qsort(sorted, (size_t)n, sizeof *sorted, by_value);
-    double high = percentile(sorted, n, 99.5), tenth = sorted[n - 1] / 10.0;
-    for (int64_t i = 0; i < n; i++)
-        if (pool[i] > high && pool[i] > tenth)
-            protect(out, i / m->dims.experts, i % m->dims.experts);
+    memcpy(out->flag, found.flag, (size_t)(found.layers * found.experts) * sizeof *found.flag);
+    out->count = found.count;
 done:
-    moec_free(sorted);
-    moec_free(pool);
-    if (st != MOEC_OK)
-        moec_guard_release(out);
+    moec_super_release(&found);
     return st;
 }
 

@@ -43,20 +43,19 @@ moec_status moec_kept_experts(int64_t *out, const moec_request *q, moec_err *err
     return check_form(q, *out, err);
 }
 
-typedef struct rank {
-    int32_t expert;
-    bool guarded;
-    double score;
-} rank;
-
 static int by_rank(const void *a, const void *b)
 {
-    const rank *x = a, *y = b;
+    const moec_rank *x = a, *y = b;
     if (x->guarded != y->guarded)
         return x->guarded ? -1 : 1;
     if (x->score != y->score)
         return x->score > y->score ? -1 : 1;
     return x->expert < y->expert ? -1 : 1;
+}
+
+void moec_rank_sort(moec_rank *order, int64_t n)
+{
+    qsort(order, (size_t)n, sizeof *order, by_rank);
 }
 
 static int by_number(const void *a, const void *b)
@@ -65,7 +64,7 @@ static int by_number(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static moec_status list_guarded(moec_plan_layer *l, const moec_request *q, int64_t moe, rank *order, moec_err *err)
+static moec_status list_guarded(moec_plan_layer *l, const moec_request *q, int64_t moe, moec_rank *order, moec_err *err)
 {
     moec_status st = MOEC_NEW(l->guarded, (size_t)l->n_experts, err);
     for (int64_t e = 0; st == MOEC_OK && q->guard && e < l->n_experts; e++)
@@ -96,14 +95,14 @@ static moec_status list_unseen(moec_plan_layer *l, const moec_stats *s, int64_t 
 }
 
 /* Keeps the first `keep` of an order, of each group of experts the same number. */
-static moec_status keep_first(moec_plan_layer *l, rank *order, int64_t keep, int64_t groups, moec_err *err)
+static moec_status keep_first(moec_plan_layer *l, moec_rank *order, int64_t keep, int64_t groups, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const int64_t width = l->n_experts / groups, quota = keep / groups;
     int64_t *taken = NULL;
     MOEC_TRY(MOEC_NEW(taken, (size_t)groups, err));
     MOEC_TRY(MOEC_NEW(l->keep, (size_t)keep, err));
-    qsort(order, (size_t)l->n_experts, sizeof *order, by_rank);
+    moec_rank_sort(order, l->n_experts);
     for (int64_t i = 0; i < l->n_experts && l->n_keep < keep; i++) {
         const int64_t g = order[i].expert / width;
         if (taken[g] < quota) {
@@ -121,11 +120,15 @@ done:
     return st;
 }
 
-/* Groups that share what is kept; 1: none. */
+int64_t moec_request_groups(const moec_request *q)
+{
+    return q->drop_groups || q->model->dims.groups < 1 ? 1 : q->model->dims.groups;
+}
+
+/* Groups that share what is kept. */
 static int64_t groups_of(const moec_request *q, int64_t keep)
 {
-    const moec_dims *d = &q->model->dims;
-    return q->drop_groups || keep == d->experts || d->groups < 1 ? 1 : d->groups;
+    return keep == q->model->dims.experts ? 1 : moec_request_groups(q);
 }
 
 static moec_status select_layer(moec_plan_layer *l, const moec_request *q, int64_t moe, int64_t keep,
@@ -133,7 +136,7 @@ static moec_status select_layer(moec_plan_layer *l, const moec_request *q, int64
 {
     moec_status st = MOEC_OK;
     size_t n = (size_t)l->n_experts;
-    rank *order = NULL;
+    moec_rank *order = NULL;
     MOEC_TRY(MOEC_NEW(order, n, err));
     MOEC_TRY(MOEC_NEW(l->score, n, err));
     for (size_t e = 0; e < n; e++) {
@@ -142,7 +145,7 @@ static moec_status select_layer(moec_plan_layer *l, const moec_request *q, int64
                            e);
             goto done;
         }
-        order[e] = (rank){.expert = (int32_t)e, .score = score[e]};
+        order[e] = (moec_rank){.expert = (int32_t)e, .score = score[e]};
         l->score[e] = score[e];
     }
     MOEC_TRY(list_guarded(l, q, moe, order, err));
@@ -164,36 +167,40 @@ static moec_status select_unseen(moec_plan_layer *l, const moec_request *q, cons
                                  moec_err *err)
 {
     moec_status st = MOEC_OK;
-    rank *order = NULL;
-    float *row = NULL;
+    moec_rank *order = NULL;
+    double *sum = NULL;
     MOEC_TRY(MOEC_NEW(order, (size_t)l->n_experts, err));
-    MOEC_TRY(MOEC_NEW(row, (size_t)router->cols, err));
+    MOEC_TRY(MOEC_NEW(sum, (size_t)router->rows, err));
+    MOEC_TRY(moec_row_squares(sum, router, err));
     for (int64_t e = 0; e < l->n_experts; e++) {
-        double sum = 0.0;
-        moec_weight_read(row, router->cols, router, e, 1, 0, router->cols);
-        for (int64_t c = 0; c < router->cols; c++)
-            sum += (double)row[c] * (double)row[c];
-        if (!isfinite(sum)) {
+        if (!isfinite(sum[e])) {
             st = moec_fail(err, MOEC_ENUMERIC, "%s layer %lld: row %lld of the router is not finite", moec_set_name(l->kind),
                            (long long)l->layer, (long long)e);
             goto done;
         }
-        order[e] = (rank){.expert = (int32_t)e, .score = sum};
+        order[e] = (moec_rank){.expert = (int32_t)e, .score = sum[e]};
     }
     MOEC_TRY(keep_first(l, order, keep, l->kind == MOEC_SET_HEADS ? 1 : groups_of(q, keep), err));
 done:
-    moec_free(row);
+    moec_free(sum);
     moec_free(order);
     return st;
 }
 
 /* What was asked, for the record; nothing of where files lay or how many threads ran. */
-static moec_status record_options(moec_plan *p, const moec_request *q, int64_t keep, moec_err *err)
+static moec_status record_options(moec_plan *p, const moec_method *me, const moec_request *q, int64_t keep, moec_err *err)
 {
-    moec_json *o = moec_json_new_object();
+    static const char *const allocations[] = {
+        [MOEC_ALLOCATE_UNIFORM] = "uniform", [MOEC_ALLOCATE_GLOBAL] = "global", [MOEC_ALLOCATE_MASS] = "mass"};
+    const moec_verb own = {.opts = me->opts};
+    moec_json *o = me->opts ? moec_opt_json(q, &own) : moec_json_new_object();
     moec_json_set(o, "keep", moec_json_new_int(keep));
     moec_json_set(o, "seed", moec_json_new_int(q->seed));
     moec_json_set(o, "protect", q->guard_name ? moec_json_new_string(q->guard_name) : moec_json_new_null());
+    if (q->allocation != MOEC_ALLOCATE_UNIFORM) {
+        moec_json_set(o, "allocation", moec_json_new_string(allocations[q->allocation]));
+        moec_json_set(o, "min_experts", moec_json_new_int(q->least));
+    }
     moec_free(p->options);
     p->options = NULL;
     moec_status st = moec_json_dump(&p->options, o, 0, err);
@@ -201,33 +208,66 @@ static moec_status record_options(moec_plan *p, const moec_request *q, int64_t k
     return st;
 }
 
+/* Layers that keep unequal numbers are padded to the largest, where that is exact. */
+static moec_status settle_counts(moec_plan *p, const moec_request *q, const int64_t *count, moec_err *err)
+{
+    int64_t least = count[0], most = count[0];
+    moec_err why = {MOEC_OK, ""};
+    p->pad = q->pad;
+    for (int64_t i = 1; i < p->n_layers; i++) {
+        least = count[i] < least ? count[i] : least;
+        most = count[i] > most ? count[i] : most;
+    }
+    if (least == most || q->pad > 0)
+        return MOEC_OK;
+    if (moec_plan_check_pad(q->model, q->drop_groups, most, &why) == MOEC_OK)
+        p->pad = most;
+    else if (!q->plan_only)
+        return moec_fail(err, MOEC_EINVAL, "layers would keep %lld to %lld experts, and clients load one count for all layers; %s. "
+                         "--plan-only writes the plan, which eval MODEL --plan FILE measures", (long long)least,
+                         (long long)most, why.text);
+    return MOEC_OK;
+}
+
+/* Experts that each layer keeps. */
+static moec_status counts_of(int64_t *out, const moec_method *me, const moec_request *q, int64_t keep, const double *score,
+                             moec_err *err)
+{
+    for (int64_t l = 0; l < q->model->moe_layers; l++)
+        out[l] = keep;
+    return q->allocation == MOEC_ALLOCATE_UNIFORM ? MOEC_OK : moec_allocate(out, me, q, keep, score, err);
+}
+
 moec_status moec_select(moec_plan **out, const moec_method *me, const moec_request *q, const double *score,
                         moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_plan *p = NULL;
-    int64_t keep;
+    int64_t keep, *count = NULL;
     *out = NULL;
     MOEC_TRY(moec_kept_experts(&keep, q, err));
+    MOEC_TRY(MOEC_NEW(count, (size_t)q->model->moe_layers, err));
+    MOEC_TRY(counts_of(count, me, q, keep, score, err));
     MOEC_TRY(moec_plan_new(&p, q->model, me->name, q->fingerprint, err));
-    MOEC_TRY(record_options(p, q, keep, err));
+    MOEC_TRY(record_options(p, me, q, keep, err));
     if (q->drop_mtp && p->mtp != MOEC_PLAN_MTP_UNSAID)
         moec_plan_drop_mtp(p);
     p->drop_groups = q->drop_groups;
-    p->pad = q->pad;
+    MOEC_TRY(settle_counts(p, q, count, err));
     if (q->stats_digest) {
         size_t n = strlen(q->stats_digest);
         memcpy(p->stats, q->stats_digest, n < sizeof p->stats ? n : sizeof p->stats - 1);
     }
     for (int64_t i = 0; i < p->n_layers; i++)
-        MOEC_TRY(select_layer(&p->layer[i], q, i, keep, score + i * q->model->dims.experts, err));
+        MOEC_TRY(select_layer(&p->layer[i], q, i, count[i], score + i * q->model->dims.experts, err));
     for (int64_t i = p->n_layers; i < p->n_sets; i++)
         MOEC_TRY(select_unseen(&p->layer[i], q, q->model->set[i].router, keep, err));
-    if (p->new_top_k > keep)
-        p->new_top_k = keep;
+    if (p->new_top_k > moec_plan_least(p))
+        p->new_top_k = moec_plan_least(p);
     *out = p;
     p = NULL;
 done:
     moec_plan_free(p);
+    moec_free(count);
     return st;
 }

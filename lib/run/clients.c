@@ -36,6 +36,7 @@ _Static_assert(sizeof clients / sizeof clients[0] <= MOEC_VERIFY_CLIENTS, "one p
 typedef struct form {
     const moec_model *m;
     int64_t experts, top_k, groups, top_groups;
+    int64_t least;           /* fewest experts of a layer; experts where all have as many */
     bool fp8, mxfp4, opened; /* opened: a quantized source that is written in a plain type */
 } form;
 
@@ -55,14 +56,15 @@ static bool has_file(const moec_model *m, const char *pattern)
 static form form_of(const moec_model *m, const moec_plan *p)
 {
     const moec_dims *d = &m->dims;
-    form f = {.m = m, .experts = d->experts, .top_k = d->top_k, .groups = d->groups, .top_groups = d->top_groups};
+    form f = {.m = m, .experts = d->experts, .least = d->experts, .top_k = d->top_k, .groups = d->groups, .top_groups = d->top_groups};
     for (int64_t i = 0; i < d->layers; i++)
         if (m->layer[i].expert) {
             f.fp8 = f.fp8 || m->layer[i].expert[0].gate.storage == MOEC_FP8;
             f.mxfp4 = f.mxfp4 || m->layer[i].expert[0].gate.storage == MOEC_MXFP4;
         }
     if (p) {
-        f.experts = moec_plan_experts(p);
+        f.experts = p->pad > 0 ? p->pad : moec_plan_most(p);
+        f.least = p->pad > 0 ? p->pad : moec_plan_least(p);
         f.top_k = p->new_top_k;
         if (p->drop_groups)
             f.groups = f.top_groups = 1;
@@ -117,6 +119,14 @@ static bool count_fits(char why[WHY], const form *f, const struct client_row *c)
     return f->experts <= MAX_EXPERTS_LLAMA_CPP;
 }
 
+static bool one_count(char why[WHY], const form *f, const struct client_row *c)
+{
+    (void)c;
+    snprintf(why, WHY, "layers keep %lld to %lld experts, and config.json has one number for all: --allocation uniform, or --pad-to "
+             "where the router allows it", (long long)f->least, (long long)f->experts);
+    return f->least == f->experts;
+}
+
 static bool has_tokenizer(char why[WHY], const form *f, const struct client_row *c)
 {
     (void)c;
@@ -133,6 +143,7 @@ static const struct rule {
     {"class", ALL, has_class},
     {"remote-code", TRANSFORMERS, has_code},
     {"top-k", ALL, top_k_fits},
+    {"one-count", ALL, one_count},
     {"groups", ALL, groups_fit},
     {"expert-count", LLAMA_CPP, count_fits},
     {"tokenizer", LLAMA_CPP, has_tokenizer},

@@ -3,8 +3,10 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/par.h"
 #include "calib/calibrate.h"
 #include "calib/eval.h"
+#include "method/method.h"
 #include "method/patterns.h"
 #include "method/served.h"
 #include "tiny.h"
@@ -204,6 +206,32 @@ static void using_patterns(void **state)
     fails_cleanly(*state, use_patterns, 200);
 }
 
+/* Methods that read weights, cluster, and share out over layers. */
+static moec_status make_plans(setting *s, moec_err *err)
+{
+    static const double share[] = {0.25, 0.5};
+    moec_status st = MOEC_OK;
+    moec_plan *p[2] = {NULL, NULL};
+    moec_request q = {.model = s->model, .share = 0.5, .lambda1 = 1.0, .plan_only = true};
+    MOEC_TRY(moec_method_plan(&p[0], MOEC_PRUNE, "stun", &q, err));
+    moec_plan_free(p[0]);
+    q.allocation = MOEC_ALLOCATE_MASS;
+    MOEC_TRY(moec_method_plans(p, MOEC_PRUNE, "router-row", &q, share, 2, err));
+    moec_plan_free(p[1]);
+    moec_plan_free(p[0]);
+    MOEC_TRY(moec_method_plan(&p[0], MOEC_PRUNE, "aimer", &q, err));
+    moec_plan_free(p[0]);
+done:
+    return st;
+}
+
+static void planning(void **state)
+{
+    moec_par_set_threads(1);
+    fails_cleanly(*state, make_plans, 60);
+    moec_par_set_threads(0);
+}
+
 static int set_up(void **state)
 {
     static setting s;
@@ -230,7 +258,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(opening_a_model), cmocka_unit_test(reading_text),   cmocka_unit_test(evaluating),
         cmocka_unit_test(calibrating),     cmocka_unit_test(parsing_a_plan),
-        cmocka_unit_test(using_patterns),
+        cmocka_unit_test(using_patterns),  cmocka_unit_test(planning),
     };
     moec_log_set(MOEC_QUIET);
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -15,8 +15,8 @@
 
 enum { E = 8, L = 3 };
 
-static char *folder;
-static moec_model *model;
+static char *folder, *base_folder;
+static moec_model *model, *base;
 static moec_digest print;
 static int64_t moe_layer[L] = {0, 2, 3};
 static char empty[] = "{}", *rule;
@@ -25,8 +25,11 @@ static int set_up(void **state)
 {
     (void)state;
     moec_err err = {MOEC_OK, ""};
-    const tiny_spec spec = {.layers = 4, .dense_layer = 2, .seed = 2};
+    const tiny_spec spec = {.layers = 4, .dense_layer = 2, .seed = 2}, other = {.layers = 4, .dense_layer = 2, .seed = 3};
     folder = tiny_folder();
+    base_folder = tiny_folder();
+    if (tiny_write(base_folder, &other, &err) != MOEC_OK || moec_model_open(&base, base_folder, &err) != MOEC_OK)
+        return 1;
     return tiny_write(folder, &spec, &err) == MOEC_OK && moec_model_open(&model, folder, &err) == MOEC_OK &&
                    moec_ckpt_fingerprint(&print, model->ckpt, &err) == MOEC_OK &&
                    moec_router_rule(&rule, model, &err) == MOEC_OK
@@ -37,8 +40,11 @@ static int tear_down(void **state)
 {
     (void)state;
     moec_model_close(model);
+    moec_model_close(base);
     tiny_remove(folder);
+    tiny_remove(base_folder);
     moec_free(folder);
+    moec_free(base_folder);
     moec_free(rule);
     return 0;
 }
@@ -60,7 +66,9 @@ static moec_stats *make(int domains, const int *place, uint64_t seed)
                             .moe_layer = moe_layer};
     memcpy(meta.model, print.hex, sizeof meta.model);
     assert_int_equal(moec_stats_new(&s, &meta, domains, names, NULL), MOEC_OK);
-    static const moec_stat sums[] = {MOEC_STAT_GATE_SUM, MOEC_STAT_NORM_SUM, MOEC_STAT_GNORM_SUM, MOEC_STAT_UGNORM_SUM};
+    static const moec_stat sums[] = {MOEC_STAT_GATE_SUM, MOEC_STAT_NORM_SUM, MOEC_STAT_GNORM_SUM, MOEC_STAT_UGNORM_SUM,
+                                     MOEC_STAT_NORM_SQ, MOEC_STAT_GNORM_SQ, MOEC_STAT_PROB_SUM, MOEC_STAT_PROB_SEQ_SUM,
+                                     MOEC_STAT_MARKER_TOP1, MOEC_STAT_MARKER_TOPK, MOEC_STAT_GATE_TOP1_SUM};
     for (int d = 0; d < domains; d++) {
         s->domain[d].weight = 1.0;
         s->domain[d].tokens = 100;
@@ -68,6 +76,7 @@ static moec_stats *make(int domains, const int *place, uint64_t seed)
             for (int e = 0; e < E; e++) {
                 int to = place ? place[e] : e;
                 ((uint64_t *)moec_stat_at(s, d, MOEC_STAT_SELECTED, l))[to] = 1 + noise(&seed) % 50;
+                ((uint64_t *)moec_stat_at(s, d, MOEC_STAT_RANK, l))[2 * to] = 1000 + noise(&seed) % 50;
                 for (size_t k = 0; k < MOEC_COUNT(sums); k++)
                     ((double *)moec_stat_at(s, d, sums[k], l))[to] = (double)(noise(&seed) % 10000) / 16.0;
                 ((float *)moec_stat_at(s, d, MOEC_STAT_OUT_ABSMAX, l))[to] = (float)(noise(&seed) % 64) / 64.0f;
@@ -88,7 +97,8 @@ static double *sums(const moec_stats *s, int d, moec_stat kind, int64_t l)
 
 static moec_request request(const moec_stats *s, int64_t keep)
 {
-    return (moec_request){.model = model, .fingerprint = print.hex, .stats = s, .stats_digest = "abc", .keep = keep};
+    return (moec_request){.model = model, .fingerprint = print.hex, .stats = s, .stats_digest = "abc", .keep = keep,
+                          .base = base, .lambda1 = 1.0};
 }
 
 static moec_plan *plan(const char *method, const moec_request *q)
@@ -111,10 +121,15 @@ static void near_to(double got, double want)
 static void test_formulas(void **state)
 {
     (void)state;
-    static const struct { const char *name; moec_stat sum; bool mean; } rows[] = {
-        {"gate", MOEC_STAT_GATE_SUM, false}, {"ean-sum", MOEC_STAT_NORM_SUM, false},
-        {"ean-mean", MOEC_STAT_NORM_SUM, true}, {"reap", MOEC_STAT_GNORM_SUM, true},
-        {"weighted-ean", MOEC_STAT_GNORM_SUM, false}, {"easy-ep", MOEC_STAT_UGNORM_SUM, false}};
+    enum { SUM, MEAN, TOKENS };
+    static const struct { const char *name; moec_stat sum; int over; } rows[] = {
+        {"gate", MOEC_STAT_GATE_SUM, SUM}, {"ean-sum", MOEC_STAT_NORM_SUM, SUM},
+        {"ean-mean", MOEC_STAT_NORM_SUM, MEAN}, {"reap", MOEC_STAT_GNORM_SUM, MEAN},
+        {"weighted-ean", MOEC_STAT_GNORM_SUM, SUM}, {"easy-ep", MOEC_STAT_UGNORM_SUM, SUM},
+        {"msan", MOEC_STAT_NORM_SQ, MEAN}, {"energy", MOEC_STAT_GNORM_SQ, SUM},
+        {"unified", MOEC_STAT_PROB_SUM, SUM}, {"seuf", MOEC_STAT_PROB_SEQ_SUM, SUM},
+        {"tcess", MOEC_STAT_MARKER_TOP1, TOKENS}, {"tcess-k", MOEC_STAT_MARKER_TOPK, TOKENS},
+        {"tcess-prob", MOEC_STAT_GATE_TOP1_SUM, TOKENS}};
     moec_stats *s = make(1, NULL, 11);
     moec_request q = request(s, 5);
     for (size_t i = 0; i < MOEC_COUNT(rows); i++) {
@@ -122,7 +137,8 @@ static void test_formulas(void **state)
         for (int64_t l = 0; l < L; l++)
             for (int e = 0; e < E; e++)
                 near_to(p->layer[l].score[e],
-                        sums(s, 0, rows[i].sum, l)[e] / (rows[i].mean ? (double)counts(s, 0, l)[e] : 1.0));
+                        sums(s, 0, rows[i].sum, l)[e] / (rows[i].over == MEAN     ? (double)counts(s, 0, l)[e]
+                                                         : rows[i].over == TOKENS ? 100.0 : 1.0));
         assert_string_equal(p->method, rows[i].name);
         assert_string_equal(p->stats, "abc");
         moec_plan_free(p);
@@ -208,7 +224,7 @@ static void test_nesting_and_permutation(void **state)
             moec_plan *small = plan(name, &q), *large = plan(name, &r), *moved = plan(name, &u);
             for (int64_t l = 0; l < L; l++)
                 for (int64_t k = 0; k < keep; k++) {
-                    assert_true(moec_plan_kept(large, l, small->layer[l].keep[k]) >= 0);
+                    assert_true(moec_method_at(i)->by_count || moec_plan_kept(large, l, small->layer[l].keep[k]) >= 0);
                     if (moec_method_at(i)->n_needs > 0 && strcmp(name, "frequency") != 0) /* small counts tie */
                         assert_true(moec_plan_kept(moved, l, place[small->layer[l].keep[k]]) >= 0);
                 }
