@@ -1,4 +1,5 @@
 /* eval: how good a model is on text, and how far it is from the model it was made from. */
+#include "output.h"
 #include "tool_text.h"
 
 #include <math.h>
@@ -6,7 +7,9 @@
 typedef struct eval_params {
     tool_common common;
     tool_text input;
-    const char *base, *reference, *save_reference;
+    const char *base, *reference, *save_reference, *plan;
+    int64_t top_k;
+    double mass;
 } eval_params;
 
 static const moec_opt rows[] = {
@@ -17,6 +20,12 @@ static const moec_opt rows[] = {
      .help = "what --save-reference kept of the original, in place of --base"},
     {"save-reference", 0, MOEC_TEXT(eval_params, save_reference), .value = "FILE",
      .help = "keep MODEL's final hidden states and head, exact, for later --reference"},
+    {"plan", 0, MOEC_TEXT(eval_params, plan), .value = "FILE",
+     .help = "measure what a plan (prune --plan-only) would make of MODEL, without writing it"},
+    {"top-k", 0, MOEC_INT(eval_params, top_k), .fallback = "0", .lo = 0, .hi = 65535, .value = "N",
+     .help = "measure MODEL with N experts a token instead of its own number; 0: its own"},
+    {"expert-mass", 0, MOEC_SHARE(eval_params, mass), .fallback = "0", .lo = 0, .hi = 1, .value = "SHARE",
+     .help = "measure MODEL when each token uses only the fewest of its experts that hold this share of their weights"},
     TOOL_COMPUTE_ROW(eval_params, "f32"),
     TOOL_MEMORY_ROW(eval_params),
     TOOL_COMMON_ROWS(eval_params),
@@ -62,11 +71,66 @@ static moec_status print_result(const eval_params *p, const char *model, const m
     return tool_print_json(o, err);
 }
 
+/* The model that is measured: MODEL itself, or what a plan or fewer experts a token would make of it. */
+typedef struct subject {
+    moec_plan *plan;
+    moec_override *weights;
+    moec_preview preview;
+} subject;
+
+static moec_status plan_of(moec_plan **out, const eval_params *p, const moec_model *m, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_digest print;
+    if (!p->plan)
+        return moec_plan_whole(out, m, err);
+    MOEC_TRY(moec_plan_read(out, p->plan, err));
+    MOEC_TRY(moec_ckpt_fingerprint(&print, m->ckpt, err));
+    MOEC_TRY(moec_within(err, moec_plan_check_shape(*out, m, print.hex, err), "%s", p->plan));
+done:
+    return st;
+}
+
+static moec_status choose(subject *s, const moec_model **out, const eval_params *p, const moec_model *m, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *folder = NULL;
+    *out = m;
+    if (!p->plan && p->top_k == 0 && !(p->mass > 0.0))
+        return MOEC_OK;
+    MOEC_TRY(plan_of(&s->plan, p, m, err));
+    if (p->top_k > s->plan->new_top_k || (p->top_k > 0 && p->top_k < s->plan->new_top_k && !moec_top_k_may_shrink(m)))
+        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "--top-k %lld: the model uses %lld experts a token%s", (long long)p->top_k,
+                           (long long)s->plan->new_top_k, moec_top_k_may_shrink(m) ? "" : ", and its form depends on it"));
+    if (p->top_k > 0)
+        s->plan->new_top_k = p->top_k;
+    if (s->plan->weights[0]) {
+        MOEC_TRY(tool_weights_folder(&folder, p->plan, err));
+        MOEC_TRY(moec_override_open(&s->weights, folder, false, err));
+    }
+    MOEC_TRY(moec_preview_new(&s->preview, m, s->plan, s->weights, err));
+    if (p->mass > 0.0)
+        moec_variant_keep_mass(s->preview.variant, p->mass);
+    *out = &s->preview.variant->model;
+done:
+    moec_free(folder);
+    return st;
+}
+
+static void release_subject(subject *s)
+{
+    moec_preview_release(&s->preview);
+    moec_override_close(s->weights);
+    moec_plan_free(s->plan);
+}
+
 static moec_status evaluate(const eval_params *p, const char *dir, moec_err *err)
 {
     moec_status st = MOEC_OK;
     double began = moec_now();
     moec_model *model = NULL, *base = NULL;
+    const moec_model *measured;
+    subject what = {.plan = NULL};
     moec_corpus corpus = {0};
     moec_final *mine = NULL, *theirs = NULL;
     moec_scores scores = {0};
@@ -79,6 +143,7 @@ static moec_status evaluate(const eval_params *p, const char *dir, moec_err *err
     if (base && base->dims.vocab != model->dims.vocab)
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: vocabulary of %lld ids, %s has %lld", dir, (long long)model->dims.vocab,
                            p->base, (long long)base->dims.vocab));
+    MOEC_TRY(choose(&what, &measured, p, model, err));
     MOEC_TRY(tool_read_text(&corpus, &p->input, model, -1, err));
     if (p->reference)
         MOEC_TRY(moec_final_load(&theirs, &corpus, p->reference, err));
@@ -86,8 +151,8 @@ static moec_status evaluate(const eval_params *p, const char *dir, moec_err *err
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: vocabulary of %lld ids, %s has %lld", dir, (long long)model->dims.vocab,
                            p->reference, (long long)moec_final_vocab(theirs)));
     if (base)
-        MOEC_TRY(moec_final_run_before(&theirs, model, base, &corpus, mode, p->common.max_memory, "base model", err));
-    MOEC_TRY(moec_final_run(&mine, model, &corpus, mode, p->common.max_memory, "model", err));
+        MOEC_TRY(moec_final_run_before(&theirs, measured, base, &corpus, mode, p->common.max_memory, "base model", err));
+    MOEC_TRY(moec_final_run(&mine, measured, &corpus, mode, p->common.max_memory, "model", err));
     MOEC_TRY(moec_ckpt_unchanged(model->ckpt, err));
     MOEC_TRY(moec_score(&scores, mine, theirs, &corpus, mode, p->common.max_memory, err));
     if (p->save_reference)
@@ -98,6 +163,7 @@ done:
     moec_final_free(theirs);
     moec_final_free(mine);
     moec_corpus_release(&corpus);
+    release_subject(&what);
     moec_model_close(base);
     moec_model_close(model);
     return st;
@@ -124,9 +190,12 @@ const moec_verb moec_verb_eval = {
              "Each file is one stream of tokens, cut into windows of --seq-len that do not overlap; the first token of a "
              "window is not scored. Standard errors take windows, not tokens, as independent.\n"
              "With --base the original is run as well and compared at every position: KL(base || model) in nats and the share "
-             "of positions with the same most likely token. An original that will be deleted can be kept as a reference file.",
+             "of positions with the same most likely token. An original that will be deleted can be kept as a reference file.\n"
+             "--plan, --top-k and --expert-mass measure what MODEL would become, without writing it.",
     .examples = "moecompress eval small --base original --text held-out.txt\n"
                 "moecompress eval original --text wiki=a.txt code=b.txt --seq-len 2048 --save-reference original.ref\n"
+                "moecompress eval original --plan plan.json --base original --text held-out.txt\n"
+                "moecompress eval original --top-k 4 --base original --text held-out.txt\n"
                 "moecompress eval small --reference original.ref --text wiki=a.txt code=b.txt --seq-len 2048 --json",
     .opts = rows,
     .min_args = 1,

@@ -62,7 +62,7 @@ static void say_counts(const moec_plan *p)
                   "measures it", moec_plan_least(p), moec_plan_most(p));
 }
 
-static void say_policy(const moec_plan *p)
+static void say_policy(const moec_plan *p, bool hint)
 {
     tally t = count(p);
     if (moec_plan_least(p) == p->layer[0].n_experts)
@@ -77,6 +77,8 @@ static void say_policy(const moec_plan *p)
         moec_warn("the router will choose among all experts at once instead of among groups: routing changes, evaluate it");
     say_counts(p);
     say_unwatched(p);
+    if (hint && moec_plan_least(p) < p->layer[0].n_experts)
+        moec_say("the weights that stay are copied as they are; with --text FILE they are fitted to make up for what is removed");
     if (moec_plan_dead(p) > 0)
         moec_say("dead experts that only pad the layers to %" PRId64 ": %" PRId64 " in all; they cost disk and memory, no time",
                  p->pad, moec_plan_dead(p));
@@ -146,6 +148,21 @@ static void print_plan(const moec_plan *p, const moec_model *m)
            p->method[0] ? p->method : "none");
 }
 
+/* Held-out error of each layer, without and with the weights that were fitted. */
+static void print_repair(const moec_plan *p)
+{
+    if (!p->repair)
+        return;
+    printf("%5s %14s %14s %8s\n", "layer", "error before", "repaired", "ratio");
+    for (int64_t i = 0; i < p->n_layers; i++) {
+        const moec_plan_layer *l = &p->layer[i];
+        if (l->rewritten)
+            printf("%5" PRId64 " %14.5g %14.5g %8.3f\n", l->layer, l->error_before, l->error_after,
+                   l->error_before > 0.0 ? l->error_after / l->error_before : 1.0);
+    }
+    printf("error: what the layer's routed experts leave of what they are wanted to give, on held-out windows of --text\n\n");
+}
+
 static void print_sizes(const tool_job *j, const moec_apply_result *r)
 {
     char a[32], b[32], c[32], d[32];
@@ -180,6 +197,20 @@ static moec_json *pair(const char *a, int64_t x, const char *b, int64_t y)
     return o;
 }
 
+static moec_json *repair_json(const moec_plan *p)
+{
+    moec_json *list = moec_json_new_array();
+    for (int64_t i = 0; i < p->n_layers; i++) {
+        const moec_plan_layer *l = &p->layer[i];
+        moec_json *o = moec_json_new_object();
+        moec_json_set(o, "layer", moec_json_new_int(l->layer));
+        moec_json_set(o, "before", moec_json_new_real(l->error_before));
+        moec_json_set(o, "after", moec_json_new_real(l->error_after));
+        moec_json_push(list, o);
+    }
+    return list;
+}
+
 static moec_json *result_json(const tool_job *j, const moec_apply_result *r)
 {
     const moec_plan *p = j->plan;
@@ -195,6 +226,8 @@ static moec_json *result_json(const tool_job *j, const moec_apply_result *r)
         moec_json_set(o, "loads", moec_json_new_bool(false)); /* and the sizes below are 0 */
     moec_json_set(o, "kept", moec_json_new_int(moec_plan_total(p)));
     moec_json_set(o, "removed", moec_json_new_int(p->layer[0].n_experts - moec_plan_least(p)));
+    if (p->repair)
+        moec_json_set(o, "held_out_error", repair_json(p));
     moec_json_set(o, "top_k", moec_json_new_int(p->new_top_k));
     if (p->pad > 0) {
         moec_json_set(o, "dead_experts", moec_json_new_int(moec_plan_dead(p)));
@@ -215,6 +248,7 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, moec_er
     moec_json *plan = NULL;
     if (!j->common->json) {
         print_plan(j->plan, j->model);
+        print_repair(j->plan);
         print_sizes(j, r);
         return j->common->dry_run && j->stats ? tool_print_served(j->plan, j->stats, err) : MOEC_OK;
     }
@@ -377,7 +411,7 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     moec_apply_options opt = {.out = j->output, .fingerprint = j->fingerprint, .overwrite = j->common->overwrite,
                               .resume = j->common->resume, .max_memory = j->common->max_memory, .weights = j->weights};
     MOEC_TRY(check_clients(j, err));
-    say_policy(j->plan);
+    say_policy(j->plan, !j->repair && !moec_plan_rewrites(j->plan));
     if (j->repair && !j->common->dry_run) {
         MOEC_TRY(repair(&fixed, j, err));
         opt.weights = moec_repair_weights(fixed);

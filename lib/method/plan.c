@@ -105,6 +105,22 @@ done:
     return st;
 }
 
+moec_status moec_plan_whole(moec_plan **out, const moec_model *m, moec_err *err)
+{
+    moec_status st = moec_plan_new(out, m, "", NULL, err);
+    for (int64_t i = 0; st == MOEC_OK && i < (*out)->n_sets; i++) {
+        moec_plan_layer *l = &(*out)->layer[i];
+        st = MOEC_NEW(l->keep, (size_t)l->n_experts, err);
+        for (; st == MOEC_OK && l->n_keep < l->n_experts; l->n_keep++)
+            l->keep[l->n_keep] = (int32_t)l->n_keep;
+    }
+    if (st != MOEC_OK) {
+        moec_plan_free(*out);
+        *out = NULL;
+    }
+    return st;
+}
+
 void moec_plan_drop_mtp(moec_plan *p)
 {
     while (p->n_sets > p->n_layers && p->layer[p->n_sets - 1].kind == MOEC_SET_MTP)

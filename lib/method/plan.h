@@ -51,6 +51,8 @@ MOEC_API void moec_plan_free(moec_plan *p);
  *  MTP layers are kept. */
 MOEC_API moec_status moec_plan_new(moec_plan **out, const moec_model *m, const char *method, const char *fingerprint,
                                    moec_err *err) MOEC_USE_RESULT;
+/** A plan that keeps everything. */
+MOEC_API moec_status moec_plan_whole(moec_plan **out, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
 /** Leaves the MTP layers out. */
 MOEC_API void moec_plan_drop_mtp(moec_plan *p);
 /** Adds options[key] (or replaces it); `value` is taken over in any case. MOEC_EFORMAT: options is not JSON; MOEC_ENOMEM. */
@@ -79,6 +81,9 @@ MOEC_API moec_status moec_plan_read(moec_plan **out, const char *path, moec_err 
  *  (no client loads anything else) unless they are padded to one; "mtp" said exactly where there are MTP layers;
  *  moec_plan_check_groups for every set and moec_plan_check_pad. MOEC_EFORMAT. */
 MOEC_API moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
+    MOEC_USE_RESULT;
+/** The same but for the one count: enough to measure a plan. */
+MOEC_API moec_status moec_plan_check_shape(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
     MOEC_USE_RESULT;
 /** Can `keep` experts be shared by the model's groups, top_k of them chosen? keep is a multiple of n_group, a group
  *  keeps two at least where its two best count (one elsewhere), and topk_group groups hold top_k. MOEC_EINVAL: no; the

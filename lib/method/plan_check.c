@@ -174,10 +174,6 @@ static moec_status check_set(const moec_plan *p, int64_t i, const moec_model *m,
     if (p->pad > 0 && l->n_keep > p->pad)
         return moec_fail(err, MOEC_EFORMAT, "plan: layer %lld keeps %lld experts, more than the %lld of pad",
                          (long long)l->layer, (long long)l->n_keep, (long long)p->pad);
-    if (p->pad == 0 && l->n_keep != p->layer[0].n_keep)
-        return moec_fail(err, MOEC_EFORMAT, "plan: layer %lld keeps %lld experts, layer %lld keeps %lld; %s",
-                         (long long)l->layer, (long long)l->n_keep, (long long)p->layer[0].layer,
-                         (long long)p->layer[0].n_keep, sets_differ);
     return MOEC_OK;
 }
 
@@ -247,7 +243,7 @@ static moec_status check_rewritten(const moec_plan *p, const moec_model *m, moec
     return MOEC_OK;
 }
 
-moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
+moec_status moec_plan_check_shape(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
 {
     moec_status st = MOEC_OK;
     if (p->model[0] && strcmp(p->model, fingerprint) != 0)
@@ -269,6 +265,19 @@ moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char 
     if (p->pad > 0 && moec_plan_check_pad(m, p->drop_groups, p->pad, err) != MOEC_OK)
         st = moec_fail(err, MOEC_EFORMAT, "plan: %s", err ? err->text : "");
 done:
+    return st;
+}
+
+moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
+{
+    moec_status st = moec_plan_check_shape(p, m, fingerprint, err);
+    for (int64_t i = 1; st == MOEC_OK && p->pad == 0 && i < p->n_sets; i++) {
+        const moec_plan_layer *l = &p->layer[i];
+        if (l->n_keep != p->layer[0].n_keep)
+            st = moec_fail(err, MOEC_EFORMAT, "plan: layer %lld keeps %lld experts, layer %lld keeps %lld; %s",
+                           (long long)l->layer, (long long)l->n_keep, (long long)p->layer[0].layer,
+                           (long long)p->layer[0].n_keep, sets_differ);
+    }
     return st;
 }
 

@@ -44,6 +44,8 @@ typedef struct moec_dims {
                                                      0: not */
     double act_limit, act_alpha;                  /* MOEC_ACT_SWIGLU_CLAMPED */
     int64_t exact_tokens;                         /* longest window that is computed; 0: any */
+    double keep_mass;                             /* of the selected experts of a token only the fewest of largest weight stay that
+                                                     hold this share of their sum; 0: all (variant.h) */
     bool renorm;                                  /* selected weights are divided by their sum */
     bool qk_l2;                                   /* MOEC_QK_L2_AFTER is in force */
     bool tied;

@@ -263,6 +263,23 @@ static void sort_gates(int32_t *ids, float *gates, int64_t n)
     }
 }
 
+/* The fewest largest gates that hold a share of their sum; what is renormalised keeps its sum. */
+static void cut_mass(int32_t *ids, float *gates, int64_t n, const moec_dims *d)
+{
+    double sum = 0.0, kept = 0.0;
+    int64_t stay = 0;
+    for (int64_t j = 0; j < n; j++)
+        sum += (double)gates[j];
+    while (stay < n && (stay == 0 || kept < d->keep_mass * sum))
+        kept += (double)gates[stay++];
+    for (int64_t j = 0; d->renorm && j < stay && kept > 0.0; j++)
+        gates[j] = (float)((double)gates[j] * sum / kept);
+    for (int64_t j = stay; j < n; j++) {
+        ids[j] = -1;
+        gates[j] = 0.0f;
+    }
+}
+
 static void score_all(float *score, int64_t n, moec_router_score how)
 {
     if (how == MOEC_SCORE_SOFTMAX)
@@ -352,6 +369,8 @@ static void route_token(float *score, int32_t *ids, float *gates, const float *z
     for (int64_t j = 0; d->route_scale != 1.0 && j < n; j++)
         gates[j] *= (float)d->route_scale;
     sort_gates(ids, gates, n);
+    if (d->keep_mass > 0.0)
+        cut_mass(ids, gates, n, d);
 }
 
 void moec__route(float *scores, int32_t *ids, float *gates, const float *logits, const moec_router *r, const moec_model *m,

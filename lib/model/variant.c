@@ -76,3 +76,8 @@ void moec_variant_drop_groups(moec_variant *v)
 {
     v->model.dims.groups = v->model.dims.top_groups = 1;
 }
+
+void moec_variant_keep_mass(moec_variant *v, double share)
+{
+    v->model.dims.keep_mass = share;
+}

@@ -25,6 +25,9 @@ MOEC_API moec_status moec_variant_keep(moec_variant *v, int64_t set, const int32
     MOEC_USE_RESULT;
 /** Experts a token uses from now on: min(k, model's own). Forward passes made before do not know it. */
 MOEC_API void moec_variant_top_k(moec_variant *v, int64_t k);
+/** Of the experts that a token selects only the fewest of largest weight that hold `share` (0 to 1) of their sum stay; where
+ *  the model renormalises weights, they keep their sum. What a runtime that skips experts would compute. */
+MOEC_API void moec_variant_keep_mass(moec_variant *v, double share);
 /** The router chooses among all experts at once. */
 MOEC_API void moec_variant_drop_groups(moec_variant *v);
 

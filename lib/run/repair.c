@@ -139,10 +139,10 @@ static void release(run *u)
 
 /* --- what a layer is to do ------------------------------------------------------------------------------------------- */
 
-/* Row of token t of a chunk, by its window. */
-static int64_t row_of(const run *u, const moec_chunk *c, int64_t seq)
+/* Row of the first token of a chunk's window; both passes have the same chunks. */
+static int64_t row_of(const run *u, const moec_pass *p, const moec_chunk *c, int64_t seq)
 {
-    return u->row[u->window[c - u->first->chunk] + seq];
+    return u->row[u->window[c - p->chunk] + seq];
 }
 
 /* Where a norm stands behind the branch: the original's own output is wanted. */
@@ -154,7 +154,7 @@ static moec_status see_original(void *ctx, int worker, const moec_chunk *c, cons
     (void)err;
     for (int64_t s = 0; s < v->n_seq; s++) {
         const int64_t t = v->seq[s], values = (v->seq[s + 1] - t) * H;
-        float *y = u->y + row_of(u, c, s) * H;
+        float *y = u->y + row_of(u, u->first, c, s) * H;
         memcpy(y, v->r + t * H, (size_t)values * sizeof *y);
         if (v->shared)
             moec_add(y, v->shared + t * H, values);
@@ -189,7 +189,7 @@ static moec_status see_twin(void *ctx, int worker, const moec_chunk *c, const mo
     moec_status st = MOEC_OK;
     (void)worker;
     for (int64_t s = 0; st == MOEC_OK && s < v->n_seq; s++)
-        st = see_window(u, c->token + v->seq[s], row_of(u, c, s), v, v->seq[s], v->seq[s + 1] - v->seq[s], err);
+        st = see_window(u, c->token + v->seq[s], row_of(u, u->second, c, s), v, v->seq[s], v->seq[s + 1] - v->seq[s], err);
     return st;
 }
 
