@@ -1,0 +1,90 @@
+#!/bin/sh
+# Measures prune methods on a model: KL divergence from the original on held-out text, without repair, with ridge and with
+# deep repair, for each share of experts removed. No smaller model is written: plans are measured as they are. Prints a table in
+# Markdown. By default: the demo model and the two halves of its text.
+#   sh recipes/methods.sh [--program FILE] [--work FOLDER] [--model DIR] [--calib PATH] [--eval PATH] [--seq-len N]
+#                         [--tokens N] [--windows N] [--shares LIST] [--methods LIST] [--repairs LIST]
+#     --work      where statistics and plans are kept (build/methods); what is there is used again
+#     --tokens    of calibration and repair, at most (65536); --windows: of each evaluation text, at most (30)
+#     --shares    of the experts, in per cent ("25 50"); --repairs: of none, ridge, deep ("none ridge deep")
+#     --methods   names from prune --methods (those that need one model and one text)
+set -eu
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+program=$root/build/moecompress work=$root/build/methods model=$root/recipes/demo-model calib='' eval='' length=128
+tokens=65536 windows=30 shares='25 50' repairs='none ridge deep'
+methods='frequency gate ean-sum ean-mean msan reap weighted-ean energy easy-ep unified seuf tcess tcess-prob nllb lu stun
+    router-row weight-norm aimer random'
+while [ $# -gt 0 ]; do
+    case $1 in
+    --program) program=$2 ;;
+    --work) work=$2 ;;
+    --model) model=$2 ;;
+    --calib) calib=$2 ;;
+    --eval) eval=$2 ;;
+    --seq-len) length=$2 ;;
+    --tokens) tokens=$2 ;;
+    --windows) windows=$2 ;;
+    --shares) shares=$2 ;;
+    --methods) methods=$2 ;;
+    --repairs) repairs=$2 ;;
+    *)
+        sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+        exit 2
+        ;;
+    esac
+    shift 2
+done
+mkdir -p "$work"
+if [ -z "$calib" ]; then
+    awk 'int((NR - 1) / 100) % 2 == 0' "$model/samples.txt" >"$work/calibration.txt"
+    calib=$work/calibration.txt
+fi
+if [ -z "$eval" ]; then
+    awk 'int((NR - 1) / 100) % 2 == 1' "$model/samples.txt" >"$work/evaluation.txt"
+    eval=$work/evaluation.txt
+fi
+
+if [ ! -e "$work/stats.h5" ]; then
+    "$program" calibrate "$model" --seq-len "$length" --tokens "$tokens" -q -o "$work/stats.h5" --text "$calib"
+fi
+if [ ! -e "$work/original.ref" ]; then
+    "$program" eval "$model" --seq-len "$length" --max-windows "$windows" -q --save-reference "$work/original.ref" \
+        --text "$eval" >/dev/null
+fi
+
+kl()  # kl METHOD SHARE REPAIR    makes the plan and prints its KL, or "-"
+{
+    plan=$work/$1-$2-$3.json
+    set -- "$1" "$2" "$3" --repair none
+    [ "$3" = none ] || set -- "$1" "$2" "$3" --repair "$3" --seq-len "$length" --tokens "$tokens" --text "$calib"
+    method=$1 share=$2 repair=$3
+    shift 3
+    # lu looks at tokens also when nothing is repaired
+    [ "$method$repair" != lunone ] || set -- --repair none --seq-len "$length" --tokens "$tokens" --text "$calib"
+    if [ ! -e "$plan" ] && ! "$program" prune "$model" --stats "$work/stats.h5" --method "$method" --remove "$share%" -q \
+        --plan-only -o "$plan" "$@" >/dev/null 2>"$work/log"; then
+        sed "s/^/$method $share % $repair: /" "$work/log" >&2
+        printf '%s' -
+        return
+    fi
+    "$program" eval "$model" --plan "$plan" --reference "$work/original.ref" --seq-len "$length" --max-windows "$windows" \
+        -q --json --text "$eval" | sed -n 's/^ *"kl": *\([-+.0-9eE]*\),*$/\1/p' | head -n 1 | awk '{ printf "%.4f", $1 }'
+}
+
+head='| method |' rule='|---|'
+for share in $shares; do
+    for repair in $repairs; do
+        head="$head $share % $repair |" rule="$rule---|"
+    done
+done
+printf '%s\n%s\n' "$head" "$rule"
+for method in $methods; do
+    row="| $method |"
+    for share in $shares; do
+        for repair in $repairs; do
+            row="$row $(kl "$method" "$share" "$repair") |"
+        done
+    done
+    printf '%s\n' "$row"
+done
