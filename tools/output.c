@@ -334,7 +334,7 @@ moec_status tool_write_plans(const tool_job *job, moec_plan *const *plan, const 
         MOEC_TRY(moec_within(err, check_clients(&j, err), "%s", path[i]));
         MOEC_TRY(tool_may_write(path[i], TOOL_FILE_PLAN, job->common->overwrite, err));
         moec_say("%s:", path[i]);
-        say_policy(plan[i]);
+        say_policy(plan[i], false);
     }
     list = moec_json_new_array();
     for (int i = 0; i < n; i++) {
