@@ -247,11 +247,11 @@ static moec_status prune(const prune_params *p, const shares *s, const char *dir
     moec_plan *plan = NULL;
     sources o = {.stats_digest = {""}};
     moec_corpus corpus = {0};
-    moec_repair_opts repair = {.corpus = &corpus, .compute = (moec_compute)p->repair.input.compute,
-                               .epochs = (int)p->repair.epochs};
+    moec_repair_opts repair = {.corpus = &corpus};
+    bool run_text;
     double began = moec_now();
-    MOEC_TRY(tool_repair_check(&repair.kind, &p->repair, err));
-    if (s->n > 1 && repair.kind != MOEC_REPAIR_NONE)
+    MOEC_TRY(tool_repair_check(&repair, &run_text, &p->repair, p->method, err));
+    if (s->n > 1 && run_text)
         MOEC_TRY(moec_fail(err, MOEC_EINVAL, "prune: repair goes with one share at a time"));
     MOEC_TRY(open_sources(&o, p, dir, err));
     const moec_request q = {.model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .stats_digest = o.stats_digest.hex,
@@ -272,7 +272,7 @@ static moec_status prune(const prune_params *p, const shares *s, const char *dir
     MOEC_TRY(tool_tasks_plan(&plan, &p->tasks, p->method, &q, err));
     if (p->dtype > 0)
         plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
-    if (repair.kind != MOEC_REPAIR_NONE) {
+    if (run_text) {
         MOEC_TRY(tool_read_text(&corpus, &p->repair.input, o.model, p->common.seed, err));
         job.repair = &repair;
     }

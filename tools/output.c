@@ -414,10 +414,10 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     say_policy(j->plan, !j->repair && !moec_plan_rewrites(j->plan));
     if (j->repair && !j->common->dry_run) {
         MOEC_TRY(repair(&fixed, j, err));
-        opt.weights = moec_repair_weights(fixed);
+        opt.weights = j->plan->weights[0] ? moec_repair_weights(fixed) : NULL;
     }
     if (j->plan_only && !j->common->dry_run) {
-        if (fixed)
+        if (fixed && j->plan->weights[0])
             MOEC_TRY(keep_weights(fixed, j, err));
         st = write_plan(j, err);
         goto done;
@@ -433,6 +433,6 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     }
     MOEC_TRY(report(j, &r, err));
 done:
-    moec_repair_close(fixed, st == MOEC_OK && !j->plan_only);
+    moec_repair_close(fixed, st == MOEC_OK && !(j->plan_only && j->plan->weights[0]));
     return st;
 }

@@ -23,8 +23,9 @@ extern const char *const tool_repair_kinds[]; /* "auto" and the names of moec_re
      .help = "passes of --repair deep over each layer's tokens; 0: 6"},                                                \
     TOOL_TEXT_ROWS_OF(T, f.input), TOOL_COMPUTE_ROW_OF(T, f.input, "bf16")
 
-/** The kind that was asked for, "auto" resolved by whether there is text; a hint is said where none is. MOEC_EINVAL: repair
- *  without text, text without repair. */
-moec_status tool_repair_check(moec_repair_kind *out, const tool_repair_params *p, moec_err *err) MOEC_USE_RESULT;
+/** Sets kind and method of a repair from what was asked for: "auto" is ridge where there is text; a method that looks at tokens
+ *  needs text, too. *wanted: there is something to run. MOEC_EINVAL: repair without text, text without a use. */
+moec_status tool_repair_check(moec_repair_opts *out, bool *wanted, const tool_repair_params *p, const char *method,
+                              moec_err *err) MOEC_USE_RESULT;
 
 #endif

@@ -2,7 +2,7 @@
 #ifndef MOEC_METHOD_CHOOSE_H
 #define MOEC_METHOD_CHOOSE_H
 
-#include "method/method.h"
+#include "model/model.h"
 
 /* One MoE layer on calibration tokens. All borrowed. */
 typedef struct moec_choice_task {

@@ -52,6 +52,8 @@ typedef struct moec_request {
     {.name = "stun-lambda2", MOEC_REAL(T, coact), .lo = 0, .hi = 1e6, .fallback = "0", .value = "X",                   \
      .help = "stun: weight of co-activation, over its mean in the layer; above 0 needs --stats"}
 
+struct moec_choice_task;
+
 typedef struct moec_method {
     const char *name;
     moec_method_kind kind;
@@ -64,6 +66,9 @@ typedef struct moec_method {
     const void *row;             /* constants of a method that shares its function with others */
     bool by_count;               /* who is kept depends on how many are: one count for all layers, plans need not nest */
     moec_status (*plan)(moec_plan **out, const struct moec_method *me, const moec_request *q, moec_err *err);
+    /* Of a method that looks at tokens, layer by layer (see choose.h and run/repair.h); its plan has the counts only. NULL: the
+     * plan says it all. */
+    moec_status (*choose)(int32_t *keep, double *score, const struct moec_choice_task *t, moec_err *err);
 } moec_method;
 
 /** The method of this kind and name, or NULL. */

@@ -5,6 +5,7 @@
 #include "base/mem.h"
 #include "base/version.h"
 #include "calib/state.h"
+#include "method/choose.h"
 #include "method/repair.h"
 #include "num/vec.h"
 #include "run/preview.h"
@@ -96,7 +97,7 @@ static size_t own_bytes(const run *u)
 {
     const size_t n = (size_t)u->n;
     return n * (2 * (size_t)hidden_of(u) + (size_t)u->ld + 1 + 2 * (size_t)u->slots) * sizeof(float) +
-           moec_repair_bytes(u->m, u->n, u->slots, BLOCK_VALUES);
+           moec_repair_bytes(u->m, u->n, u->slots, BLOCK_VALUES) + (u->o->method ? moec_choose_bytes(u->m) : 0);
 }
 
 static moec_status make_room(run *u, moec_err *err)
@@ -193,15 +194,20 @@ static moec_status see_twin(void *ctx, int worker, const moec_chunk *c, const mo
     return st;
 }
 
-static void subtract_bias(run *u, const moec_layer *l, float *bias)
+/* What is added to the experts' output whoever is chosen. */
+static moec_status subtract_bias(run *u, const moec_layer *l, moec_err *err)
 {
     const moec_tensor *t = l->vec[MOEC_VEC_MOE_BIAS];
     const int64_t H = hidden_of(u);
-    if (!t)
-        return;
+    float *bias = NULL;
+    moec_status st = t ? MOEC_NEW(bias, (size_t)H, err) : MOEC_OK;
+    if (st != MOEC_OK || !t)
+        return st;
     moec_dtypes[t->dtype].to_f32(bias, t->data, H);
     for (int64_t i = 0; i < u->n * H; i++)
         u->y[i] -= bias[i % H];
+    moec_free(bias);
+    return MOEC_OK;
 }
 
 /* Weights of the fitted tokens are 1 on average. */
@@ -266,10 +272,6 @@ static moec_status solve(run *u, int64_t set, const moec_draft *d, moec_err *err
     const moec_model *twin = &u->twin.variant->model;
     const moec_layer *l = &twin->layer[pl->layer];
     float *bias = NULL;
-    MOEC_TRY(MOEC_NEW(bias, (size_t)hidden_of(u), err));
-    subtract_bias(u, l, bias);
-    moec_free(bias);
-    bias = NULL;
     scale_weights(u);
     for (int64_t e = 0; e < u->m->dims.experts; e++)
         for (int64_t i = 0; l->removed && l->removed[e] && i < u->n; i++)
@@ -301,35 +303,103 @@ static void file_name(char out[64], int64_t layer, const char *end)
     snprintf(out, 64, "layer-%05lld.%s", (long long)layer, end);
 }
 
-/* Errors of a finished layer stand beside its weights. */
-static moec_status write_errors(const run *u, const moec_plan_layer *pl, moec_err *err)
+/* What was found out about a layer stands beside its weights: errors, and who was chosen. */
+static moec_status write_record(const run *u, const moec_plan_layer *pl, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char name[64], *path = NULL, *text = NULL;
+    moec_json *o = moec_json_new_object();
+    if (u->o->kind != MOEC_REPAIR_NONE) {
+        moec_json_set(o, "before", moec_json_new_real(pl->error_before));
+        moec_json_set(o, "after", moec_json_new_real(pl->error_after));
+    }
+    moec_json_set(o, "keep", moec_json_new_ints(pl->keep, pl->n_keep));
+    if (pl->score)
+        moec_json_set(o, "score", moec_json_new_reals(pl->score, pl->n_experts));
     file_name(name, pl->layer, "json");
     MOEC_TRY(moec_path_join(&path, u->r->work.dir, name, err));
-    MOEC_TRY(moec_format(&text, err, "{\"before\": %.17g, \"after\": %.17g}\n", pl->error_before, pl->error_after));
+    MOEC_TRY(moec_json_dump(&text, o, 0, err));
     MOEC_TRY(moec_file_write(path, text, strlen(text), err));
 done:
+    moec_json_free(o);
     moec_free(path);
     moec_free(text);
     return st;
 }
 
-static moec_status read_errors(const run *u, moec_plan_layer *pl, moec_err *err)
+static bool read_keep(moec_plan_layer *pl, const moec_json *v)
+{
+    const moec_json *keep = moec_json_get(v, "keep"), *score = moec_json_get(v, "score");
+    if (moec_json_len(keep) != (size_t)pl->n_keep || (pl->score && moec_json_len(score) != (size_t)pl->n_experts))
+        return false;
+    for (int64_t k = 0; k < pl->n_keep; k++) {
+        int64_t e;
+        if (!moec_json_int(moec_json_at(keep, (size_t)k), &e) || e >= pl->n_experts || e < (k > 0 ? pl->keep[k - 1] + 1 : 0))
+            return false;
+        pl->keep[k] = (int32_t)e;
+    }
+    for (int64_t e = 0; pl->score && e < pl->n_experts; e++)
+        if (!moec_json_real(moec_json_at(score, (size_t)e), &pl->score[e]))
+            return false;
+    return true;
+}
+
+/* `found`: the layer was done by an earlier run. */
+static moec_status read_record(bool *found, const run *u, moec_plan_layer *pl, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char name[64], *path = NULL;
     moec_json *v = NULL;
+    file_name(name, pl->layer, "safetensors");
+    *found = u->o->kind == MOEC_REPAIR_NONE || moec_override_has(u->r->weights, name);
     file_name(name, pl->layer, "json");
     MOEC_TRY(moec_path_join(&path, u->r->work.dir, name, err));
-    MOEC_TRY(moec_json_read(&v, path, 1 << 16, err));
-    if (!moec_json_real(moec_json_get(v, "before"), &pl->error_before) ||
-        !moec_json_real(moec_json_get(v, "after"), &pl->error_after))
+    *found = *found && moec_path_exists(path);
+    if (!*found)
+        goto done;
+    MOEC_TRY(moec_json_read(&v, path, 1 << 24, err));
+    const bool errors = u->o->kind == MOEC_REPAIR_NONE || (moec_json_real(moec_json_get(v, "before"), &pl->error_before) &&
+                                                           moec_json_real(moec_json_get(v, "after"), &pl->error_after));
+    if (!errors || !read_keep(pl, v))
         st = moec_fail(err, MOEC_EFORMAT, "%s: damaged; --no-resume begins anew", path);
 done:
     moec_json_free(v);
     moec_free(path);
+    return st;
+}
+
+/* Who stays, by a method that looks at the layer's tokens. */
+static moec_status choose(run *u, int64_t set, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_plan_layer *pl = &u->p->layer[set];
+    const moec_model *twin = &u->twin.variant->model;
+    bool *guarded = NULL;
+    MOEC_TRY(MOEC_NEW(guarded, (size_t)pl->n_experts, err));
+    for (int64_t i = 0; i < pl->n_guarded; i++)
+        guarded[pl->guarded[i]] = true;
+    const moec_choice_task t = {.model = twin, .layer = &twin->layer[pl->layer], .n = u->n_fit, .x = u->x, .y = u->y,
+                                .logits = u->logits, .ld = u->ld, .window = u->first->max_seq, .keep = pl->n_keep,
+                                .groups = twin->dims.groups, .guarded = guarded, .top_k = u->p->new_top_k};
+    MOEC_TRY(u->o->method->choose(pl->keep, pl->score, &t, err));
+done:
+    moec_free(guarded);
+    return st;
+}
+
+static moec_status fit_layer(run *u, int64_t set, moec_draft *draft, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char file[64];
+    file_name(file, u->p->layer[set].layer, "safetensors");
+    MOEC_TRY(moec_draft_new(draft, u->r->weights, file, u->m, u->p, &u->twin.forms, set, parts_of(u), err));
+    MOEC_TRY(moec_preview_set(&u->twin, u->p, set, draft, err));
+    MOEC_TRY(solve(u, set, &u->twin.draft[set], err));
+    MOEC_TRY(write_record(u, &u->p->layer[set], err));
+    moec_sheet *sheet = u->twin.draft[set].sheet;
+    u->twin.draft[set].sheet = NULL;
+    MOEC_TRY(moec_sheet_commit(sheet, u->r->weights, err));
+done:
     return st;
 }
 
@@ -338,24 +408,24 @@ static moec_status repair_layer(run *u, int64_t set, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_plan_layer *pl = &u->p->layer[set];
+    const bool fits = u->o->kind != MOEC_REPAIR_NONE;
     moec_draft draft = {0};
-    char file[64];
-    file_name(file, pl->layer, "safetensors");
-    if (moec_override_has(u->r->weights, file)) {
-        MOEC_TRY(read_errors(u, pl, err));
+    bool found;
+    MOEC_TRY(read_record(&found, u, pl, err));
+    if (found && fits)
         MOEC_TRY(moec_draft_reopen(&draft, u->r->weights, u->m, u->p, &u->twin.forms, set, parts_of(u), err));
-        MOEC_TRY(moec_preview_set(&u->twin, u->p, set, &draft, err));
-    } else {
+    if (!found) {
         MOEC_TRY(moec_pass_look(u->second, pl->layer, see_twin, u, err));
-        MOEC_TRY(moec_draft_new(&draft, u->r->weights, file, u->m, u->p, &u->twin.forms, set, parts_of(u), err));
-        MOEC_TRY(moec_preview_set(&u->twin, u->p, set, &draft, err));
-        MOEC_TRY(solve(u, set, &u->twin.draft[set], err));
-        MOEC_TRY(write_errors(u, pl, err));
-        moec_sheet *done_sheet = u->twin.draft[set].sheet;
-        u->twin.draft[set].sheet = NULL;
-        MOEC_TRY(moec_sheet_commit(done_sheet, u->r->weights, err));
+        MOEC_TRY(subtract_bias(u, &u->m->layer[pl->layer], err));
+        if (u->o->method)
+            MOEC_TRY(choose(u, set, err));
     }
-    pl->rewritten = parts_of(u);
+    if (found || !fits)
+        MOEC_TRY(moec_preview_set(&u->twin, u->p, set, found && fits ? &draft : NULL, err));
+    if (!found)
+        MOEC_TRY(fits ? fit_layer(u, set, &draft, err) : write_record(u, pl, err));
+    if (fits)
+        pl->rewritten = parts_of(u);
 done:
     moec_draft_release(&draft);
     return st;
@@ -384,8 +454,8 @@ static moec_status identity(moec_digest *out, const run *u, moec_err *err)
     moec_digest words;
     MOEC_TRY(moec_plan_to_text(&plan, u->p, err));
     MOEC_TRY(moec_corpus_digest(&words, u->o->corpus, err));
-    MOEC_TRY(moec_format(&text, err, "repair 1 %s\n%s\n%s\n%d %d %d %llu\n%s", moec_version(), u->o->fingerprint, words.hex,
-                         (int)u->o->kind, (int)u->o->compute, u->o->epochs, (unsigned long long)u->o->seed, plan));
+    MOEC_TRY(moec_format(&text, err, "repair 1 %s\n%s\n%s %s\n%d %d %d %llu\n%s", moec_version(), u->o->fingerprint, words.hex,
+                         u->o->method ? u->o->method->name : "", (int)u->o->kind, (int)u->o->compute, u->o->epochs, (unsigned long long)u->o->seed, plan));
     *out = moec_hash_bytes(text, strlen(text));
 done:
     moec_free(plan);
@@ -414,7 +484,10 @@ static moec_status record(run *u, moec_err *err)
     static const char *const names[] = {"none", "ridge", "deep"};
     moec_status st = MOEC_OK;
     moec_digest digest;
-    moec_json *o = moec_json_new_object();
+    moec_json *o = NULL;
+    if (u->o->kind == MOEC_REPAIR_NONE)
+        return MOEC_OK;
+    o = moec_json_new_object();
     MOEC_TRY(moec_override_digest(&digest, u->r->weights, err));
     snprintf(u->p->weights, sizeof u->p->weights, "%s", digest.hex);
     MOEC_TRY(moec_corpus_digest(&digest, u->o->corpus, err));

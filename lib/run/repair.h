@@ -16,7 +16,7 @@
 
 #include "calib/pass.h"
 #include "ckpt/override.h"
-#include "method/plan.h"
+#include "method/method.h"
 
 /* What is fitted: nothing; down projections in closed form (moec_repair_ridge); behind that gate, up, down and the router
  * by gradient steps (moec_repair_deep). */
@@ -24,6 +24,8 @@ typedef enum moec_repair_kind { MOEC_REPAIR_NONE, MOEC_REPAIR_RIDGE, MOEC_REPAIR
 
 typedef struct moec_repair_opts {
     moec_repair_kind kind;
+    const moec_method *method; /* chooses who stays, layer by layer (its `choose`), keeping the plan's counts; NULL: the plan's
+                                  lists stand */
     const moec_corpus *corpus;
     moec_compute compute;   /* of the forward passes; fitting is in float32 */
     int epochs;             /* of MOEC_REPAIR_DEEP, over each layer's tokens; 0: the default */
@@ -39,6 +41,7 @@ typedef struct moec_repair moec_repair;
 /** Repairs: fills rewritten, error_before and error_after of the plan's MoE layers, and its `repair` and `weights`. The plan must
  *  fit the model (moec_plan_check) and rewrite nothing yet. error: sum w |y - r|^2 / sum w |y|^2 on held-out windows (on all
  *  when there is one window), without and with the fitted weights.
+ *  With o->method the keep lists and scores of MoE layers are replaced, each by what its layer gives behind those before it.
  *  Multi-token-prediction layers and attention experts are not repaired: they are not run.
  *  @param out  the work folder and its weights, to be given to moec_apply; moec_repair_close.
  *  @return MOEC_OK; MOEC_EINVAL: quantized weights without plan->dtype, a model whose experts are not all feed-forward; MOEC_EEXIST:

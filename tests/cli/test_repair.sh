@@ -1,0 +1,85 @@
+#!/bin/sh
+# prune --repair: better than without, the same bytes whatever was interrupted and however many threads ran, by a plan file or
+# at once; measured as a plan it is what it is as a model; bad input.
+. "$2/tests/cli/lib.sh"
+
+model=$source/recipes/demo-model
+sanitized=${MOEC_SANITIZED:-}
+cd "$work" || exit 1
+lines=400
+[ -z "$sanitized" ] || lines=60
+head -n $lines "$model/samples.txt" >calib.txt
+tail -n 120 "$model/samples.txt" >held.txt
+texts="--seq-len 128 --text calib.txt"
+
+ok "calibrate" "$program" calibrate "$model" --seq-len 128 -q -o stats.h5 --text calib.txt 2>stderr
+common="$model --stats stats.h5 --method energy --remove 50%"
+
+kl()  # kl MODEL [OPTION...]
+{
+    "$program" eval "$@" --base "$model" --seq-len 128 --json -q --text held.txt |
+        sed -n 's/^ *"kl": *\([-+.0-9eE]*\),*$/\1/p' | head -n 1
+}
+
+# --- what it is for ----------------------------------------------------------------------------------------------------
+# shellcheck disable=SC2086
+{
+    ok "plain" "$program" prune $common -q -o plain >stdout 2>stderr
+    ok "ridge" "$program" prune $common -q -o ridge --json $texts >ridge.out 2>stderr
+    ok "deep" "$program" prune $common -q -o deep --repair deep $texts >stdout 2>stderr
+}
+ok "errors of every layer are reported" [ "$(grep -c '"after"' ridge.out)" -eq 4 ]
+ok "no folder of work is left" [ -z "$(find . -name '*.repair*')" ]
+for made in plain ridge deep; do
+    ok "$made verifies" "$program" verify $made "$model" >stdout 2>stderr
+done
+if [ -z "$sanitized" ]; then
+    a=$(kl plain) b=$(kl ridge) c=$(kl deep)
+    ok "ridge is better than nothing ($b, $a), deep better than ridge ($c)" \
+        awk -v a="$a" -v b="$b" -v c="$c" 'BEGIN { exit !(b < 0.85 * a && c < 0.95 * b) }'
+fi
+ok "only down projections change by ridge" grep -q '"rewritten": *\["down"\]' ridge/moecompress.json
+ok "the manifest has held-out errors" grep -q '"held_out"' ridge/moecompress.json
+
+# --- the same bytes ----------------------------------------------------------------------------------------------------
+# shellcheck disable=SC2086
+{
+    ok "one thread" "$program" prune $common -q -o one --threads 1 --repair deep $texts >stdout 2>stderr
+    ok "as with more" diff -r deep one
+    ok "a plan" "$program" prune $common -q --plan-only -o plan.json --repair deep $texts >stdout 2>stderr
+}
+ok "carried out" "$program" apply "$model" plan.json -q -o applied >stdout 2>stderr
+ok "as at once" diff -r deep applied
+if [ -z "$sanitized" ]; then
+    ok "a plan measures as its model" [ "$(kl "$model" --plan plan.json)" = "$(kl deep)" ]
+    start prune $common -q -o killed --repair deep $texts
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
+        [ ! -e killed.repair.partial/layer-00001.safetensors ] || break
+        sleep 0.1
+    done
+    kill -9 $! 2>/dev/null
+    wait $! 2>/dev/null
+    ok "killed in between" [ ! -e killed ]
+    # shellcheck disable=SC2086
+    expect 0 'continuing' prune $common -o killed --repair deep $texts
+    ok "as uninterrupted" diff -r deep killed
+fi
+
+# --- bad input ---------------------------------------------------------------------------------------------------------
+# shellcheck disable=SC2086
+{
+    expect 2 'give --text' prune $common -o x --repair
+    expect 2 'repair none was given' prune $common -o x --repair none --text calib.txt
+    expect 2 'goes with --repair deep' prune $common -o x --repair ridge --repair-epochs 3 --text calib.txt
+    expect 3 'is there already' prune $common -o plain $texts
+    expect 4 'max-memory' prune $common -o x --max-memory 20MiB $texts
+    expect 2 'expected none' prune $common -o x --repair=best $texts
+}
+cp -r plan.json.weights moved.json.weights
+cp plan.json moved.json
+printf x | dd of=moved.json.weights/layer-00002.safetensors bs=1 seek=70000 conv=notrunc 2>/dev/null
+expect 3 'digest' apply "$model" moved.json -o x
+rm -r moved.json.weights
+expect 3 'no such folder' apply "$model" moved.json -o x
+ok "nothing is left behind" [ ! -e x ]
+finish
