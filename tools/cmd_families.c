@@ -54,8 +54,12 @@ void tool_routing_text(char text[TOOL_ROUTING], const moec_family *f)
     add(text, ", ", choices[f->choice]);
     if (f->vec[MOEC_VEC_SELECTION_BIAS])
         add(text, ", ", "selection bias");
+    if (f->mat[MOEC_MAT_ROUTER_MAP])
+        add(text, ", ", "logits of the layer before");
     if (f->mat[MOEC_MAT_ROUTER_NULL])
         add(text, ", ", "null experts");
+    if (f->n_tail > 0)
+        add(text, ", ", "zero, copy and constant experts");
 }
 
 /* That, and what only some models of a family have. */

@@ -92,10 +92,17 @@ static void note_shape(facts *f)
         note(f, "%lld multi-token-prediction layer%s with experts, which calibration does not run; prune leaves as many experts "
              "there as in the others, or leaves the layer%s out (--mtp drop)", (long long)m->mtp_layers, tool_s(m->mtp_layers),
              tool_s(m->mtp_layers));
-    if (d->null_experts > 0)
+    if (m->family->n_tail > 0)
+        note(f, "%lld experts of a layer have no network (constants, a copy, nothing); they are not among those counted here, and "
+             "prune keeps them all", (long long)d->null_experts);
+    else if (d->null_experts > 0)
         note(f, "%lld row%s of the router stand%s for experts that do nothing", (long long)d->null_experts,
              tool_s(d->null_experts), d->null_experts == 1 ? "s" : "");
-    if (!moec_top_k_may_shrink(m))
+    if (d->top_k_softmax)
+        note(f, "the k largest logits are chosen, and weighted by the softmax over these");
+    if (!m->family->key_top_k[0])
+        note(f, "top-k cannot change: no key of config.json says it");
+    else if (!moec_top_k_may_shrink(m))
         note(f, "top-k cannot change: the form of the layers depends on it");
     if (m->config_at && m->config_at[0])
         note(f, "the language model is one part of the checkpoint (%.*s); the other parts are copied as they are",

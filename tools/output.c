@@ -84,7 +84,7 @@ static void say_policy(const moec_plan *p, bool hint)
                  p->pad, moec_plan_dead(p));
 }
 
-/* Clients that were named: the plan is refused, or what is worth knowing is said. */
+/* Clients that were named: the plan is refused, or what is worth knowing is said. Of any: what loads the source only. */
 static moec_status check_clients(const tool_job *j, moec_err *err)
 {
     moec_client c[MOEC_VERIFY_CLIENTS];
@@ -93,6 +93,12 @@ static moec_status check_clients(const tool_job *j, moec_err *err)
     for (int i = 0; st == MOEC_OK && i < n; i++)
         if (c[i].advice[0])
             moec_warn("%s loads it, but: %s", c[i].name, c[i].advice);
+    moec_client before[MOEC_VERIFY_CLIENTS];
+    n = moec_clients(before, j->model);
+    (void)moec_clients_of(c, j->model, j->plan);
+    for (int i = 0; st == MOEC_OK && i < n; i++)
+        if (before[i].loads && !c[i].loads)
+            moec_warn("%s loads the source, but will not load the output (%s): %s", c[i].name, c[i].rule, c[i].reason);
     return st;
 }
 

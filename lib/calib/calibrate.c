@@ -38,6 +38,7 @@ moec_status moec_calibrate_meta(moec_stats_meta *out, const moec_model *m, const
     out->layers = d->layers;
     out->moe_layers = m->moe_layers;
     out->experts = d->experts;
+    out->null_experts = d->null_experts;
     out->top_k = d->top_k < d->experts ? d->top_k : d->experts; /* null experts may be among the k */
     out->hidden = d->hidden;
     out->expert_width = d->expert_width;
@@ -175,6 +176,7 @@ static moec_status see(void *ctx, int worker, const moec_chunk *c, const moec_mo
     ev.scores = v->scores;
     ev.ids = v->ids;
     ev.gates = v->gates;
+    ev.null_gates = v->null_gates;
     ev.y_norm = v->y_norm;
     ev.out_absmax = v->out_absmax;
     ev.out_channel = v->out_channel;

@@ -11,9 +11,9 @@
 #include <unistd.h>
 
 struct moec_hidden {
-    int64_t n, width, max_tokens;
-    float *memory;  /* [n, width], or NULL on disk */
-    float *buffer;  /* [workers, max_tokens, width] on disk */
+    int64_t n, width, beside, max_tokens;
+    float *memory;  /* [n, width] [n, beside], or NULL on disk */
+    float *buffer;  /* [workers] of [max_tokens, width] [max_tokens, beside] on disk */
     int fd[2], side;
     bool on_disk;
 };
@@ -74,8 +74,8 @@ static moec_status open_files(moec_hidden *s, const char *dir, bool keep, moec_e
     return MOEC_OK;
 }
 
-moec_status moec_hidden_new(moec_hidden **out, int64_t n, int64_t width, const char *dir, bool keep, int workers,
-                            int64_t max_tokens, moec_err *err)
+moec_status moec_hidden_new(moec_hidden **out, int64_t n, int64_t width, int64_t beside, const char *dir, bool keep,
+                            int workers, int64_t max_tokens, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_hidden *s = NULL;
@@ -83,14 +83,16 @@ moec_status moec_hidden_new(moec_hidden **out, int64_t n, int64_t width, const c
     MOEC_TRY(MOEC_NEW(s, 1, err));
     s->n = n;
     s->width = width;
+    s->beside = beside;
     s->max_tokens = max_tokens;
     s->fd[0] = s->fd[1] = -1;
     s->on_disk = dir != NULL;
     if (dir) {
-        MOEC_TRY(moec_alloc((void **)&s->buffer, (size_t)(workers * max_tokens), (size_t)width * sizeof(float), err));
+        MOEC_TRY(moec_alloc((void **)&s->buffer, (size_t)(workers * max_tokens), (size_t)(width + beside) * sizeof(float),
+                            err));
         MOEC_TRY(open_files(s, dir, keep, err));
     } else {
-        MOEC_TRY(moec_alloc((void **)&s->memory, (size_t)n, (size_t)width * sizeof(float), err));
+        MOEC_TRY(moec_alloc((void **)&s->memory, (size_t)n, (size_t)(width + beside) * sizeof(float), err));
     }
     *out = s;
     s = NULL;
@@ -111,9 +113,9 @@ void moec_hidden_free(moec_hidden *s)
     moec_free(s);
 }
 
-size_t moec_hidden_bytes(int64_t n, int64_t width, bool on_disk, int workers, int64_t max_tokens)
+size_t moec_hidden_bytes(int64_t n, int64_t width, int64_t beside, bool on_disk, int workers, int64_t max_tokens)
 {
-    size_t row = (size_t)width * sizeof(float);
+    size_t row = (size_t)(width + beside) * sizeof(float);
     return on_disk ? (size_t)workers * (size_t)max_tokens * row : (size_t)n * row;
 }
 
@@ -122,11 +124,12 @@ bool moec_hidden_on_disk(const moec_hidden *s)
     return s->on_disk;
 }
 
+/* `n` floats of a side's file from float `at` on. */
 static moec_status transfer(const moec_hidden *s, int side, bool out, float *x, int64_t at, int64_t n, moec_err *err)
 {
-    size_t row = (size_t)s->width * sizeof(float), total = (size_t)n * row, done = 0;
+    size_t total = (size_t)n * sizeof(float), done = 0;
     while (done < total) {
-        off_t where = (off_t)((size_t)at * row + done);
+        off_t where = (off_t)((size_t)at * sizeof(float) + done);
         ssize_t k = out ? pwrite(s->fd[side], (char *)x + done, total - done, where)
                         : pread(s->fd[side], (char *)x + done, total - done, where);
         if (k < 0 && errno == EINTR)
@@ -140,27 +143,48 @@ static moec_status transfer(const moec_hidden *s, int side, bool out, float *x, 
     return MOEC_OK;
 }
 
+/* Rows [at, at+n) and what stands beside them, to or from a worker's buffer. */
+static moec_status transfer_rows(const moec_hidden *s, int side, bool out, float *x, int64_t at, int64_t n, moec_err *err)
+{
+    moec_status st = transfer(s, side, out, x, at * s->width, n * s->width, err);
+    if (st == MOEC_OK && s->beside > 0)
+        st = transfer(s, side, out, x + s->max_tokens * s->width, s->n * s->width + at * s->beside, n * s->beside, err);
+    return st;
+}
+
+static float *buffer_of(const moec_hidden *s, int worker)
+{
+    return s->buffer + worker * s->max_tokens * (s->width + s->beside);
+}
+
+float *moec_hidden_beside(moec_hidden *s, int worker, int64_t at)
+{
+    if (s->beside == 0)
+        return NULL;
+    return s->on_disk ? buffer_of(s, worker) + s->max_tokens * s->width : s->memory + s->n * s->width + at * s->beside;
+}
+
 moec_status moec_hidden_get(float **out, moec_hidden *s, int worker, int64_t at, int64_t n, bool fresh, moec_err *err)
 {
     if (!s->on_disk) {
         *out = s->memory + at * s->width;
         return MOEC_OK;
     }
-    *out = s->buffer + worker * s->max_tokens * s->width;
-    return fresh ? MOEC_OK : transfer(s, s->side, false, *out, at, n, err);
+    *out = buffer_of(s, worker);
+    return fresh ? MOEC_OK : transfer_rows(s, s->side, false, *out, at, n, err);
 }
 
 moec_status moec_hidden_put(moec_hidden *s, int worker, int64_t at, int64_t n, moec_err *err)
 {
     if (!s->on_disk)
         return MOEC_OK;
-    return transfer(s, 1 - s->side, true, s->buffer + worker * s->max_tokens * s->width, at, n, err);
+    return transfer_rows(s, 1 - s->side, true, buffer_of(s, worker), at, n, err);
 }
 
 moec_status moec_hidden_read(float *out, const moec_hidden *s, int64_t at, int64_t n, moec_err *err)
 {
     if (s->on_disk)
-        return transfer(s, s->side, false, out, at, n, err);
+        return transfer(s, s->side, false, out, at * s->width, n * s->width, err);
     memcpy(out, s->memory + at * s->width, (size_t)n * (size_t)s->width * sizeof *out);
     return MOEC_OK;
 }
@@ -181,10 +205,15 @@ void moec_hidden_set_side(moec_hidden *s, int side)
     s->side = side;
 }
 
+static size_t all_bytes(const moec_hidden *s)
+{
+    return (size_t)s->n * (size_t)(s->width + s->beside) * sizeof(float);
+}
+
 moec_status moec_hidden_save(const moec_hidden *s, int fd, const char *what, moec_err *err)
 {
     if (!s->on_disk)
-        return moec_write_all(fd, s->memory, (size_t)s->n * (size_t)s->width * sizeof(float), what, err);
+        return moec_write_all(fd, s->memory, all_bytes(s), what, err);
     return fsync(s->fd[s->side]) == 0 ? MOEC_OK : moec_fail_errno(err, errno, "hidden states on disk");
 }
 
@@ -192,10 +221,11 @@ moec_status moec_hidden_load(moec_hidden *s, int fd, const char *what, moec_err 
 {
     moec_status st = MOEC_OK;
     if (!s->on_disk)
-        return moec_read_all(fd, s->memory, (size_t)s->n * (size_t)s->width * sizeof(float), what, err);
-    for (int64_t at = 0; at < s->n && st == MOEC_OK; at += s->max_tokens) {
-        int64_t n = s->n - at < s->max_tokens ? s->n - at : s->max_tokens;
-        st = moec_read_all(fd, s->buffer, (size_t)n * (size_t)s->width * sizeof(float), what, err);
+        return moec_read_all(fd, s->memory, all_bytes(s), what, err);
+    const int64_t all = s->n * (s->width + s->beside), most = s->max_tokens * (s->width + s->beside);
+    for (int64_t at = 0; at < all && st == MOEC_OK; at += most) {
+        int64_t n = all - at < most ? all - at : most;
+        st = moec_read_all(fd, s->buffer, (size_t)n * sizeof(float), what, err);
         if (st == MOEC_OK)
             st = transfer(s, s->side, true, s->buffer, at, n, err);
     }
@@ -204,7 +234,7 @@ moec_status moec_hidden_load(moec_hidden *s, int fd, const char *what, moec_err 
 
 moec_status moec_hidden_resume(const moec_hidden *s, moec_err *err)
 {
-    if (lseek(s->fd[s->side], 0, SEEK_END) < (off_t)(s->n * s->width * (int64_t)sizeof(float)))
+    if (lseek(s->fd[s->side], 0, SEEK_END) < (off_t)all_bytes(s))
         return moec_fail(err, MOEC_EFORMAT, "hidden states on disk: file ends early");
     return MOEC_OK;
 }

@@ -95,6 +95,20 @@ static void count_selected(moec_partial *p, const moec_event *ev)
     }
 }
 
+static void count_nulls(moec_partial *p, const moec_event *ev)
+{
+    const int64_t n = p->meta.null_experts;
+    uint64_t *selected = p->block[MOEC_STAT_NULL_SELECTED];
+    double *sum = p->block[MOEC_STAT_NULL_GATE_SUM];
+    for (int64_t i = 0; ev->null_gates && selected && i < ev->n * n; i++) {
+        const double g = (double)ev->null_gates[i];
+        if (g < 0.0)
+            continue;
+        selected[i % n]++;
+        sum[i % n] += g;
+    }
+}
+
 static int64_t bin_of(double part, double whole, int64_t bins)
 {
     double x = whole > 0 ? part / whole * (double)bins : 0;
@@ -345,6 +359,7 @@ void moec_observe(moec_partial *p, const moec_event *ev)
             moec__stat_reset((moec_stat)k, p->block[k], cells);
     }
     count_selected(p, ev);
+    count_nulls(p, ev);
     count_weights(p, ev);
     count_pairs(p, ev);
     sum_scores(p, ev);

@@ -21,6 +21,7 @@ typedef struct moec_event {
     const float *scores;      /* [n,ld] softmax, sigmoid or ReLU of z */
     const int32_t *ids;       /* [n,slots] selected experts, by descending weight (lowest id first on ties), then -1 */
     const float *gates;       /* [n,slots] weights really applied, same order */
+    const float *null_gates;  /* [n,N] weights of the selected experts without a network, -1: not selected; NULL: none */
     const float *y_norm;      /* [n,slots] |y|_2 of each selected expert's output, same order */
     const float *out_absmax;  /* [E] over the chunk's tokens; 0 where no token */
     const int32_t *out_channel; /* [E] */
@@ -56,7 +57,7 @@ MOEC_API size_t moec_partial_bytes(const moec_stats_meta *meta);
  * same bits anywhere. Per token:
  *
  *   u = max(1 - cos(h, h+r), 0), r times the model's residual multiplier; cos is 0 where one of the vectors is 0
- *   cos(x, w_e) = (z_e - b_e) / (|x| |w_e|); 0 where one of them is 0
+ *   cos(x, w_e) = (z_e - b_e) / (|x| |w_e|); 0 where one of them is 0, as |w_e| is where z is not w_e x + b_e alone
  *   TOPP_COUNT: order by descending logit, lowest id first on ties;
  *               n(p) = least n with s_1 + .. + s_n >= p (s_1 + .. + s_E)
  *   histograms: a weight ratio over 0 counts as 0; choices behind the k-th are in none

@@ -117,8 +117,9 @@ static uint64_t arrangement(const work *w, const moec_pass_plan *a)
     moec_forward_opts fo = forward_opts(w, a);
     uint64_t own = moec_forward_bytes(w->m, &fo) + o->fixed_bytes + o->worker_bytes * (uint64_t)a->workers;
     if (o->look)
-        own += (uint64_t)a->workers * (uint64_t)(w->max_tokens * w->m->dims.hidden) * sizeof(float);
-    uint64_t states = moec_hidden_bytes(w->n_tokens, w->m->dims.hidden, a->on_disk, a->workers, w->max_tokens);
+        own += (uint64_t)a->workers * (uint64_t)(w->max_tokens * (w->m->dims.hidden + w->m->dims.carried)) * sizeof(float);
+    uint64_t states = moec_hidden_bytes(w->n_tokens, w->m->dims.hidden, w->m->dims.carried, a->on_disk, a->workers,
+                                        w->max_tokens);
     own += states;
     /* 12 MiB a thread: OpenBLAS's and the C library's own buffers and stacks */
     own += layer_memory(w->m, a->lean, a->workers) + (uint64_t)a->threads * (12u << 20) + (4u << 20);
@@ -202,15 +203,15 @@ moec_status moec_pass_new(moec_pass **out, const moec_model *m, const moec_corpu
               p->plan.workers, (long long)p->n_chunks,
               p->plan.on_disk ? "on disk" : "in memory", p->plan.lean ? ", experts given back after use" : "",
               (double)p->plan.bytes / 0x1p30);
-    MOEC_TRY(moec_hidden_new(&p->hidden, p->n_tokens, m->dims.hidden, p->plan.on_disk ? dir : NULL, o->keep && o->dir,
-                             p->plan.workers, p->max_tokens, err));
+    MOEC_TRY(moec_hidden_new(&p->hidden, p->n_tokens, m->dims.hidden, m->dims.carried, p->plan.on_disk ? dir : NULL,
+                             o->keep && o->dir, p->plan.workers, p->max_tokens, err));
     work w = {m, o, p->n_tokens, p->max_seq, p->max_tokens, 0};
     moec_forward_opts fo = forward_opts(&w, &p->plan);
     MOEC_TRY(moec_forward_new(&p->forward, m, &fo, err));
     if (o->look)
         MOEC_TRY(MOEC_NEW(p->look, (size_t)p->plan.workers, err));
     for (int i = 0; o->look && i < p->plan.workers; i++)
-        MOEC_TRY(MOEC_NEW(p->look[i], (size_t)p->max_tokens * (size_t)m->dims.hidden, err));
+        MOEC_TRY(MOEC_NEW(p->look[i], (size_t)p->max_tokens * (size_t)(m->dims.hidden + m->dims.carried), err));
     *out = p;
     p = NULL;
 done:
@@ -311,11 +312,14 @@ static moec_status see_view(void *ctx, int worker, const moec_moe_view *v, moec_
 }
 
 /* On a copy, which is left behind. */
-static moec_status look_chunk(job *j, int worker, const float *h, moec_err *err)
+static moec_status look_chunk(job *j, int worker, const float *h, const float *beside, moec_err *err)
 {
-    float *mine = j->p->look[worker];
-    memcpy(mine, h, (size_t)(j->now->n * j->p->m->dims.hidden) * sizeof *mine);
-    return moec_forward_chunk(j->p->forward, worker, mine, j->now->seq, j->now->n_seq, see_view, j, err);
+    const moec_dims *d = &j->p->m->dims;
+    float *mine = j->p->look[worker], *carried = beside ? mine + j->now->n * d->hidden : NULL;
+    memcpy(mine, h, (size_t)(j->now->n * d->hidden) * sizeof *mine);
+    if (carried)
+        memcpy(carried, beside, (size_t)(j->now->n * d->carried) * sizeof *carried);
+    return moec_forward_chunk(j->p->forward, worker, mine, carried, j->now->seq, j->now->n_seq, see_view, j, err);
 }
 
 static moec_status run_chunk(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
@@ -328,11 +332,12 @@ static moec_status run_chunk(void *ctx, int worker, int64_t lo, int64_t hi, moec
         j.now = &p->chunk[i];
         MOEC_TRY(moec_interrupted(err));
         MOEC_TRY(moec_hidden_get(&h, p->hidden, worker, j.now->token, j.now->n, false, err));
+        float *beside = moec_hidden_beside(p->hidden, worker, j.now->token);
         if (j.look) {
-            MOEC_TRY(look_chunk(&j, worker, h, err));
+            MOEC_TRY(look_chunk(&j, worker, h, beside, err));
             continue;
         }
-        MOEC_TRY(moec_forward_chunk(p->forward, worker, h, j.now->seq, j.now->n_seq, j.see ? see_view : NULL, &j, err));
+        MOEC_TRY(moec_forward_chunk(p->forward, worker, h, beside, j.now->seq, j.now->n_seq, j.see ? see_view : NULL, &j, err));
         MOEC_TRY(moec_hidden_put(p->hidden, worker, j.now->token, j.now->n, err));
         moec_progress_step(&p->progress, (uint64_t)j.now->n);
     }

@@ -48,7 +48,7 @@ typedef struct moec_pass {
     int64_t *seq;          /* storage behind chunk[].seq */
     moec_hidden *hidden;
     moec_forward *forward;
-    float **look;          /* [workers][max_tokens, H] */
+    float **look;          /* [workers][max_tokens, H + dims.carried] */
     moec_progress progress;
 } moec_pass;
 

@@ -1,7 +1,7 @@
 /* Router statistics: what calibration collects and methods read. Everything is a sum, a count or a maximum, never a mean,
  * so that files from several runs, texts and machines merge by addition (maxima by maximum). One table, moec_stat_kinds,
  * says for every statistic its name, shape, unit, how it merges and the tier that switches it on.
- * Symbols: D domains, L MoE layers, E experts, k top-k, H hidden, I expert width. */
+ * Symbols: D domains, L MoE layers, E experts, N router rows without a network, k top-k, H hidden, I expert width. */
 #ifndef MOEC_CALIB_STATS_H
 #define MOEC_CALIB_STATS_H
 
@@ -47,6 +47,8 @@ typedef enum moec_stat {
     MOEC_STAT_COS_ROUTER,    /* [L,E] f64   sum of cos(x, w_e) over the tokens that select e */
     MOEC_STAT_COS_ROUTER_MAX, /* [L,E] f64  maximum of cos(x, w_e) over the tokens that select e; -1 where there is none */
     MOEC_STAT_ACTIVE,        /* [L,E+1] u64 tokens that use n experts; all at n = k unless their number varies */
+    MOEC_STAT_NULL_SELECTED, /* [L,N] u64   tokens that select row E + i of the router, an expert without a network */
+    MOEC_STAT_NULL_GATE_SUM, /* [L,N] f64   sum of its applied weight over these */
     /* tier 1 */
     MOEC_STAT_LOGIT_GRAM,    /* [L,E,E] f64 sum of z z^T */
     MOEC_STAT_Y_SUM,         /* [L,E,H] f64 sum of y over the tokens that select e */
@@ -64,7 +66,7 @@ typedef enum moec_merge { MOEC_MERGE_ADD, MOEC_MERGE_MAX, MOEC_MERGE_FOLLOW } mo
 
 typedef struct moec_stat_kind {
     const char *name;  /* HDF5 dataset name and what errors call it */
-    const char *shape; /* per layer, one letter an axis: E k H I, j = k-1, r = 1024, c = 256, p = 20, f = E+1, 3,
+    const char *shape; /* per layer, one letter an axis: E N k H I, j = k-1, r = 1024, c = 256, p = 20, f = E+1, 3,
                           n = all layers + 1; "" a scalar */
     moec_cell cell;
     moec_merge merge;  /* FOLLOW: the value that belongs to the maximum of the kind before it is kept */
@@ -85,6 +87,7 @@ typedef struct moec_stats_meta {
     char *options;         /* JSON: seq_len, seed, compute mode, text digests */
     char compute[16];      /* "f32" or "bf16" */
     int64_t layers, moe_layers, experts, top_k, hidden, expert_width;
+    int64_t null_experts;  /* N; in files it is part of router_rule */
     int64_t *moe_layer;    /* [moe_layers] index of each MoE layer among all */
     int tier;
 } moec_stats_meta;
@@ -112,7 +115,7 @@ MOEC_API moec_status moec_stats_new(moec_stats **out, const moec_stats_meta *met
 MOEC_API void moec_stats_free(moec_stats *s);
 MOEC_API void moec_stats_meta_release(moec_stats_meta *m);
 
-/** Cells of one layer's block of a kind, and number of blocks; 0 blocks where the kind does not apply (k = 1, L = 1).
+/** Cells of one layer's block of a kind, and number of blocks; 0 blocks where the kind does not apply (k = 1, L = 1, N = 0).
  *  Sizes in `meta` must be in range (those of moec_stats_new and moec_stats_load are). */
 MOEC_API int64_t moec_stat_cells(const moec_stats_meta *m, moec_stat kind);
 MOEC_API int64_t moec_stat_blocks(const moec_stats_meta *m, moec_stat kind);

@@ -23,8 +23,9 @@ moec_status moec_router_rule(char **out, const moec_model *m, moec_err *err)
     moec_json_set(o, "score", moec_json_new_string(scores[f->score]));
     moec_json_set(o, "top_k", moec_json_new_int(d->top_k));
     moec_json_set(o, "renormalised", moec_json_new_bool(d->renorm));
-    if (f->choice != MOEC_CHOOSE_TOP_K) /* the plain rule's text is that of files which knew no other */
-        moec_json_set(o, "choice", moec_json_new_string(choices[f->choice]));
+    const moec_choice choice = d->top_k_softmax ? MOEC_CHOOSE_TOP_K_SOFTMAX : f->choice;
+    if (choice != MOEC_CHOOSE_TOP_K) /* the plain rule's text is that of files which knew no other */
+        moec_json_set(o, "choice", moec_json_new_string(choices[choice]));
     if (f->choice == MOEC_CHOOSE_TOP_P)
         moec_json_set(o, "top_p", moec_json_new_real(d->top_p));
     if (f->choice == MOEC_CHOOSE_SPARSEMIXER)
@@ -35,6 +36,10 @@ moec_status moec_router_rule(char **out, const moec_model *m, moec_err *err)
     }
     if (d->null_experts > 0)
         moec_json_set(o, "null_experts", moec_json_new_int(d->null_experts));
+    if (d->logit_std > 0.0)
+        moec_json_set(o, "logit_std", moec_json_new_real(d->logit_std));
+    if (d->input_scale != 1.0)
+        moec_json_set(o, "input_scale", moec_json_new_real(d->input_scale));
     if (d->route_scale != 1.0)
         moec_json_set(o, "scale", moec_json_new_real(d->route_scale));
     if (f->weight_on_input)

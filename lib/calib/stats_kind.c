@@ -73,6 +73,10 @@ const moec_stat_kind moec_stat_kinds[MOEC_STAT_COUNT] = {
     [MOEC_STAT_COS_ROUTER_MAX] = {"cos_router_max", "E", F64, MAX, 0, 1, -1, ANY, "cosine",
                                   "largest cos(x, w_e) over the tokens that select e, -1 where there is none"},
     [MOEC_STAT_ACTIVE] = {"active", "f", U64, ADD, 0, 1, 0, 0, "tokens", "tokens that use n experts, n = 0 .. E"},
+    [MOEC_STAT_NULL_SELECTED] = {"null_selected", "N", U64, ADD, 0, 1, 0, 0, "tokens",
+                                 "tokens that select the i-th expert without a network"},
+    [MOEC_STAT_NULL_GATE_SUM] = {"null_gate_sum", "N", F64, ADD, 0, 1, 0, 0, "weight",
+                                 "sum of its applied weight over the tokens that select it"},
     [MOEC_STAT_LOGIT_GRAM] = {"logit_gram", "EE", F64, ADD, 1, 1, 0, ANY, "logit^2", "sum of z z^T over all tokens"},
     [MOEC_STAT_Y_SUM] = {"y_sum", "EH", F64, ADD, 1, 1, 0, ANY, "activation", "sum of y over the tokens that select e"},
     [MOEC_STAT_GY_SUM] = {"gy_sum", "EH", F64, ADD, 1, 1, 0, ANY, "activation", "sum of g y"},
@@ -107,6 +111,7 @@ static int64_t axis(const moec_stats_meta *m, char letter)
 {
     switch (letter) {
     case 'E': return m->experts;
+    case 'N': return m->null_experts;
     case 'f': return m->experts + 1;
     case 'k': return m->top_k;
     case 'j': return m->top_k - 1;

@@ -21,6 +21,20 @@ static moec_status get_field(char *out, size_t cap, moec_h5 *h, const char *path
     return st;
 }
 
+/* N stands in the router's rule, which is JSON as moec__stats_meta_check found. */
+static moec_status get_null_experts(moec_stats_meta *m, moec_err *err)
+{
+    moec_json *rule;
+    moec_status st = moec_json_parse(&rule, m->router_rule, strlen(m->router_rule), "router_rule", err);
+    if (st != MOEC_OK)
+        return st;
+    const moec_json *said = moec_json_get(rule, "null_experts");
+    if (said && (!moec_json_int(said, &m->null_experts) || m->null_experts < 0 || m->null_experts > 65536))
+        st = moec_fail(err, MOEC_EFORMAT, "router_rule: null_experts is no number from 0 to 65536");
+    moec_json_free(rule);
+    return st;
+}
+
 static moec_status get_meta(moec_stats_meta *m, moec_h5 *h, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -44,6 +58,7 @@ static moec_status get_meta(moec_stats_meta *m, moec_h5 *h, moec_err *err)
     MOEC_TRY(moec_h5_get_int(&v, h, "/meta", "tier", 0, MOEC_STATS_MAX_TIER, err));
     m->tier = (int)v;
     MOEC_TRY(moec__stats_meta_check(m, MOEC_EFORMAT, err));
+    MOEC_TRY(get_null_experts(m, err));
 done:
     return st;
 }

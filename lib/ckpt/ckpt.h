@@ -24,7 +24,7 @@ MOEC_API const char *moec_ckpt_dir(const moec_ckpt *c);
 MOEC_API const moec_json *moec_ckpt_config(const moec_ckpt *c);      /* parsed config.json */
 MOEC_API const char *moec_ckpt_config_text(const moec_ckpt *c);      /* its bytes, NUL-terminated */
 
-/* Tensors, shard by shard in the order of their offsets. */
+/* Tensors, shard by shard in the order of their offsets; those that the index does not list are like others. */
 MOEC_API size_t moec_ckpt_count(const moec_ckpt *c);
 MOEC_API const moec_tensor *moec_ckpt_at(const moec_ckpt *c, size_t i);
 MOEC_API const moec_tensor *moec_ckpt_find(const moec_ckpt *c, const char *name); /* NULL: absent */

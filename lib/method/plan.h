@@ -77,7 +77,7 @@ MOEC_API moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const
 /** moec_plan_parse of a file. MOEC_EIO too. */
 MOEC_API moec_status moec_plan_read(moec_plan **out, const char *path, moec_err *err) MOEC_USE_RESULT;
 /** The plan fits this model: fingerprint (that of m), model_type where it is said, sets, expert counts, top-k as before, new
- *  top-k <= kept and unchanged where more hangs on it (attention experts, sparsemixer); one count of kept experts in all sets
+ *  top-k <= kept and unchanged where moec_top_k_may_shrink says no; one count of kept experts in all sets
  *  (no client loads anything else) unless they are padded to one; "mtp" said exactly where there are MTP layers;
  *  moec_plan_check_groups for every set and moec_plan_check_pad. MOEC_EFORMAT. */
 MOEC_API moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
@@ -103,7 +103,7 @@ MOEC_API moec_status moec_plan_check_pad(const moec_model *m, bool drop_groups, 
     MOEC_USE_RESULT;
 
 /** May top-k be smaller in the output? Not where attention experts are chosen with it (it is their number of heads),
- *  nor with sparsemixer, which is two draws. */
+ *  nor with sparsemixer, which is two draws, nor where no config key says it. */
 MOEC_API bool moec_top_k_may_shrink(const moec_model *m);
 /** Experts a layer of the output has: pad, or what is kept. */
 MOEC_API int64_t moec_plan_experts(const moec_plan *p);

@@ -202,7 +202,7 @@ bool moec_top_k_may_shrink(const moec_model *m)
     for (int64_t i = m->moe_layers; i < m->sets; i++)
         if (m->set[i].kind == MOEC_SET_HEADS)
             return false;
-    return m->family->choice != MOEC_CHOOSE_SPARSEMIXER;
+    return m->family->choice != MOEC_CHOOSE_SPARSEMIXER && m->family->key_top_k[0];
 }
 
 static moec_status check_top_k(const moec_plan *p, const moec_model *m, moec_err *err)

@@ -73,6 +73,11 @@ static moec_status check_base(const moec_method *me, const moec_model *m, const 
     for (int64_t l = 0; l < m->moe_layers; l++)
         if (base->set[l].layer != m->set[l].layer)
             return moec_fail(err, MOEC_EFORMAT, "--base: its layers with experts are others than the model's");
+    for (int64_t l = 0; l < m->moe_layers; l++)
+        if (base->set[l].router->cols != m->set[l].router->cols) /* one of two steps has a width of its own */
+            return moec_fail(err, MOEC_EFORMAT, "--base: layer %lld: its router has %lld columns, the model's %lld",
+                             (long long)m->set[l].layer, (long long)base->set[l].router->cols,
+                             (long long)m->set[l].router->cols);
     if (m->family->score == MOEC_SCORE_SIGMOID && m->layer[m->set[0].layer].vec[MOEC_VEC_SELECTION_BIAS])
         moec_warn("method %s: this router also chooses by a selection bias, which changes in training and is not looked at",
                   me->name);

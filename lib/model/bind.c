@@ -162,3 +162,15 @@ moec_status moec__bind_bias(const moec_tensor **out, const moec_binder *b, const
     }
     return MOEC_OK;
 }
+
+moec_status moec__cut(moec_weight *out, const moec_weight *all, const moec_binder *b, int64_t at, int64_t rows,
+                      moec_err *err)
+{
+    if (all->storage != MOEC_PLAIN)
+        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is F8_E4M3; parts of a joined matrix are read in F32, F16 or BF16 "
+                         "only", moec_ckpt_dir(b->m->ckpt), all->of->name);
+    *out = *all;
+    out->at += at * all->row_step;
+    out->rows = rows;
+    return MOEC_OK;
+}

@@ -26,6 +26,9 @@ moec_status moec__bind(const moec_tensor **out, const moec_binder *b, const char
  *  config. */
 moec_status moec__bind_matrix(moec_weight *out, const moec_binder *b, const char *pattern, int64_t rows, int64_t cols,
                               moec_err *err) MOEC_USE_RESULT;
+/** Rows [at, at+rows) of a bound matrix. MOEC_ESHAPE: FP8, whose scales belong to whole blocks of rows. */
+moec_status moec__cut(moec_weight *out, const moec_weight *all, const moec_binder *b, int64_t at, int64_t rows,
+                      moec_err *err) MOEC_USE_RESULT;
 /** "<pattern minus .weight>.bias" of n values if it is there, else NULL. MOEC_ESHAPE. */
 moec_status moec__bind_bias(const moec_tensor **out, const moec_binder *b, const char *pattern, int64_t n, moec_err *err)
     MOEC_USE_RESULT;

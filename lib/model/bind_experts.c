@@ -61,8 +61,15 @@ static moec_status bind_split(moec_layer *l, const moec_binder *at, const moec_e
     const moec_dims *d = &b.m->dims;
     for (b.expert = 0; b.expert < d->experts; b.expert++) {
         moec_mlp *e = &l->expert[b.expert];
-        MOEC_TRY(moec__bind_matrix(&e->gate, &b, names->gate, d->expert_width, d->hidden, err));
-        MOEC_TRY(moec__bind_matrix(&e->up, &b, names->up, d->expert_width, d->hidden, err));
+        if (names->up) {
+            MOEC_TRY(moec__bind_matrix(&e->gate, &b, names->gate, d->expert_width, d->hidden, err));
+            MOEC_TRY(moec__bind_matrix(&e->up, &b, names->up, d->expert_width, d->hidden, err));
+        } else {
+            moec_weight both;
+            MOEC_TRY(moec__bind_matrix(&both, &b, names->gate, 2 * d->expert_width, d->hidden, err));
+            MOEC_TRY(moec__cut(&e->gate, &both, &b, 0, d->expert_width, err));
+            MOEC_TRY(moec__cut(&e->up, &both, &b, d->expert_width, d->expert_width, err));
+        }
         MOEC_TRY(moec__bind_matrix(&e->down, &b, names->down, d->hidden, d->expert_width, err));
     }
     /* One expert more than the config counts means that the config is not of these tensors. */
@@ -205,6 +212,75 @@ moec_status moec__bind_router(moec_layer *l, const moec_binder *b, moec_mat whic
     return moec__bind_bias(&l->bias[which], b, pattern, rows, err);
 }
 
+/* A matrix in F32, F16 or BF16: routers are never cut inside an FP8 block. */
+static moec_status bind_plain(moec_weight *out, const moec_binder *b, moec_mat which, int64_t rows, int64_t cols,
+                              moec_err *err)
+{
+    const int64_t dim[2] = {rows, cols};
+    const moec_tensor *t;
+    moec_status st = moec__bind(&t, b, b->m->family->mat[which], 2, dim, err);
+    if (st == MOEC_OK)
+        *out = moec_weight_of(t);
+    return st;
+}
+
+/* v and mix of the constants among the experts behind the others. */
+static moec_status bind_constants(moec_layer *l, const moec_binder *at, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_binder b = *at;
+    const moec_family *f = b.m->family;
+    const int64_t mix[2] = {2, b.m->dims.hidden};
+    for (int i = 0; i < f->n_tail; i++) {
+        b.expert = b.m->dims.experts + i;
+        if (f->tail[i] != MOEC_NULL_CONSTANT)
+            continue;
+        MOEC_TRY(moec__bind(&l->constant[i], &b, f->constant, 1, mix + 1, err));
+        MOEC_TRY(moec__bind(&l->constant_mix[i], &b, f->constant_mix, 2, mix, err));
+    }
+done:
+    return st;
+}
+
+/* A router whose last rows stand for experts without a network; in one or two steps, the first as wide as it is. */
+static moec_status bind_tailed(moec_layer *l, const moec_binder *b, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_family *f = b->m->family;
+    const moec_dims *d = &b->m->dims;
+    const int64_t all = d->experts + d->null_experts;
+    const moec_tensor *in = moec__find(b, f->mat[MOEC_MAT_ROUTER_IN]);
+    int64_t width = d->hidden;
+    if (in && !d->router_in)
+        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is there, but by config.json %s is false",
+                         moec_ckpt_dir(b->m->ckpt), in->name, f->key_router_in);
+    if (d->router_in) {
+        width = in && in->rank == 2 && in->dim[0] > 0 ? in->dim[0] : 1;
+        MOEC_TRY(bind_plain(&l->mat[MOEC_MAT_ROUTER_IN], b, MOEC_MAT_ROUTER_IN, width, d->hidden, err));
+    }
+    moec_weight *rows = &l->mat[MOEC_MAT_ROUTER], *null_rows = &l->mat[MOEC_MAT_ROUTER_NULL];
+    MOEC_TRY(bind_plain(rows, b, MOEC_MAT_ROUTER, all, width, err));
+    *null_rows = *rows;
+    rows->rows = d->experts;
+    null_rows->rows = d->null_experts;
+    null_rows->at = d->experts * rows->row_step;
+    if (f->mat[MOEC_MAT_ROUTER_MAP])
+        MOEC_TRY(bind_plain(&l->mat[MOEC_MAT_ROUTER_MAP], b, MOEC_MAT_ROUTER_MAP, all, all, err));
+    MOEC_TRY(bind_constants(l, b, err));
+done:
+    return st;
+}
+
+static moec_status bind_routers(moec_layer *l, const moec_binder *b, moec_err *err)
+{
+    if (b->m->family->n_tail > 0)
+        return bind_tailed(l, b, err);
+    moec_status st = moec__bind_router(l, b, MOEC_MAT_ROUTER, b->m->dims.experts, err);
+    if (st == MOEC_OK && b->m->family->mat[MOEC_MAT_ROUTER_NULL])
+        st = moec__bind_router(l, b, MOEC_MAT_ROUTER_NULL, b->m->dims.null_experts, err);
+    return st;
+}
+
 moec_status moec__bind_experts(moec_layer *l, const moec_binder *b, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -212,9 +288,7 @@ moec_status moec__bind_experts(moec_layer *l, const moec_binder *b, moec_err *er
     const moec_dims *d = &b->m->dims;
     const int64_t gate_bias[2] = {d->experts, 2 * d->expert_width}, down_bias[2] = {d->experts, d->hidden};
     const moec_expert_names *names = moec__layout(b);
-    MOEC_TRY(moec__bind_router(l, b, MOEC_MAT_ROUTER, d->experts, err));
-    if (f->mat[MOEC_MAT_ROUTER_NULL])
-        MOEC_TRY(moec__bind_router(l, b, MOEC_MAT_ROUTER_NULL, d->null_experts, err));
+    MOEC_TRY(bind_routers(l, b, err));
     MOEC_TRY(bind_selection(l, b, err));
     MOEC_TRY(MOEC_NEW(l->expert, (size_t)d->experts, err));
     if (!names)

@@ -32,19 +32,6 @@ static moec_status take_head_norm(moec_layer *l, const moec_binder *b, moec_vec 
     return take_vec(l, b, which, t && t->rank == 1 && t->dim[0] != d ? heads * d : d, false, err);
 }
 
-/* Rows [at, at+rows) of a bound matrix. FP8 scales belong to whole blocks of rows, so cutting between them is refused. */
-static moec_status cut(moec_weight *out, const moec_weight *all, const moec_binder *b, int64_t at, int64_t rows,
-                       moec_err *err)
-{
-    if (all->storage != MOEC_PLAIN)
-        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is F8_E4M3; parts of a joined matrix are read in F32, F16 or BF16 "
-                         "only", moec_ckpt_dir(b->m->ckpt), all->of->name);
-    *out = *all;
-    out->at += at * all->row_step;
-    out->rows = rows;
-    return MOEC_OK;
-}
-
 /* q, k and v in one matrix, or k and v where queries come from elsewhere. */
 static moec_status take_joined(moec_layer *l, const moec_binder *b, int64_t q, int64_t k, int64_t v, moec_err *err)
 {
@@ -56,9 +43,9 @@ static moec_status take_joined(moec_layer *l, const moec_binder *b, int64_t q, i
     if (bias)
         MOEC_TRY(moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is not known", moec_ckpt_dir(b->m->ckpt), bias->name));
     if (q > 0)
-        MOEC_TRY(cut(&l->mat[MOEC_MAT_Q], &all, b, 0, q, err));
-    MOEC_TRY(cut(&l->mat[MOEC_MAT_K], &all, b, q, k, err));
-    MOEC_TRY(cut(&l->mat[MOEC_MAT_V], &all, b, q + k, v, err));
+        MOEC_TRY(moec__cut(&l->mat[MOEC_MAT_Q], &all, b, 0, q, err));
+    MOEC_TRY(moec__cut(&l->mat[MOEC_MAT_K], &all, b, q, k, err));
+    MOEC_TRY(moec__cut(&l->mat[MOEC_MAT_V], &all, b, q + k, v, err));
 done:
     return st;
 }
@@ -196,8 +183,8 @@ static moec_status bind_shared(moec_layer *l, const moec_binder *b, moec_dims *d
     if (f->shared_gate_up) {
         moec_weight all;
         MOEC_TRY(moec__bind_matrix(&all, b, f->shared_gate_up, 2 * width, H, err));
-        MOEC_TRY(cut(&l->mat[MOEC_MAT_SHARED_GATE], &all, b, 0, width, err));
-        MOEC_TRY(cut(&l->mat[MOEC_MAT_SHARED_UP], &all, b, width, width, err));
+        MOEC_TRY(moec__cut(&l->mat[MOEC_MAT_SHARED_GATE], &all, b, 0, width, err));
+        MOEC_TRY(moec__cut(&l->mat[MOEC_MAT_SHARED_UP], &all, b, width, width, err));
     } else {
         MOEC_TRY(take(l, b, MOEC_MAT_SHARED_GATE, width, H, err));
         MOEC_TRY(take(l, b, MOEC_MAT_SHARED_UP, width, H, err));

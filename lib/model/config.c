@@ -269,6 +269,34 @@ done:
     return st;
 }
 
+/* What a config may change of how its family's router decides, and of what the experts then get. */
+static moec_status read_gate(moec_dims *d, const moec_family *f, const moec_json *c, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    bool plain = true, used = false;
+    int64_t every;
+    d->input_scale = 1.0;
+    if (f->key_top_k_softmax)
+        MOEC_TRY(read_bool(&d->top_k_softmax, c, f->key_top_k_softmax, false, err));
+    d->renorm = d->renorm && !d->top_k_softmax;
+    if (f->key_input_plain)
+        MOEC_TRY(read_bool(&plain, c, f->key_input_plain, false, err));
+    if (!plain && !d->top_k_softmax)
+        d->input_scale = (double)d->top_k;
+    if (f->key_logit_std)
+        MOEC_TRY(read_bool(&used, c, f->key_logit_std_used, false, err));
+    if (used)
+        MOEC_TRY(read_real(&d->logit_std, c, f->key_logit_std, 1.0, 1e-9, 1e9, err));
+    if (f->key_router_in)
+        MOEC_TRY(read_bool(&d->router_in, c, f->key_router_in, true, err));
+    if (f->mat[MOEC_MAT_ROUTER_MAP]) { /* logits go from layer to layer, so no layer may be without */
+        d->carried = d->experts + d->null_experts;
+        MOEC_TRY(read_int(&every, c, "moe_expert_interval", 1, 1, 1, err));
+    }
+done:
+    return st;
+}
+
 static moec_status read_experts(moec_model *m, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -277,7 +305,9 @@ static moec_status read_experts(moec_model *m, moec_err *err)
     const moec_json *c = m->config;
     moec_dims *d = &m->dims;
     int64_t shared = 0;
-    MOEC_TRY(read_alias(&d->experts, &m->key_experts, c, f->key_experts, f->default_experts, 1, 65535, err));
+    MOEC_TRY(read_alias(&d->experts, &m->key_experts, c, f->key_experts, f->default_experts, 1 + f->n_tail, 65535, err));
+    d->experts -= f->n_tail;
+    d->null_experts = f->n_tail;
     MOEC_TRY(read_alias(&d->top_k, &m->key_top_k, c, f->key_top_k, f->default_top_k, 1, 65535, err));
     MOEC_TRY(read_alias(&d->expert_width, &unused, c, f->key_expert_width, 0, 1, 1 << 24, err));
     if (f->key_dense_width)
@@ -296,6 +326,7 @@ static moec_status read_experts(moec_model *m, moec_err *err)
     d->slots = varies ? d->experts : d->top_k;
     MOEC_TRY(read_groups(d, f, c, err));
     MOEC_TRY(read_renorm(d, f, c, err));
+    MOEC_TRY(read_gate(d, f, c, err));
 done:
     return st;
 }

@@ -18,6 +18,11 @@ const moec_family *moec_family_at(int i)
     return i >= 0 && (size_t)i < MOEC_COUNT(families) ? families[i] : NULL;
 }
 
+moec_null_kind moec_family_null(const moec_family *f, int64_t i)
+{
+    return i < f->n_tail ? f->tail[i] : MOEC_NULL_ZERO;
+}
+
 const moec_family *moec_family_find(const char *model_type)
 {
     for (size_t i = 0; model_type && i < MOEC_COUNT(families); i++) {

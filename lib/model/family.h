@@ -28,7 +28,9 @@ typedef enum moec_mat {
     MOEC_MAT_DELTA_QKVZ, MOEC_MAT_DELTA_BA,                   /* the same grouped by key head */
     MOEC_MAT_DELTA_OUT,
     MOEC_MAT_ROUTER,                                          /* [E, H] */
-    MOEC_MAT_ROUTER_NULL,                                     /* [N, H] rows of experts that do nothing (AdaMoE) */
+    MOEC_MAT_ROUTER_NULL,                                     /* [N, H] rows of experts without a network (AdaMoE, MoE++) */
+    MOEC_MAT_ROUTER_IN,                                       /* [R, H]: the router is W tanh(IN x), W then [E, R] */
+    MOEC_MAT_ROUTER_MAP,                                      /* [E+N, E+N]: z += MAP z', z' of the MoE layer before */
     MOEC_MAT_SHARED_GATE, MOEC_MAT_SHARED_UP, MOEC_MAT_SHARED_DOWN, /* [S, H] [S, H] [H, S] */
     MOEC_MAT_SHARED_MIX,                                      /* [1, H]: shared output times sigmoid(mix x) */
     MOEC_MAT_DENSE_GATE, MOEC_MAT_DENSE_UP, MOEC_MAT_DENSE_DOWN, /* [F, H] [F, H] [H, F] */
@@ -52,7 +54,7 @@ typedef enum moec_vec {
 
 /* How experts lie in the checkpoint. "out-in" is [out, in] as in nn.Linear, "in-out" its transpose. */
 typedef enum moec_expert_layout {
-    MOEC_LAYOUT_SPLIT,       /* one tensor an expert: gate [I,H], up [I,H], down [H,I] */
+    MOEC_LAYOUT_SPLIT,       /* one tensor an expert: gate [I,H], up [I,H], down [H,I]; up NULL: gate_up [2I,H], gate first */
     MOEC_LAYOUT_OUT_IN,      /* gate_up [E,2I,H], gate first; down [E,H,I] */
     MOEC_LAYOUT_IN_OUT,      /* gate_up [E,H,2I], gate first; down [E,I,H] */
     MOEC_LAYOUT_IN_OUT_PAIRS, /* gate_up [E,H,2I], gate in even columns, up in odd; down [E,I,H] */
@@ -106,6 +108,8 @@ typedef enum moec_renorm { MOEC_RENORM_KEY, MOEC_RENORM_ALWAYS, MOEC_RENORM_NEVE
 /* Choice among the topk_group best of n_group groups of experts, a group being as good as its best score, or as the sum of
  * its two best. MAX holds when topk_method is group_limited_greedy. */
 typedef enum moec_group_rule { MOEC_GROUP_NONE, MOEC_GROUP_MAX, MOEC_GROUP_TOP2 } moec_group_rule;
+/* What a row of the router without a network stands for: nothing; the expert's input; a mixture of it and a constant. */
+typedef enum moec_null_kind { MOEC_NULL_ZERO, MOEC_NULL_COPY, MOEC_NULL_CONSTANT } moec_null_kind;
 /* silu(gate) * up; gpt-oss's clamped (up + 1) * gate * sigmoid(alpha * gate). */
 typedef enum moec_activation { MOEC_ACT_SWIGLU, MOEC_ACT_SWIGLU_CLAMPED } moec_activation;
 /* Which layers have no router: none; i < first_k_dense_replace; those in mlp_only_layers or off the decoder_sparse_step;
@@ -117,7 +121,7 @@ typedef enum moec_dense_rule {
     MOEC_DENSE_RANGE, MOEC_DENSE_FREQUENCY
 } moec_dense_rule;
 
-enum { MOEC_KEY_ALIASES = 4, MOEC_LAYOUTS = 4 };
+enum { MOEC_KEY_ALIASES = 4, MOEC_LAYOUTS = 4, MOEC_TAIL = 4 };
 
 typedef struct moec_family {
     const char *model_type;   /* config.json's model_type */
@@ -148,6 +152,11 @@ typedef struct moec_family {
     const char *heads_in, *heads_out; /* attention experts [E, kv*d, H] [E, H, kv*d] */
     const char *shared_gate_up; /* gate and up of the shared expert in one matrix; then no MOEC_MAT_SHARED_GATE, UP */
     moec_expert_names experts[MOEC_LAYOUTS]; /* the first that a layer has */
+    /* Experts without a network that config and names count behind the others, their rows in the router's one tensor; they
+     * always stay. A constant is a1 x + a2 v with (a1, a2) = softmax(mix x). */
+    moec_null_kind tail[MOEC_TAIL];
+    int n_tail;
+    const char *constant, *constant_mix; /* v [H] and mix [2, H] of expert %d */
     const char *key_exact_tokens; /* longest window whose attention is dense, which is all that is computed (a sparse indexer picks
                                   keys in longer ones); NULL: any */
     int64_t default_exact_tokens;
@@ -175,6 +184,11 @@ typedef struct moec_family {
     bool default_renorm;       /* when the key is absent */
     double renorm_eps;         /* added to the sum */
     const char *key_renorm_min; /* the sum is at least this; NULL: no such bound */
+    const char *key_top_k_softmax; /* true: MOEC_CHOOSE_TOP_K_SOFTMAX, and no division by the sum; NULL: no such key */
+    const char *key_logit_std, *key_logit_std_used; /* if the second is true: deviation of the logits that decide */
+    const char *key_input_plain; /* the experts' input is k x, unless this or key_top_k_softmax is true; NULL: x */
+    const char *key_router_in;   /* false: there is no MOEC_MAT_ROUTER_IN */
+    int64_t router_in_each;      /* R / (E+N) that the model's own code wants; 0: any */
     moec_group_rule group;
     bool weight_on_input;      /* the weight multiplies the expert's input, not its output */
     moec_activation activation;
@@ -193,6 +207,8 @@ typedef struct moec_family {
 MOEC_API const moec_family *moec_family_find(const char *model_type);
 /** The family of a config.json: by detect key first, then by model_type of text_config, then of the whole; NULL: none. */
 MOEC_API const moec_family *moec_family_of(const moec_json *config);
+/** What row E + i of a family's routers stands for. */
+MOEC_API moec_null_kind moec_family_null(const moec_family *f, int64_t i);
 /** Row i of the table, NULL behind the last. */
 MOEC_API const moec_family *moec_family_at(int i);
 

@@ -88,6 +88,7 @@ static void add_layer(needs *a, const moec_model *m, const moec_layer *l)
         a->in_block = max2(a->in_block, d->kv_heads * d->head_dim);
         a->out = max2(a->out, max2(d->kv_heads * d->head_dim, d->hidden));
     }
+    a->mid = max2(a->mid, l->mat[MOEC_MAT_ROUTER_IN].rows);
     a->mid = max2(a->mid, max2(l->mat[MOEC_MAT_SHARED_DOWN].cols, l->mat[MOEC_MAT_DENSE_DOWN].cols));
     a->scores |= latent || attends || heads;
     if (attends || heads) {
@@ -151,6 +152,7 @@ static int list_scratch(piece *p, moec_scratch *s, const moec_model *m, const mo
     ADD(ids, n * K);
     ADD(next_ids, n * K);
     ADD(gates, n * K);
+    ADD(null_gates, n * (size_t)d->null_experts);
     ADD(y_norm, n * K);
     ADD(count, E);
     ADD(first, E + 1);
@@ -181,17 +183,22 @@ static int64_t count_of(const moec_tensor *t)
 static int list_router(piece *p, moec_router *r, const moec_model *m)
 {
     const moec_dims *d = &m->dims;
-    size_t E = (size_t)d->experts, rows = E + (size_t)d->null_experts;
+    size_t E = (size_t)d->experts, rows = E + (size_t)d->null_experts, C = (size_t)d->carried;
+    int64_t width = 0, in = 0;
     bool bias = false, selection = false;
     for (int64_t i = 0; i < d->layers; i++) {
+        width = max2(width, m->layer[i].mat[MOEC_MAT_ROUTER].cols);
+        in = max2(in, m->layer[i].mat[MOEC_MAT_ROUTER_IN].rows);
         bias |= m->layer[i].bias[MOEC_MAT_ROUTER] != NULL || m->layer[i].bias[MOEC_MAT_ROUTER_NULL] != NULL;
         selection |= m->layer[i].vec[MOEC_VEC_SELECTION_BIAS] != NULL;
     }
-    p[0] = (piece){(void **)&r->rows_store, rows * (size_t)d->hidden, sizeof(float)};
+    p[0] = (piece){(void **)&r->rows_store, rows * (size_t)width, sizeof(float)};
     p[1] = (piece){(void **)&r->bias_store, bias ? rows : 0, sizeof(float)};
     p[2] = (piece){(void **)&r->selection_store, selection ? E : 0, sizeof(float)};
     p[3] = (piece){(void **)&r->norm, E, sizeof(float)};
-    return 4;
+    p[4] = (piece){(void **)&r->in_store, (size_t)(in * d->hidden), sizeof(float)};
+    p[5] = (piece){(void **)&r->map_store, C * C, sizeof(float)};
+    return 6;
 }
 
 static int list_shared(piece *p, moec_forward *f, const moec_model *m, const moec_forward_opts *o)
@@ -201,6 +208,7 @@ static int list_shared(piece *p, moec_forward *f, const moec_model *m, const moe
     int k = 0;
     size_t half = (size_t)d->rope.width / 2, seq = (size_t)o->max_seq;
     size_t EI = (size_t)(d->experts * d->expert_width), EH = (size_t)(d->experts * d->hidden);
+    size_t tail = m->family->constant ? (size_t)m->family->n_tail : 0;
     for (moec_vec i = 0; i < MOEC_VEC_COUNT; i++) {
         int64_t most = 0;
         for (int64_t j = 0; j < d->layers; j++)
@@ -219,6 +227,8 @@ static int list_shared(piece *p, moec_forward *f, const moec_model *m, const moe
     ADD(expert_gate_bias, a.gate_up_bias ? EI : 0);
     ADD(expert_up_bias, a.gate_up_bias ? EI : 0);
     ADD(expert_down_bias, a.down_bias ? EH : 0);
+    ADD(constant, tail * (size_t)d->hidden);
+    ADD(constant_mix, 2 * tail * (size_t)d->hidden);
     ADD(rope_cos, a.scores ? seq * half : 0);
     ADD(rope_sin, a.scores ? seq * half : 0);
     ADD(expert_ok, o->lean ? (size_t)d->experts : 0);
@@ -427,6 +437,12 @@ static void widen_layer(moec_forward *f, const moec_layer *l)
     for (size_t i = 0; f->m->family->norm == MOEC_NORM_RMS_PLUS1 && i < MOEC_COUNT(plus1); i++)
         for (int64_t j = 0; j < count_of(l->vec[plus1[i]]); j++)
             f->vec[plus1[i]][j] += 1.0f;
+    for (int64_t i = 0; l->expert && i < f->m->family->n_tail; i++)
+        if (l->constant[i]) {
+            const moec_tensor *v = l->constant[i], *mix = l->constant_mix[i];
+            moec_dtypes[v->dtype].to_f32(f->constant + i * d->hidden, v->data, d->hidden);
+            moec_dtypes[mix->dtype].to_f32(f->constant_mix + 2 * i * d->hidden, mix->data, 2 * d->hidden);
+        }
     /* Whether experts have biases is asked of the model; a layer without them adds 0. */
     size_t EI = (size_t)(d->experts * d->expert_width), EH = (size_t)(d->experts * d->hidden);
     if (l->gate_up_bias) {
@@ -477,11 +493,12 @@ static moec_status show(moec_forward *f, const moec_scratch *s, int worker, cons
     v.scores = s->scores;
     v.ids = s->ids;
     v.gates = s->gates;
+    v.null_gates = f->m->dims.null_experts > 0 ? s->null_gates : NULL;
     v.y_norm = s->y_norm;
     v.out_absmax = s->out_absmax;
     v.in_absmax = s->in_absmax;
     v.out_channel = s->out_channel;
-    v.router = f->router.rows;
+    v.router = f->router.in ? NULL : f->router.rows;
     v.router_norm = f->router.norm;
     v.router_bias = f->router.bias;
     v.next_ids = f->next_router.layer ? s->next_ids : NULL;
@@ -514,12 +531,13 @@ static moec_status mix_group(moec_forward *f, moec_scratch *s, float *h, const i
     return st;
 }
 
-moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, const int64_t *seq, int64_t n_seq,
+moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, float *carried, const int64_t *seq, int64_t n_seq,
                                moec_watch_fn *watch, void *ctx, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_scratch *s = &f->scratch[worker];
     int64_t n = seq[n_seq], hidden = f->m->dims.hidden;
+    s->carried = carried;
     for (int64_t i = 0; i < n_seq;) {
         int64_t j = i + 1;
         while (j < n_seq && seq[j + 1] - seq[i] <= f->group)

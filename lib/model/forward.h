@@ -21,16 +21,17 @@ typedef struct moec_moe_view {
     const int64_t *seq;      /* [n_seq+1] token offsets */
     const float *h;          /* [n,H] residual stream before the MoE */
     const float *x;          /* [n,H] router and expert input */
-    const float *r;          /* [n,H] routed output */
+    const float *r;          /* [n,H] routed output, that of experts without a network included */
     const float *shared;     /* [n,H] output of the shared experts; NULL: none */
     int64_t ld;              /* columns of logits and scores: E+N */
     const float *logits, *scores; /* [n,E+N] */
     const int32_t *ids;      /* [n,k] by descending weight, lowest id first on ties; -1: the slot is empty */
     const float *gates;      /* [n,k] weights as applied; 0 in empty slots */
+    const float *null_gates; /* [n,N] weights of the chosen experts without a network, -1: not chosen; NULL: N is 0 */
     const float *y_norm;     /* [n,k] |y|_2 of the un-gated expert outputs (weight on the input: |y| / weight) */
     const float *out_absmax, *in_absmax; /* [E] */
     const int32_t *out_channel;          /* [E] */
-    const float *router, *router_norm;   /* [E,H] float32, [E] |w_e|_2 */
+    const float *router, *router_norm;   /* [E,H] float32, NULL: two matrices; [E] |w_e|_2, 0 if logits are more than w_e x */
     const float *router_bias;            /* [E] of the logits, NULL: none */
     const int32_t *next_ids; /* [n,k] what the next MoE layer's router would choose from x, in no order, -1: empty; NULL at
                                 the last */
@@ -73,11 +74,13 @@ MOEC_API moec_status moec_forward_layer(moec_forward *f, int64_t layer, moec_err
 
 /** Runs the current layer on a chunk, in place.
  *  @param h    [n,H] residual stream, n = seq[n_seq].
+ *  @param carried [n, dims.carried] logits of the MoE layer before, replaced by this one's; not read in the first. NULL
+ *              where dims.carried is 0.
  *  @param seq  [n_seq+1] offsets of the sequences; each is at most max_seq long.
  *  @return MOEC_OK; MOEC_ENUMERIC when the layer's output is not finite; what the watcher returns.
  *  Thread-safe for distinct workers and distinct h. */
-MOEC_API moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, const int64_t *seq, int64_t n_seq,
-                                        moec_watch_fn *watch, void *ctx, moec_err *err) MOEC_USE_RESULT;
+MOEC_API moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, float *carried, const int64_t *seq,
+                                        int64_t n_seq, moec_watch_fn *watch, void *ctx, moec_err *err) MOEC_USE_RESULT;
 
 /** Chooses experts from logits [n, E+N] (bias included, -infinity for experts that are not to be chosen) by the rule of the
  *  model: scores [n, E+N], ids and gates [n, slots] as in moec_moe_view. `scores` may be `logits`. Any thread. */

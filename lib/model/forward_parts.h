@@ -13,13 +13,16 @@ enum {
     MOEC_GROUP = 512,    /* tokens whose token mixing runs together, unless one sequence is longer */
 };
 
-/* A router in float32: rows [E + null experts, H]. */
+/* A router in float32: logits = rows x + bias, or rows tanh(in x) + bias; where logits are carried, plus map times those of
+ * the MoE layer before. */
 typedef struct moec_router {
     const moec_layer *layer; /* NULL: there is none */
-    float *rows, *bias, *selection; /* [E+N, H]; [E+N] added to the logits, [E] to the scores when choosing; NULL: none */
-    float *norm;             /* [E] |w_e|_2 */
+    float *in, *map;         /* [width, H], [E+N, E+N]; NULL: none */
+    int64_t width;           /* columns of rows */
+    float *rows, *bias, *selection; /* [E+N, width]; [E+N] added to the logits, [E] to the scores when choosing; NULL: none */
+    float *norm;             /* [E] |w_e|_2; 0 where logits are not rows x + bias alone */
     const bool *removed;     /* [E] never chosen, logits -infinity; NULL: none */
-    float *rows_store, *bias_store, *selection_store;
+    float *rows_store, *bias_store, *selection_store, *in_store, *map_store;
 } moec_router;
 
 /* One worker's memory. g: tokens of an attention group, n: tokens of a chunk. What a mixer of the model does not need has
@@ -39,6 +42,8 @@ typedef struct moec_scratch {
     float *logits, *scores;         /* [n, E+N] */
     int32_t *ids, *next_ids;        /* [n, slots]; -1: the slot is empty */
     float *gates, *y_norm;          /* [n, slots] */
+    float *null_gates;              /* [n, N] weights of the experts without a network; -1: not chosen */
+    float *carried;                 /* [n, C] logits of the MoE layer before; the caller's, NULL: none are needed */
     int32_t *count, *first;         /* [E], [E+1] */
     int32_t *token, *slot;          /* [n*slots] tokens and slots by expert */
     float *weight;                  /* [n*slots] gate of each slot, by expert */
@@ -57,6 +62,7 @@ struct moec_forward {
     float *bias[MOEC_MAT_COUNT];        /* the same for biases */
     float *vec_store[MOEC_VEC_COUNT], *bias_store[MOEC_MAT_COUNT]; /* their memory, for the largest of all layers */
     float *expert_gate_bias, *expert_up_bias, *expert_down_bias;   /* [E,I] [E,I] [E,H]; no bytes without them */
+    float *constant, *constant_mix;     /* [tail,H] [tail,2,H] of constants among the experts without a network */
     moec_router router, next_router;    /* of this layer; of the next one with a router (what prefetching would use) */
     float *rope_cos, *rope_sin;         /* [max_seq, width/2] */
     unsigned char *expert_ok;           /* [E] of a lean pass: 1 once the expert's weights were found finite; atomic */
@@ -153,13 +159,17 @@ void moec__attend(const moec_forward *f, moec_scratch *s, const moec_heads *h);
 
 /* Memory of a router (as pieces of forward.c), and its weights of a layer to float32. */
 void moec__router_load(moec_router *r, const moec_model *m, const moec_layer *l);
-/* logits [n, E+N] = rows x + bias in float32 whatever the compute mode: a flipped selection is a large error. */
+/* logits [n, E+N] in float32 whatever the compute mode, as a flipped selection is a large error, without what is carried. */
 moec_status moec__router_logits(float *const *out, const moec_router *const *router, int n_routers, moec_forward *f,
                                 moec_scratch *s, int64_t n, moec_err *err) MOEC_USE_RESULT;
+/* logits [n, E+N] += map before, `before` [n, E+N] the logits of the MoE layer before. Nothing without a map. */
+moec_status moec__router_add_carried(float *logits, const moec_router *r, const float *before, moec_forward *f,
+                                     moec_scratch *s, int64_t n, moec_err *err) MOEC_USE_RESULT;
 /* From logits [n,E+N] to scores [n,E+N], ids and gates [n,slots], by the family's rules; ids by descending gate, lowest
- * number first on ties, -1 and weight 0 behind the last. `gates` NULL: ids only, in any order. */
-MOEC_API void moec__route(float *scores, int32_t *ids, float *gates, const float *logits, const moec_router *r, const moec_model *m,
-                          int64_t n);
+ * number first on ties, -1 and weight 0 behind the last; null_gates [n,N] (NULL: not wanted): weights of the chosen ones
+ * without a network, -1 for the others. `gates` NULL: ids only, in any order. */
+MOEC_API void moec__route(float *scores, int32_t *ids, float *gates, float *null_gates, const float *logits,
+                          const moec_router *r, const moec_model *m, int64_t n);
 
 /* --- moe.c ------------------------------------------------------------------------------------------------------------- */
 

@@ -61,6 +61,11 @@ void moec_layer_each_common(const moec_model *m, int64_t layer, each_fn *fn, voi
     for (size_t i = 0; i < MOEC_COUNT(stacked); i++)
         if (stacked[i])
             fn(ctx, m, stacked[i]);
+    for (int i = 0; i < m->family->n_tail; i++)
+        if (l->constant[i]) {
+            fn(ctx, m, l->constant[i]);
+            fn(ctx, m, l->constant_mix[i]);
+        }
 }
 
 void moec_layer_each(const moec_model *m, int64_t layer, each_fn *fn, void *ctx)

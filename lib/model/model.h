@@ -29,13 +29,16 @@ typedef struct moec_dims {
     int64_t nope_dim, q_rank, kv_rank;            /* latent attention: head_dim = nope_dim + rope.width; q_rank 0: full */
     int64_t experts, top_k, expert_width;         /* E, k, I: one value for all MoE layers */
     int64_t slots;                                /* most experts a token can have: k, or E where their number varies */
-    int64_t null_experts;                         /* router rows without an expert, numbered from E on */
+    int64_t null_experts;                         /* N router rows without a network, from E on; moec_family_null */
+    int64_t carried;                              /* logits of a token that the next MoE layer's router needs: E+N or 0 */
     int64_t shared_width, dense_width;            /* 0: none */
     int64_t groups, top_groups;                   /* 1, 1: no groups */
     int64_t delta_key_heads, delta_value_heads, delta_key_dim, delta_value_dim; /* gated delta net */
     int64_t conv_taps;
     double norm_eps, latent_eps;
     double renorm_eps, renorm_min, route_scale;
+    double logit_std;                             /* of the logits that decide; 0: as they are */
+    double input_scale;                           /* the routed experts' input is x times this */
     double top_p, jitter;                         /* MOEC_CHOOSE_TOP_P; sparsemixer's threshold is 2*jitter */
     double embed_scale, residual_scale, logit_scale; /* logits are DIVIDED by logit_scale */
     double score_scale;                           /* of q.k, everything included */
@@ -47,6 +50,8 @@ typedef struct moec_dims {
     double keep_mass;                             /* of the selected experts of a token only the fewest of largest weight stay that
                                                      hold this share of their sum; 0: all (variant.h) */
     bool renorm;                                  /* selected weights are divided by their sum */
+    bool top_k_softmax;                           /* MOEC_CHOOSE_TOP_K_SOFTMAX, whatever the family chooses by */
+    bool router_in;                               /* there is a MOEC_MAT_ROUTER_IN */
     bool qk_l2;                                   /* MOEC_QK_L2_AFTER is in force */
     bool tied;
     moec_rope rope;
@@ -71,6 +76,7 @@ typedef struct moec_layer {
     const bool *heads_removed;                /* the same of attention experts */
     const int32_t *router_row;                /* [E] row of the router that is an expert's, -1: none; NULL: e is e's */
     const moec_tensor *gate_up_bias, *down_bias; /* of all experts, [E,2I] interleaved as gate_up is, [E,H]; NULL: none */
+    const moec_tensor *constant[MOEC_TAIL], *constant_mix[MOEC_TAIL]; /* of null expert i; NULL: of another kind */
     const moec_tensor *heads_in, *heads_out;  /* attention experts [E, kv*d, H] [E, H, kv*d]; NULL: none */
     int64_t moe_index;                        /* 0, 1, .. over the MoE layers; -1: dense */
 } moec_layer;
@@ -118,7 +124,7 @@ typedef enum moec_role {
     MOEC_ROLE_OTHER,
     MOEC_ROLE_EXPERT, /* belongs to one expert, whose number is in its name */
     MOEC_ROLE_STACK,  /* has one equal part for each expert, side by side in its bytes: router rows, biases, stacked
-                         experts, their scales */
+                         experts, their scales; behind them `tail` more parts */
 } moec_role;
 /* Which weights of a set a tensor holds: bits, since gate and up may be one tensor. Scales and biases of experts go with
  * their matrices. */
@@ -132,8 +138,10 @@ typedef struct moec_place {
     int32_t width_axis;       /* dimension that grows with the experts' width; -1: none */
     bool weights;             /* of an expert's matrices, biases and scales; false: router, selection bias, other */
     bool mtp;                 /* of a multi-token-prediction layer, whatever its role */
-    int32_t axis;             /* STACK: the dimension that counts E parts (dim[axis] is a multiple of E) */
-    int64_t set, expert;      /* EXPERT, STACK: model->set; EXPERT: its number */
+    int32_t axis;             /* STACK: the dimension that counts E parts (dim[axis] minus tail is a multiple of E) */
+    int64_t tail;             /* STACK: parts of experts that always stay */
+    int64_t across;           /* STACK: 1 + the set whose experts the second dimension counts, tail as well; 0: none */
+    int64_t set, expert;      /* EXPERT, STACK: model->set; EXPERT: its number, E and above for one that always stays */
     size_t number_at;         /* EXPERT: where the number stands in the name */
 } moec_place;
 

@@ -248,6 +248,8 @@ static moec_status run_expert(moec_forward *f, moec_scratch *s, int64_t e, moec_
         int64_t n = s->first[e + 1] - at < MOEC_BLOCK ? s->first[e + 1] - at : MOEC_BLOCK;
         const block b = {s->token + at, s->slot + at, s->weight + at, ones, e, n};
         moec__share_pack(f, s->panel_in, s->x, d->hidden, b.token, n, d->hidden);
+        for (int64_t i = 0; d->input_scale != 1.0 && i < moec_panels(n) * d->hidden * MOEC_PANEL; i++)
+            s->panel_in[i] *= (float)d->input_scale;
         if (on_input)
             scale_tokens(s->panel_in, b.g, n, d->hidden);
         st = run_mlp(f, s, &w, n, err);
@@ -324,17 +326,83 @@ static void clear_watch(const moec_forward *f, moec_scratch *s)
         memset(by_width[i], 0, ei);
 }
 
+/* r += g y of one token's expert without a network, y = a x + b v; v NULL: a copy. */
+static void add_null(float *r, const float *x, const float *v, const float *mix, float g, float scale, int64_t hidden)
+{
+    float share[2] = {1.0f, 0.0f};
+    double z[2] = {0.0, 0.0};
+    if (v) {
+        for (int64_t j = 0; j < hidden; j++) {
+            z[0] += (double)mix[j] * (double)(scale * x[j]);
+            z[1] += (double)mix[hidden + j] * (double)(scale * x[j]);
+        }
+        share[0] = (float)z[0];
+        share[1] = (float)z[1];
+        moec_softmax(share, 2);
+    }
+    for (int64_t j = 0; j < hidden; j++)
+        r[j] += g * (share[0] * (scale * x[j]) + (v ? share[1] * v[j] : 0.0f));
+}
+
+typedef struct nulls {
+    const moec_forward *f;
+    moec_scratch *s;
+} nulls;
+
+/* Tokens [lo, hi). */
+static moec_status add_nulls(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
+{
+    const nulls *a = ctx;
+    const moec_forward *f = a->f;
+    const moec_family *family = f->m->family;
+    const int64_t hidden = f->m->dims.hidden, n = f->m->dims.null_experts;
+    (void)worker;
+    (void)err;
+    for (int64_t t = lo; t < hi; t++)
+        for (int64_t i = 0; i < family->n_tail; i++) {
+            const float g = a->s->null_gates[t * n + i];
+            const bool constant = family->tail[i] == MOEC_NULL_CONSTANT;
+            if (g <= 0.0f || family->tail[i] == MOEC_NULL_ZERO)
+                continue;
+            add_null(a->s->r + t * hidden, a->s->x + t * hidden, constant ? f->constant + i * hidden : NULL,
+                     constant ? f->constant_mix + 2 * i * hidden : NULL, g, (float)f->m->dims.input_scale, hidden);
+        }
+    return MOEC_OK;
+}
+
+/* Logits of this layer's router, and of the next one's where they are watched, with what is carried from the layer before;
+ * this layer's are what the next one gets, 0 for removed experts. */
+static moec_status all_logits(moec_forward *f, moec_scratch *s, bool guess, int64_t n, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    float *const out[] = {s->logits, s->scores};
+    const moec_router *const router[] = {&f->router, &f->next_router};
+    const bool *removed = f->router.removed;
+    const int64_t all = f->m->dims.carried;
+    MOEC_TRY(moec__router_logits(out, router, guess ? 2 : 1, f, s, n, err));
+    if (all == 0)
+        goto done;
+    if (f->layer->moe_index > 0)
+        MOEC_TRY(moec__router_add_carried(s->logits, &f->router, s->carried, f, s, n, err));
+    memcpy(s->carried, s->logits, (size_t)(n * all) * sizeof *s->carried);
+    for (int64_t e = 0; removed && e < f->m->dims.experts; e++)
+        for (int64_t t = 0; removed[e] && t < n; t++)
+            s->carried[t * all + e] = 0.0f;
+    if (guess)
+        MOEC_TRY(moec__router_add_carried(s->scores, &f->next_router, s->carried, f, s, n, err));
+done:
+    return st;
+}
+
 static moec_status run_routed(moec_forward *f, moec_scratch *s, int64_t n, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const moec_dims *d = &f->m->dims;
     bool guess = f->o.watch && f->next_router.layer; /* what prefetching by the next router would have fetched */
-    float *const out[] = {s->logits, s->scores};
-    const moec_router *const router[] = {&f->router, &f->next_router};
-    MOEC_TRY(moec__router_logits(out, router, guess ? 2 : 1, f, s, n, err));
+    MOEC_TRY(all_logits(f, s, guess, n, err));
     if (guess)
-        moec__route(s->scores, s->next_ids, NULL, s->scores, &f->next_router, f->m, n);
-    moec__route(s->scores, s->ids, s->gates, s->logits, &f->router, f->m, n);
+        moec__route(s->scores, s->next_ids, NULL, NULL, s->scores, &f->next_router, f->m, n);
+    moec__route(s->scores, s->ids, s->gates, s->null_gates, s->logits, &f->router, f->m, n);
     group_by_expert(f, s, n);
     memset(s->r, 0, (size_t)(n * d->hidden) * sizeof *s->r);
     if (f->o.watch) {
@@ -348,6 +416,9 @@ static moec_status run_routed(moec_forward *f, moec_scratch *s, int64_t n, moec_
             prefetch_after(f, s, e);
         MOEC_TRY(run_expert(f, s, e, err));
     }
+    nulls rest = {f, s};
+    if (f->m->family->n_tail > 0)
+        moec__share(f, n, d->hidden, add_nulls, &rest);
 done:
     return st;
 }

@@ -29,12 +29,26 @@ static void stack(const marker *k, const moec_tensor *t, int64_t set, uint32_t p
                       .parts = parts | (seen ? p->parts : 0), .width_axis = width_axis};
 }
 
+/* The same of a router's tensor in which experts that always stay come behind the others; `across`: of its columns, too. */
+static void tailed(const marker *k, const moec_tensor *t, int64_t set, uint32_t parts, int64_t across)
+{
+    if (!t)
+        return;
+    stack(k, t, set, parts, -1);
+    at(k, t)->weights = false;
+    at(k, t)->tail = k->m->family->n_tail;
+    at(k, t)->across = across;
+}
+
 static void expert(const marker *k, const moec_tensor *t, int64_t set, int64_t e, size_t number_at, uint32_t parts,
                    int32_t width_axis)
 {
-    if (t)
-        *at(k, t) = (moec_place){.role = MOEC_ROLE_EXPERT, .weights = true, .set = set, .expert = e, .number_at = number_at,
-                                 .parts = parts, .width_axis = width_axis};
+    if (!t)
+        return;
+    moec_place *p = at(k, t);
+    const bool seen = p->role == MOEC_ROLE_EXPERT; /* gate and up in one */
+    *p = (moec_place){.role = MOEC_ROLE_EXPERT, .weights = true, .set = set, .expert = e, .number_at = number_at,
+                      .parts = parts | (seen ? p->parts : 0), .width_axis = width_axis};
 }
 
 /* Where the expert's number stands in a tensor's name: the number of the second %d of the pattern that makes this name. */
@@ -51,6 +65,10 @@ static size_t number_in(const marker *k, const moec_layer *l, int64_t e, const m
                 if (strcmp(name, t->name) == 0)
                     return found;
     }
+    const char *const constant[] = {f->constant, f->constant_mix};
+    for (size_t p = 0; p < MOEC_COUNT(constant); p++)
+        if (constant[p] && moec__name(name, &found, &b, constant[p], 0) && strcmp(name, t->name) == 0)
+            return found;
     return SIZE_MAX; /* not reached: the binder found it by one of these */
 }
 
@@ -78,7 +96,17 @@ static int32_t width_axis(moec_expert_layout layout, uint32_t part)
 static void mark_layer(const marker *k, const moec_layer *l, int64_t set, bool mtp)
 {
     static const uint32_t part[] = {MOEC_PART_GATE, MOEC_PART_UP, MOEC_PART_DOWN};
-    stack(k, l->mat[MOEC_MAT_ROUTER].of, set, MOEC_PART_ROUTER, -1);
+    tailed(k, l->mat[MOEC_MAT_ROUTER].of, set, MOEC_PART_ROUTER, 0);
+    /* the first layer's is not used */
+    tailed(k, l->mat[MOEC_MAT_ROUTER_MAP].of, set, 0, l->moe_index > 0 ? set : set + 1);
+    for (int64_t i = 0; i < k->m->family->n_tail; i++) {
+        const moec_tensor *const t[] = {l->constant[i], l->constant_mix[i]};
+        for (size_t p = 0; p < MOEC_COUNT(t) && t[p]; p++) {
+            const int64_t e = k->m->dims.experts + i;
+            expert(k, t[p], set, e, number_in(k, l, e, t[p], mtp), 0, -1);
+            at(k, t[p])->weights = false; /* they stay whatever is pruned */
+        }
+    }
     stack(k, l->bias[MOEC_MAT_ROUTER], set, MOEC_PART_ROUTER_BIAS, -1);
     stack(k, l->vec[MOEC_VEC_SELECTION_BIAS], set, MOEC_PART_SELECTION_BIAS, -1);
     stack(k, l->gate_up_bias, set, MOEC_PART_GATE | MOEC_PART_UP, 1);

@@ -1,12 +1,15 @@
 /* Routers: logits, scores, who is chosen and with what weight. One pipeline for all families; which way it takes is in the
  * family's rules (score, choice, group) and the config's numbers.
  *
- *   logits z = W x + b          scores s = softmax(z), sigmoid(z) or max(z, 0), over all E + N rows
+ *   logits z = W x + b, or W tanh(V x); where they are carried, plus M z', z' those of the MoE layer before
+ *   z over its standard deviation, times another, where the config says so; what is carried is z as it was
+ *   scores s = softmax(z), sigmoid(z) or max(z, 0), over all E + N rows
  *   choice c = s + selection bias, experts outside the best groups at 0 or -infinity
  *   chosen by c, weighted by s (or by the rule of the choice), renormalised over the true experts, times route_scale
  *
  * Sources: transformers' modeling_*.py of the families; Dynamic-MoE (arXiv 2403.07652) for top-p, ReMoE (arXiv 2412.14711)
- * for the positive ones, AdaMoE (arXiv 2406.13233) for null experts, sparsemixer from modeling_phimoe.py. */
+ * for the positive ones, AdaMoE (arXiv 2406.13233) and MoE++ (arXiv 2410.07348) for null experts, the latter's released
+ * code for carried logits, sparsemixer from modeling_phimoe.py. */
 #include "model/forward_parts.h"
 #include "num/vec.h"
 
@@ -22,24 +25,35 @@ static void widen(float *out, const moec_tensor *t, int64_t n)
     moec_dtypes[t->dtype].to_f32(out, t->data, n);
 }
 
+static float *read_whole(float *store, const moec_weight *w)
+{
+    if (!w->of)
+        return NULL;
+    moec_weight_read(store, w->cols, w, 0, w->rows, 0, w->cols);
+    return store;
+}
+
 void moec__router_load(moec_router *r, const moec_model *m, const moec_layer *l)
 {
     const moec_dims *d = &m->dims;
     r->layer = l;
-    r->rows = r->bias = r->selection = NULL;
+    r->rows = r->bias = r->selection = r->in = r->map = NULL;
     if (!l)
         return;
     const moec_weight *rows = &l->mat[MOEC_MAT_ROUTER], *null_rows = &l->mat[MOEC_MAT_ROUTER_NULL];
+    r->width = rows->cols;
     r->rows = r->rows_store;
     if (!l->router_row)
-        moec_weight_read(r->rows, d->hidden, rows, 0, d->experts, 0, d->hidden);
+        moec_weight_read(r->rows, r->width, rows, 0, d->experts, 0, r->width);
     for (int64_t e = 0; l->router_row && e < d->experts; e++)
         if (l->router_row[e] >= 0)
-            moec_weight_read(r->rows + e * d->hidden, d->hidden, rows, l->router_row[e], 1, 0, d->hidden);
+            moec_weight_read(r->rows + e * r->width, r->width, rows, l->router_row[e], 1, 0, r->width);
         else
-            memset(r->rows + e * d->hidden, 0, (size_t)d->hidden * sizeof *r->rows);
+            memset(r->rows + e * r->width, 0, (size_t)r->width * sizeof *r->rows);
     if (d->null_experts > 0)
-        moec_weight_read(r->rows + d->experts * d->hidden, d->hidden, null_rows, 0, d->null_experts, 0, d->hidden);
+        moec_weight_read(r->rows + d->experts * r->width, r->width, null_rows, 0, d->null_experts, 0, r->width);
+    r->in = read_whole(r->in_store, &l->mat[MOEC_MAT_ROUTER_IN]);
+    r->map = read_whole(r->map_store, &l->mat[MOEC_MAT_ROUTER_MAP]);
     if (l->bias[MOEC_MAT_ROUTER] || l->bias[MOEC_MAT_ROUTER_NULL]) {
         r->bias = r->bias_store;
         memset(r->bias, 0, (size_t)(d->experts + d->null_experts) * sizeof *r->bias);
@@ -57,7 +71,54 @@ void moec__router_load(moec_router *r, const moec_model *m, const moec_layer *l)
         if (r->removed[e]) /* a score of 0 with a bias could still win */
             r->selection[e] = -INFINITY;
     for (int64_t e = 0; r->norm && e < d->experts; e++)
-        r->norm[e] = (float)sqrt(moec_sum_sq(r->rows + e * d->hidden, d->hidden));
+        r->norm[e] = r->in || r->map ? 0.0f : (float)sqrt(moec_sum_sq(r->rows + e * r->width, r->width));
+}
+
+static moec_status tanh_panels(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
+{
+    float *x = ctx;
+    (void)worker;
+    (void)err;
+    for (int64_t i = lo; i < hi; i++)
+        x[i] = tanhf(x[i]);
+    return MOEC_OK;
+}
+
+/* panel_out = logits of m <= MOEC_BLOCK tokens in panel_in, without the bias. */
+static moec_status block_logits(const moec_router *r, moec_forward *f, moec_scratch *s, int64_t m, moec_err *err)
+{
+    const moec_dims *d = &f->m->dims;
+    const int64_t all = d->experts + d->null_experts;
+    const float *x = s->panel_in;
+    if (r->in) {
+        moec_status st = moec_gemm(s->panel_a, x, m, d->hidden, r->in, MOEC_F32, r->width, MOEC_COMPUTE_F32, s->gemm, err);
+        if (st != MOEC_OK)
+            return st;
+        moec__share(f, moec_panels(m) * MOEC_PANEL * r->width, 1, tanh_panels, s->panel_a);
+        x = s->panel_a;
+    }
+    return moec_gemm(s->panel_out, x, m, r->width, r->rows, MOEC_F32, all, MOEC_COMPUTE_F32, s->gemm, err);
+}
+
+moec_status moec__router_add_carried(float *logits, const moec_router *r, const float *before, moec_forward *f,
+                                     moec_scratch *s, int64_t n, moec_err *err)
+{
+    const int64_t all = f->m->dims.carried;
+    int32_t token[MOEC_BLOCK];
+    float ones[MOEC_BLOCK];
+    for (int i = 0; i < MOEC_BLOCK; i++) {
+        token[i] = i;
+        ones[i] = 1.0f;
+    }
+    for (int64_t at = 0; r->map && at < n; at += MOEC_BLOCK) {
+        int64_t m = n - at < MOEC_BLOCK ? n - at : MOEC_BLOCK;
+        moec__share_pack(f, s->panel_in, before + at * all, all, NULL, m, all);
+        moec_status st = moec_gemm(s->panel_out, s->panel_in, m, all, r->map, MOEC_F32, all, MOEC_COMPUTE_F32, s->gemm, err);
+        if (st != MOEC_OK)
+            return st;
+        moec__share_scatter(f, logits + at * all, all, token, ones, s->panel_out, m, all);
+    }
+    return MOEC_OK;
 }
 
 moec_status moec__router_logits(float *const *out, const moec_router *const *router, int n_routers, moec_forward *f,
@@ -69,8 +130,7 @@ moec_status moec__router_logits(float *const *out, const moec_router *const *rou
         int64_t m = n - at < MOEC_BLOCK ? n - at : MOEC_BLOCK;
         moec__share_pack(f, s->panel_in, s->x + at * d->hidden, d->hidden, NULL, m, d->hidden);
         for (int i = 0; i < n_routers; i++) {
-            moec_status st = moec_gemm(s->panel_out, s->panel_in, m, d->hidden, router[i]->rows, MOEC_F32, all,
-                                       MOEC_COMPUTE_F32, s->gemm, err);
+            moec_status st = block_logits(router[i], f, s, m, err);
             if (st != MOEC_OK)
                 return st;
             moec_panel_unpack(out[i] + at * all, all, s->panel_out, m, all);
@@ -221,16 +281,28 @@ static int64_t sparsemixer(int32_t *ids, float *gates, const float *z, int64_t n
 
 /* ---- one token ------------------------------------------------------------------------------------------------------- */
 
-/* Null experts leave; the true ones close up. Returns how many. */
-static int64_t drop_null(int32_t *ids, float *gates, int64_t n, int64_t experts)
+/* What does nothing takes no part in a sum of weights. */
+static void void_zeros(float *gates, const int32_t *ids, int64_t n, const moec_model *m)
+{
+    for (int64_t j = 0; j < n; j++)
+        if (ids[j] >= m->dims.experts && moec_family_null(m->family, ids[j] - m->dims.experts) == MOEC_NULL_ZERO)
+            gates[j] = 0.0f;
+}
+
+/* Null experts leave, their weights go to null_gates; the true ones close up. Returns how many. */
+static int64_t drop_null(int32_t *ids, float *gates, float *null_gates, int64_t n, const moec_dims *d)
 {
     int64_t kept = 0;
+    for (int64_t i = 0; null_gates && i < d->null_experts; i++)
+        null_gates[i] = -1.0f;
     for (int64_t j = 0; j < n; j++)
-        if (ids[j] < experts) {
+        if (ids[j] < d->experts) {
             ids[kept] = ids[j];
             if (gates)
                 gates[kept] = gates[j];
             kept++;
+        } else if (null_gates && gates) {
+            null_gates[ids[j] - d->experts] = gates[j];
         }
     return kept;
 }
@@ -280,6 +352,26 @@ static void cut_mass(int32_t *ids, float *gates, int64_t n, const moec_dims *d)
     }
 }
 
+/* out = z over its standard deviation, times another. Experts that are not to be chosen, at -infinity, have no part in it. */
+static void normalise(float *out, const float *z, int64_t n, double target)
+{
+    double sum = 0, square = 0;
+    int64_t live = 0;
+    for (int64_t e = 0; e < n; e++)
+        if (z[e] != -INFINITY) {
+            sum += (double)z[e];
+            live++;
+        }
+    for (int64_t e = 0; e < n; e++)
+        if (z[e] != -INFINITY) {
+            double off = (double)z[e] - sum / (double)live;
+            square += off * off;
+        }
+    const float by = (float)(sqrt(square / (double)(live - 1)) / target);
+    for (int64_t e = 0; e < n; e++)
+        out[e] = z[e] / by;
+}
+
 static void score_all(float *score, int64_t n, moec_router_score how)
 {
     if (how == MOEC_SCORE_SOFTMAX)
@@ -291,15 +383,20 @@ static void score_all(float *score, int64_t n, moec_router_score how)
             score[e] = score[e] <= 0.0f ? 0.0f : score[e]; /* NaN stays */
 }
 
+static moec_choice choice_of(const moec_model *m)
+{
+    return m->dims.top_k_softmax ? MOEC_CHOOSE_TOP_K_SOFTMAX : m->family->choice;
+}
+
 /* Choices that logits decide; they set the weights, too, but for those that are scores. Scores rise with their logits, so
  * without bias and groups the larger logit has the larger score, also where float32 scores of 1 or 0 cannot tell them
  * apart. */
 static int64_t by_logits(int32_t *ids, float *gates, const chooser *c, const moec_model *m, int64_t k)
 {
-    if (m->family->choice == MOEC_CHOOSE_SPARSEMIXER)
+    if (choice_of(m) == MOEC_CHOOSE_SPARSEMIXER)
         return sparsemixer(ids, gates, c->v, c->all, (float)m->dims.jitter, k);
     top_k(ids, c, k);
-    if (gates && m->family->choice == MOEC_CHOOSE_TOP_K_SOFTMAX) {
+    if (gates && choice_of(m) == MOEC_CHOOSE_TOP_K_SOFTMAX) {
         for (int64_t j = 0; j < k; j++)
             gates[j] = c->v[ids[j]];
         moec_softmax(gates, k);
@@ -328,19 +425,23 @@ static int64_t by_scores(int32_t *ids, chooser *c, const moec_model *m, int64_t 
 /* Does the choice follow from the logits alone? */
 static bool logits_decide(const moec_router *r, const moec_model *m)
 {
-    moec_choice how = m->family->choice;
+    const moec_choice how = choice_of(m);
     if (how == MOEC_CHOOSE_TOP_K)
         return !r->selection && m->dims.groups <= 1 && m->family->score != MOEC_SCORE_RELU; /* ReLU is flat */
     return how == MOEC_CHOOSE_TOP_K_SOFTMAX || how == MOEC_CHOOSE_SPARSEMIXER;
 }
 
 /* `score` may be `z`: what z decides is read before. */
-static void route_token(float *score, int32_t *ids, float *gates, const float *z, const moec_router *r, const moec_model *m,
-                        uint64_t *kept)
+static void route_token(float *score, int32_t *ids, float *gates, float *null_gates, const float *z, const moec_router *r,
+                        const moec_model *m, uint64_t *kept)
 {
     const moec_dims *d = &m->dims;
     const int64_t all = d->experts + d->null_experts, slots = d->slots;
-    const bool early = logits_decide(r, m), weighted = early && m->family->choice != MOEC_CHOOSE_TOP_K;
+    const bool early = logits_decide(r, m), weighted = early && choice_of(m) != MOEC_CHOOSE_TOP_K;
+    if (d->logit_std > 0.0) {
+        normalise(score, z, all, d->logit_std);
+        z = score;
+    }
     chooser c = {.v = early ? z : score, .experts = d->experts, .all = all, .groups = 1, .kept = kept};
     int64_t n = early ? by_logits(ids, gates, &c, m, slots) : 0;
     if (gates || !early) {
@@ -357,27 +458,30 @@ static void route_token(float *score, int32_t *ids, float *gates, const float *z
     }
     for (int64_t j = 0; gates && !weighted && j < n; j++)
         gates[j] = score[ids[j]];
+    if (gates && d->renorm && d->null_experts > 0)
+        void_zeros(gates, ids, n, m);
+    if (gates && d->renorm)
+        renormalise(gates, n, d);
+    for (int64_t j = 0; gates && d->route_scale != 1.0 && j < n; j++)
+        gates[j] *= (float)d->route_scale;
     if (d->null_experts > 0)
-        n = drop_null(ids, gates, n, d->experts);
+        n = drop_null(ids, gates, null_gates, n, d);
     for (int64_t j = n; j < slots; j++)
         ids[j] = -1;
     if (!gates)
         return;
     memset(gates + n, 0, (size_t)(slots - n) * sizeof *gates);
-    if (d->renorm)
-        renormalise(gates, n, d);
-    for (int64_t j = 0; d->route_scale != 1.0 && j < n; j++)
-        gates[j] *= (float)d->route_scale;
     sort_gates(ids, gates, n);
     if (d->keep_mass > 0.0)
         cut_mass(ids, gates, n, d);
 }
 
-void moec__route(float *scores, int32_t *ids, float *gates, const float *logits, const moec_router *r, const moec_model *m,
-                 int64_t n)
+void moec__route(float *scores, int32_t *ids, float *gates, float *null_gates, const float *logits, const moec_router *r,
+                 const moec_model *m, int64_t n)
 {
-    const int64_t all = m->dims.experts + m->dims.null_experts, slots = m->dims.slots;
+    const int64_t nulls = m->dims.null_experts, all = m->dims.experts + nulls, slots = m->dims.slots;
     uint64_t kept[MOST_GROUPS / BITS];
     for (int64_t t = 0; t < n; t++)
-        route_token(scores + t * all, ids + t * slots, gates ? gates + t * slots : NULL, logits + t * all, r, m, kept);
+        route_token(scores + t * all, ids + t * slots, gates ? gates + t * slots : NULL,
+                    null_gates ? null_gates + t * nulls : NULL, logits + t * all, r, m, kept);
 }

@@ -2,7 +2,8 @@
  * out and weights are other tensors. It runs through the same forward pass as any model, so a plan can be measured, and
  * layers can be fitted behind others that are compressed already.
  *
- * A masked expert's router logit is -infinity: it is never selected and has no part in a softmax. That is exactly what slicing
+ * A masked expert's router logit is -infinity: it is never selected and has no part in a softmax; where logits are carried
+ * to the next layer's router, 0 is carried for it. That is exactly what slicing
  * its row off does, as long as as many experts as top-k are left (where fewer are, top-k falls to their number).
  * Numbers of experts, shapes of logits and statistics stay those of the source. */
 #ifndef MOEC_MODEL_VARIANT_H

@@ -34,7 +34,7 @@ static void mark(const caster *k, const moec_tensor *t)
 static void mark_layer(const caster *k, const moec_layer *l)
 {
     for (int i = 0; i < MOEC_MAT_COUNT; i++)
-        if (i != MOEC_MAT_ROUTER && i != MOEC_MAT_ROUTER_NULL && i != MOEC_MAT_HEADS_ROUTER)
+        if ((i < MOEC_MAT_ROUTER || i > MOEC_MAT_ROUTER_MAP) && i != MOEC_MAT_HEADS_ROUTER)
             mark(k, l->mat[i].of);
     mark(k, l->heads_in);
     mark(k, l->heads_out);

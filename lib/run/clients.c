@@ -37,6 +37,7 @@ typedef struct form {
     const moec_model *m;
     int64_t experts, top_k, groups, top_groups;
     int64_t least;           /* fewest experts of a layer; experts where all have as many */
+    int64_t router_in;       /* rows of a router's first matrix; 0: it has one matrix only */
     bool fp8, mxfp4, opened; /* opened: a quantized source that is written in a plain type */
 } form;
 
@@ -60,6 +61,7 @@ static form form_of(const moec_model *m, const moec_plan *p)
     for (int64_t i = 0; i < d->layers; i++)
         if (m->layer[i].expert) {
             f.fp8 = f.fp8 || m->layer[i].expert[0].gate.storage == MOEC_FP8;
+            f.router_in = m->layer[i].mat[MOEC_MAT_ROUTER_IN].rows;
             f.mxfp4 = f.mxfp4 || m->layer[i].expert[0].gate.storage == MOEC_MXFP4;
         }
     if (p) {
@@ -93,11 +95,21 @@ static bool has_code(char why[WHY], const form *f, const struct client_row *c)
     return !f->m->family->remote_code || has_file(f->m, "*.py");
 }
 
+/* A router's first matrix stays as it is when experts go: any other would change the choice. */
+static bool router_fits(char why[WHY], const form *f, const struct client_row *c)
+{
+    (void)c;
+    const int64_t each = f->m->family->router_in_each, counted = f->experts + f->m->family->n_tail;
+    snprintf(why, WHY, "the model's own Python files make routers of %lld x %lld hidden units, here are %lld: put that number "
+             "where they multiply by %lld", (long long)each, (long long)counted, (long long)f->router_in, (long long)each);
+    return each == 0 || f->router_in == 0 || f->router_in == each * counted;
+}
+
 static bool top_k_fits(char why[WHY], const form *f, const struct client_row *c)
 {
     (void)c;
     snprintf(why, WHY, "top-k %lld is more than the %lld experts: keep more", (long long)f->top_k, (long long)f->experts);
-    return f->top_k <= f->experts;
+    return f->top_k <= f->experts + f->m->family->n_tail;
 }
 
 static bool groups_fit(char why[WHY], const form *f, const struct client_row *c)
@@ -142,6 +154,7 @@ static const struct rule {
 } rules[] = {
     {"class", ALL, has_class},
     {"remote-code", TRANSFORMERS, has_code},
+    {"router-width", TRANSFORMERS, router_fits},
     {"top-k", ALL, top_k_fits},
     {"one-count", ALL, one_count},
     {"groups", ALL, groups_fit},

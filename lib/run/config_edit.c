@@ -80,24 +80,36 @@ static moec_status insert(const editor *e, const char *key, const char *value, m
     return take(e, st, next);
 }
 
+/* The text of a list of numbers with another number in place of each. */
+static moec_status set_entries(char **out, const char *list, size_t len, const char *number, moec_err *err)
+{
+    moec_status st = MOEC_NEW(*out, len * strlen(number) + 1, err);
+    if (st != MOEC_OK)
+        return st;
+    char *to = *out;
+    for (const char *p = list; p < list + len;) {
+        const size_t old = strspn(p, "+-.0123456789eE"), n = old > 0 ? strlen(number) : 1;
+        memcpy(to, old > 0 ? number : p, n);
+        to += n;
+        p += old > 0 ? old : 1;
+    }
+    return MOEC_OK;
+}
+
 /* Sets a number where a key stands; a list, one entry a layer, gets all its entries set. */
 static moec_status set_value(const editor *e, const char *key, int64_t value, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char path[MAX_PATH], number[32], *list = NULL;
-    const moec_json *old = value_at(e, key);
-    moec_json *new_list = NULL;
+    size_t at, len;
     full_path(path, e, key);
     snprintf(number, sizeof number, "%lld", (long long)value);
-    if (moec_json_type(old) == MOEC_JSON_ARRAY) {
-        new_list = moec_json_new_array();
-        for (size_t i = 0; i < moec_json_len(old); i++)
-            moec_json_push(new_list, moec_json_new_int(value));
-        MOEC_TRY(moec_json_dump(&list, new_list, 0, err));
+    if (moec_json_type(value_at(e, key)) == MOEC_JSON_ARRAY) {
+        MOEC_TRY(find(&at, &len, e, path, err));
+        MOEC_TRY(set_entries(&list, *e->text + at, len, number, err));
     }
     MOEC_TRY(edit(e, path, list ? list : number, err));
 done:
-    moec_json_free(new_list);
     moec_free(list);
     return st;
 }
@@ -311,7 +323,7 @@ moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan 
     const int64_t experts = moec_plan_experts(p);
     MOEC_TRY(moec_copy(out, text, strlen(text), err));
     if (experts != m->dims.experts)
-        MOEC_TRY(set_number(&e, m->family->key_experts, MOEC_KEY_ALIASES, experts, err));
+        MOEC_TRY(set_number(&e, m->family->key_experts, MOEC_KEY_ALIASES, experts + m->family->n_tail, err));
     if (p->new_top_k != m->dims.top_k)
         MOEC_TRY(set_number(&e, m->family->key_top_k, MOEC_KEY_ALIASES, p->new_top_k, err));
     if (p->drop_groups)

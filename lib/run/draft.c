@@ -77,24 +77,21 @@ static moec_status bytes_of(unsigned char *out, const builder *b, size_t i, uint
     return moec_ckpt_read(out, b->m->ckpt, moec_ckpt_at(b->m->ckpt, i), (size_t)at, (size_t)n, err);
 }
 
-/* What the source has, in the order of the output; see layout.c, which makes the same bytes for what is not changed. */
+/* What the source has, in the order of the output; the bytes that layout.c makes of what is not changed. */
 static moec_status fill(const builder *b, size_t k, unsigned char *out, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const size_t i = b->source[k];
-    const moec_cast *c = &b->forms->cast[i];
     const moec_fate f = moec_plan_fate(b->p, b->m, b->forms, i);
     unsigned char dead[8];
-    if (!f.parts)
-        return bytes_of(out, b, i, 0, c->bytes, err);
-    const uint64_t part = c->bytes / (uint64_t)f.parts->n_experts;
-    const size_t value = moec_dead_bytes(dead, c->dtype, b->forms->dead[i]);
-    for (int64_t number = 0; st == MOEC_OK && number < f.parts->n_keep + f.dead; number++, out += part) {
-        const int64_t kept = moec_slots_kept(f.slots, number);
-        if (kept >= 0)
-            st = bytes_of(out, b, i, (uint64_t)f.parts->keep[kept] * part, part, err);
-        for (uint64_t at = 0; kept < 0 && at < part; at += value)
-            memcpy(out + at, dead, value);
+    const size_t value = moec_dead_bytes(dead, b->forms->cast[i].dtype, b->forms->dead[i]);
+    for (uint64_t at = 0, from, n; st == MOEC_OK && at < b->tensor[k].bytes; at += n) {
+        if (moec_fate_source(&from, &n, b->forms, i, f, at)) {
+            st = bytes_of(out + at, b, i, from, n, err);
+            continue;
+        }
+        for (uint64_t to = at; to < at + n; to += value)
+            memcpy(out + to, dead, value);
     }
     return st;
 }
@@ -109,6 +106,7 @@ static moec_weight view(moec_expert_layout layout, uint32_t part, const moec_ten
     switch (layout) {
     case MOEC_LAYOUT_SPLIT:
         w.row_step = w.cols;
+        w.at = up && t->dim[0] == 2 * I ? I * H : 0; /* with the gate in one */
         break;
     case MOEC_LAYOUT_OUT_IN:
         w.row_step = w.cols;

@@ -8,7 +8,8 @@ typedef struct moec_draft {
     moec_sheet *sheet;
     moec_mlp *expert;   /* [n_keep] in the order of the plan's keep list; gate, up and down of parts that are not in the
                            draft are views of the source */
-    moec_weight router; /* rows of the output, dead ones included; .of NULL when it is not in the draft */
+    moec_weight router; /* rows of the output, dead ones and those of experts without a network included; .of NULL when it is
+                           not in the draft */
     int64_t n_keep;
     int32_t *router_row; /* [E] row of each expert in `router`, -1: removed */
 } moec_draft;

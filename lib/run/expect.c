@@ -19,10 +19,11 @@ typedef struct wanted {
     int fd;                       /* the source's shard, where the data is at `from` */
     uint64_t from;
     int64_t dim[MOEC_MAX_RANK];
-    const moec_plan_layer *parts; /* only these, */
-    moec_slots slots;             /* standing so; where none of them stands, and in all of a dead tensor, */
+    const moec_forms *forms;
+    size_t i;                     /* its index in the source */
+    moec_fate fate;               /* which of its bytes; dead ones, and all of a dead tensor, */
     bool dead;
-    unsigned char value[8];       /* this over and over */
+    unsigned char value[8];       /* are this over and over */
     bool rewritten;
     const moec_tensor *anew;      /* rewritten: these bytes; NULL: not known */
     bool found;
@@ -61,7 +62,7 @@ static moec_status want(moec_expect *x, const moec_plan *p, const moec_model *m,
     if (st != MOEC_OK)
         return st;
     wanted *w = &x->want[x->n];
-    *w = (wanted){.source = moec_ckpt_at(c, i), .cast = &x->forms.cast[i], .parts = f.parts, .slots = f.slots,
+    *w = (wanted){.source = moec_ckpt_at(c, i), .cast = &x->forms.cast[i], .forms = &x->forms, .i = i, .fate = f,
                   .dead = dead, .from = moec_ckpt_offset(c, i), .fd = moec_ckpt_shard_fd(c, moec_ckpt_shard_of(c, i))};
     moec_fate_shape(w->dim, p, m, &x->forms, i, f);
     (void)moec_dead_bytes(w->value, w->cast->dtype, x->forms.dead[i]);
@@ -241,15 +242,10 @@ static moec_status compare(const item *it, const unsigned char *data, uint64_t l
         const unsigned char *want = (const unsigned char *)w->anew->data + lo;
         return memcmp(data + lo, want, (size_t)(hi - lo)) == 0 ? MOEC_OK : differ(it, data + lo, want, hi - lo, lo, err);
     }
-    const uint64_t part = w->parts ? w->cast->bytes / (uint64_t)w->parts->n_experts : w->cast->bytes;
-    for (uint64_t at = lo; st == MOEC_OK && at < hi;) {
-        uint64_t k = at / part, in = at - k * part, n = part - in < hi - at ? part - in : hi - at;
-        const int64_t kept = w->parts ? moec_slots_kept(w->slots, (int64_t)k) : (int64_t)k;
-        if (w->dead || kept < 0)
-            st = compare_dead(it, data + at, at, n, err);
-        else
-            st = compare_run(it, data + at, at, (uint64_t)(w->parts ? w->parts->keep[kept] : kept) * part + in, n, buf, err);
-        at += n;
+    for (uint64_t at = lo, n, from; st == MOEC_OK && at < hi; at += n) {
+        const bool live = moec_fate_source(&from, &n, w->forms, w->i, w->fate, at) && !w->dead;
+        n = n < hi - at ? n : hi - at;
+        st = live ? compare_run(it, data + at, at, from, n, buf, err) : compare_dead(it, data + at, at, n, err);
     }
     return st;
 }

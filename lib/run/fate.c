@@ -88,8 +88,14 @@ moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_for
         if (l->n_keep < l->n_experts) {
             f.parts = l;
             f.slots = slots;
+            f.across = at->across > 0 ? &p->layer[at->across - 1] : NULL;
+            f.tail = at->tail;
             f.dead = p->pad > 0 ? p->pad - l->n_keep : 0;
         }
+        return f;
+    }
+    if (at->expert >= l->n_experts) { /* one that always stays, behind the others */
+        f.number = at->expert - l->n_experts + l->n_keep;
         return f;
     }
     f.number = moec_plan_number(p, m, at->set, at->expert);
@@ -101,13 +107,54 @@ moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_for
     return f;
 }
 
+/* Which part of the source part k of the output is: kept ones, dead ones between or behind them, then the tail; -1: a dead one. */
+static int64_t part_of(const moec_fate *f, int64_t k)
+{
+    const moec_plan_layer *l = f->parts;
+    if (k >= l->n_keep + f->dead)
+        return k - l->n_keep - f->dead + l->n_experts;
+    const int64_t kept = moec_slots_kept(f->slots, k);
+    return kept < 0 ? -1 : l->keep[kept];
+}
+
+/* The same of a column, among which none is dead. */
+static int64_t column_of(const moec_plan_layer *l, int64_t k)
+{
+    return k < l->n_keep ? l->keep[k] : k - l->n_keep + l->n_experts;
+}
+
+bool moec_fate_source(uint64_t *from, uint64_t *n, const moec_forms *forms, size_t i, moec_fate f, uint64_t at)
+{
+    const uint64_t all = forms->cast[i].bytes;
+    if (!f.parts) {
+        *from = at;
+        *n = all - at;
+        return true;
+    }
+    const uint64_t part = all / (uint64_t)(f.parts->n_experts + f.tail);
+    const uint64_t column = f.across ? part / (uint64_t)(f.across->n_experts + f.tail) : part;
+    const uint64_t row = f.across ? column * (uint64_t)(f.across->n_keep + f.tail) : part;
+    const uint64_t k = at / row, in = at - k * row, c = in / column, rest = in - c * column;
+    const int64_t source = part_of(&f, (int64_t)k);
+    if (source < 0) { /* to the end of its group */
+        const uint64_t group = (uint64_t)f.slots.size;
+        *n = (k / group + 1) * group * row - at;
+        return false;
+    }
+    *from = (uint64_t)source * part + rest + (f.across ? (uint64_t)column_of(f.across, (int64_t)c) * column : 0);
+    *n = column - rest;
+    return true;
+}
+
 void moec_fate_shape(int64_t *dim, const moec_plan *p, const moec_model *m, const moec_forms *forms, size_t i, moec_fate f)
 {
     const moec_cast *c = &forms->cast[i];
     const int32_t axis = forms->place[i].axis, grows = forms->place[i].width_axis;
     memcpy(dim, c->dim, sizeof c->dim);
     if (f.parts)
-        dim[axis] = dim[axis] / m->dims.experts * (f.parts->n_keep + f.dead);
+        dim[axis] = (dim[axis] - f.tail) / m->dims.experts * (f.parts->n_keep + f.dead) + f.tail;
+    if (f.across)
+        dim[1] = f.across->n_keep + f.tail;
     if (p->width > 0 && f.rewritten && grows >= 0)
         dim[grows] = dim[grows] / m->dims.expert_width * p->width;
 }

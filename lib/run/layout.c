@@ -119,13 +119,20 @@ done:
     return st;
 }
 
+/* Of a tensor of the output; at most what the source has. */
+static uint64_t bytes_of(const moec_cast *c, const int64_t *dim)
+{
+    uint64_t n = (uint64_t)moec_dtypes[c->dtype].bytes;
+    for (int k = 0; k < c->rank; k++)
+        n *= (uint64_t)dim[k];
+    return n;
+}
+
 /* A tensor that is computed anew: all its bytes, dead experts' included, are those of one among b->weights. */
 static moec_status add_rewritten(builder *b, const char *name, const moec_cast *c, const int64_t *dim, moec_err *err)
 {
-    uint64_t n = (uint64_t)moec_dtypes[c->dtype].bytes, at;
+    uint64_t n = bytes_of(c, dim), at;
     int fd;
-    for (int k = 0; k < c->rank; k++)
-        n *= (uint64_t)dim[k]; /* at most what the source has */
     b->l->tensor_bytes += n;
     if (!b->weights)
         return moec_out_fill(b->l->files, "", 1, n, err);
@@ -137,18 +144,13 @@ static moec_status add_rewritten(builder *b, const char *name, const moec_cast *
     return moec_out_bytes(b->l->files, fd, at, n, err);
 }
 
-/* The kept parts of a stack, and behind those of each group its dead ones. */
-static moec_status add_parts(builder *b, size_t i, moec_fate f, moec_err *err)
+/* The data of a stack, part for part. */
+static moec_status add_parts(builder *b, size_t i, moec_fate f, const int64_t *dim, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    const moec_slots s = f.slots;
-    const uint64_t part = b->forms.cast[i].bytes / (uint64_t)f.parts->n_experts;
-    for (int64_t k = 0; k < f.parts->n_keep; k++) {
-        MOEC_TRY(add_bytes(b, i, (uint64_t)f.parts->keep[k] * part, part, err));
-        if (k % s.live == s.live - 1)
-            MOEC_TRY(add_dead(b, i, (uint64_t)(s.size - s.live) * part, err));
-    }
-done:
+    const uint64_t all = bytes_of(&b->forms.cast[i], dim);
+    for (uint64_t at = 0, from, n; st == MOEC_OK && at < all; at += n)
+        st = moec_fate_source(&from, &n, &b->forms, i, f, at) ? add_bytes(b, i, from, n, err) : add_dead(b, i, n, err);
     return st;
 }
 
@@ -174,7 +176,7 @@ static moec_status add_tensor(builder *b, size_t i, moec_err *err)
         if (f.number >= 0)
             MOEC_TRY(add_dead_experts(b, i, f, err));
     } else if (f.parts) {
-        MOEC_TRY(add_parts(b, i, f, err));
+        MOEC_TRY(add_parts(b, i, f, dim, err));
     } else {
         MOEC_TRY(add_bytes(b, i, 0, c->bytes, err));
         MOEC_TRY(add_dead_experts(b, i, f, err));
@@ -215,21 +217,27 @@ static moec_status map_name(moec_json *map, const builder *b, size_t i, int64_t 
     return st;
 }
 
+static moec_status map_tensor(moec_json *map, const builder *b, size_t i, moec_err *err)
+{
+    const moec_fate f = moec_plan_fate(b->p, b->m, &b->forms, i);
+    moec_status st = f.dropped ? MOEC_OK : map_name(map, b, i, f.number, err);
+    for (int64_t k = 0; st == MOEC_OK && k < f.dead && f.number >= 0; k++)
+        st = map_name(map, b, i, f.first_dead + k, err);
+    return st;
+}
+
+/* In the order of the source's; behind them what its shards hold and it does not list. */
 static moec_status index_map(moec_json **out, const builder *b, moec_json *source, moec_err *err)
 {
     moec_status st = MOEC_OK;
     void *it = NULL;
     const char *key;
     moec_json *value, *map = moec_json_new_object();
-    while (moec_json_each(source, &it, &key, &value)) {
-        size_t i = (size_t)(moec_ckpt_find(b->c, key) - moec_ckpt_at(b->c, 0));
-        moec_fate f = moec_plan_fate(b->p, b->m, &b->forms, i);
-        if (f.dropped)
-            continue;
-        MOEC_TRY(map_name(map, b, i, f.number, err));
-        for (int64_t k = 0; k < f.dead && f.number >= 0; k++)
-            MOEC_TRY(map_name(map, b, i, f.first_dead + k, err));
-    }
+    while (moec_json_each(source, &it, &key, &value))
+        MOEC_TRY(map_tensor(map, b, (size_t)(moec_ckpt_find(b->c, key) - moec_ckpt_at(b->c, 0)), err));
+    for (size_t i = 0; i < moec_ckpt_count(b->c); i++)
+        if (!moec_json_get(source, moec_ckpt_at(b->c, i)->name))
+            MOEC_TRY(map_tensor(map, b, i, err));
     *out = map;
     map = NULL;
 done:
@@ -241,7 +249,7 @@ done:
 static moec_status copy_index(bool *copied, builder *b, const char *path, moec_err *err)
 {
     int64_t total = -1;
-    *copied = b->same &&
+    *copied = b->same && moec_json_len(moec_json_get(moec_ckpt_index(b->c), "weight_map")) == moec_ckpt_count(b->c) &&
               moec_json_int(moec_json_get(moec_json_get(moec_ckpt_index(b->c), "metadata"), "total_size"), &total) &&
               (uint64_t)total == b->l->tensor_bytes;
     return *copied ? moec_out_copy(b->l->files, MOEC_INDEX_NAME, path, err) : MOEC_OK;

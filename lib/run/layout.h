@@ -64,12 +64,17 @@ typedef struct moec_fate {
     int64_t number;               /* new number of an expert, else -1 */
     const moec_plan_layer *parts; /* of a stack: its parts are keep[0], keep[1], ..; NULL: all, unchanged */
     moec_slots slots;             /* how these stand in the output, dead parts among them */
+    const moec_plan_layer *across; /* of its second dimension, too; NULL: that is unchanged */
+    int64_t tail;                 /* parts behind those of the experts, in both, that stay */
     int64_t dead;                 /* stack: dead parts in all; expert: tensors of dead experts that follow this one, */
     int64_t first_dead;           /* numbered from here */
     bool rewritten;               /* its bytes are those of the tensor of its name among the weights computed anew */
 } moec_fate;
 /** Fate of tensor i under a plan that fits the model; `parts` is borrowed from it. */
 MOEC_API moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_forms *f, size_t i);
+/** Where byte `at` of tensor i's data in the output comes from: true and *from, a byte of the data before the keep lists, or
+ *  false for dead experts; so do at least *n bytes from there on, side by side. `at` is inside the data. */
+MOEC_API bool moec_fate_source(uint64_t *from, uint64_t *n, const moec_forms *f, size_t i, moec_fate fate, uint64_t at);
 /** Shape in the output of tensor i whose fate is `fate`. */
 MOEC_API void moec_fate_shape(int64_t *dim, const moec_plan *p, const moec_model *m, const moec_forms *f, size_t i,
                               moec_fate fate);

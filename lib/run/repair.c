@@ -105,7 +105,7 @@ static moec_status make_room(run *u, moec_err *err)
     moec_status st = MOEC_OK;
     const size_t n = (size_t)u->n, values = n * (size_t)hidden_of(u);
     moec_pass_opts o = {.compute = u->o->compute, .watch = true, .max_memory = u->o->max_memory, .what = "repair"};
-    const uint64_t before = moec_resident_memory(), states = moec_hidden_bytes(u->n, hidden_of(u), false, 1, 0);
+    const uint64_t before = moec_resident_memory(), states = moec_hidden_bytes(u->n, hidden_of(u), 0, false, 1, 0);
     o.fixed_bytes = own_bytes(u) + (size_t)states; /* the second pass has states of its own */
     MOEC_TRY(moec_pass_new(&u->first, u->m, u->o->corpus, &o, err));
     o.fixed_bytes = (size_t)(u->first->plan.bytes - before - states);
@@ -519,6 +519,9 @@ moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m
     moec_status st = MOEC_OK;
     run u = {.m = m, .p = p, .o = o};
     *out = NULL;
+    if (m->family->n_tail > 0)
+        return moec_fail(err, MOEC_EINVAL, "repair: %s has experts without a network, whose part in a layer's output it does not "
+                         "take out", m->family->model_type);
     MOEC_TRY(MOEC_NEW(u.r, 1, err));
     u.r->work.lock = -1;
     MOEC_TRY(moec_preview_begin(&u.twin, m, p, err));

@@ -67,22 +67,25 @@ static void run(const moec_model *m)
     const moec_forward_opts o = {.workers = 1, .max_tokens = TOKENS, .max_seq = TOKENS, .watch = true, .sums = true};
     const int32_t ids[TOKENS] = {0, (int32_t)(m->dims.vocab - 1), 0, 0};
     const int64_t seq[3] = {0, 1, TOKENS};
-    float *h = NULL;
+    float *h = NULL, *carried = NULL;
     check(moec_forward_bytes(m, &o) < (size_t)256 << 20);
     moec_status st = moec_forward_new(&f, m, &o, &err);
     if (st == MOEC_OK)
         st = MOEC_NEW(h, (size_t)(TOKENS * m->dims.hidden), &err);
     if (st == MOEC_OK)
+        st = MOEC_NEW(carried, (size_t)(TOKENS * m->dims.carried), &err);
+    if (st == MOEC_OK)
         st = moec_forward_embed(h, m, ids, TOKENS, &err);
     for (int64_t i = 0; st == MOEC_OK && i < m->dims.layers; i++) {
         st = moec_forward_layer(f, i, &err);
         if (st == MOEC_OK)
-            st = moec_forward_chunk(f, 0, h, seq, 2, NULL, NULL, &err);
+            st = moec_forward_chunk(f, 0, h, carried, seq, 2, NULL, NULL, &err);
     }
     for (int64_t i = 0; st == MOEC_OK && i < TOKENS * m->dims.hidden; i++)
         check(h[i] - h[i] == 0.0F);
     check(st == err.code);
     moec_free(h);
+    moec_free(carried);
     moec_forward_free(f);
 }
 
@@ -97,8 +100,9 @@ static void look(const moec_model *m)
         const moec_place *p = &place[i];
         const moec_tensor *t = moec_ckpt_at(m->ckpt, i);
         check(p->role == MOEC_ROLE_OTHER || (p->set >= 0 && p->set < m->sets));
-        check(p->role != MOEC_ROLE_STACK || (p->axis < t->rank && t->dim[p->axis] % m->dims.experts == 0));
-        check(p->role != MOEC_ROLE_EXPERT || (p->expert >= 0 && p->expert < m->dims.experts));
+        check(p->role != MOEC_ROLE_STACK || (p->axis < t->rank && (t->dim[p->axis] - p->tail) % m->dims.experts == 0));
+        check(p->across >= 0 && p->across <= m->sets && (p->across == 0 || t->rank == 2));
+        check(p->role != MOEC_ROLE_EXPERT || (p->expert >= 0 && p->expert < m->dims.experts + m->family->n_tail));
         check(p->role != MOEC_ROLE_EXPERT || p->number_at < strlen(t->name));
     }
     moec_free(place);

@@ -48,6 +48,8 @@ QWEN35 = dict(**GQA, head_dim=16, moe_intermediate_size=32, num_experts=8, num_e
 MIXTRAL = dict(**GQA, intermediate_size=48, num_local_experts=8, num_experts_per_tok=2, sliding_window=16)
 MINIMAX = dict(**GQA, head_dim=16, intermediate_size=32, num_local_experts=8, num_experts_per_tok=3, rotary_dim=8)
 
+PLUS_PLUS = {**MIXTRAL, "sliding_window": None}
+
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=32, beta_slow=1, rope_theta=10000.0)
 YARN_V3 = dict(YARN, mscale=1.0, mscale_all_dim=1.0)
 YARN_V2 = dict(YARN, mscale=0.707, mscale_all_dim=0.9)
@@ -194,6 +196,12 @@ ROWS = [
     row("adamoe", "MixtralConfig", theta(1e6), make="null_experts", **{**MIXTRAL, "num_experts_per_tok": 4}),
     row("remoe", "MixtralConfig", make="relu", **MIXTRAL),
     row("dynamic_moe", "MixtralConfig", make="top_p", dialects=("4",), **{**MIXTRAL, "sliding_window": None}),
+    row("MoE++", "MixtralConfig", make="plus_plus", dialects=("4",), **PLUS_PLUS),
+    row("MoE++-single", "MixtralConfig", make="plus_plus", dialects=("4",), add={"moe_2layer_gate": False}, **PLUS_PLUS),
+    row("MoE++-mixtral", "MixtralConfig", make="plus_plus", dialects=("4",), add={"moe_use_mixtral_gating": True},
+        **PLUS_PLUS),
+    row("MoE++-norm", "MixtralConfig", make="plus_plus", dialects=("4",), dtype="bfloat16",
+        add={"moe_use_logits_norm": True, "moe_gate_norm_std": 1.5, "moe_feature_no_mul_topk": True}, **PLUS_PLUS),
 ]
 
 
@@ -390,6 +398,39 @@ def make_top_p(spec, tensors, config):
     config.pop("num_experts_per_tok")
 
 
+TAIL = 4  # MoE++: two constants, a copy, nothing
+
+
+def make_plus_plus(spec, tensors, config):
+    """MoE++: gate and up of an expert in one tensor, behind the experts two constants, a copy and nothing, routers in one step
+    or two that get the logits of the layer before, kept in float32."""
+    rng = torch.Generator().manual_seed(8)
+
+    def noise(scale, *shape):
+        return (scale * torch.randn(*shape, generator=rng)).to(torch.bfloat16)
+    experts, hidden, to = config.pop("num_local_experts"), config["hidden_size"], tensors["model.norm.weight"].dtype
+    every = experts + TAIL
+    for i in range(config["num_hidden_layers"]):
+        old, new = f"model.layers.{i}.block_sparse_moe.", f"model.layers.{i}.mlp.moe."
+        tensors.pop(old + "gate.weight")
+        for e in range(experts):
+            own = [tensors.pop(f"{old}experts.{e}.{w}.weight") for w in ("w1", "w3", "w2")]
+            tensors[f"{new}experts.experts.{e}.up_proj.weight"] = torch.cat(own[:2])
+            tensors[f"{new}experts.experts.{e}.down_proj.weight"] = own[2]
+        for e in (experts, experts + 1):
+            tensors[f"{new}experts.experts.{e}.constant"] = noise(0.7, hidden).to(to)
+            tensors[f"{new}experts.experts.{e}.wg.weight"] = noise(0.2, 2, hidden).to(to)
+        if config.get("moe_2layer_gate", True):
+            tensors[new + "gate.wg.0.weight"] = noise(0.2, 8 * every, hidden).float()
+            tensors[new + "gate.wg.2.weight"] = noise(0.25, every, 8 * every).float()
+        else:
+            tensors[new + "gate.wg.weight"] = noise(0.2, every, hidden).float()
+        tensors[new + "gate.gate_map.weight"] = noise(0.25, every, every).to(to)
+    for key in ("num_experts_per_tok", "sliding_window", "router_aux_loss_coef", "output_router_logits", "router_jitter_noise"):
+        config.pop(key, None)
+    config.update(model_type="MoE++", architectures=["MoeForCausalLM"], num_experts=[every])
+
+
 def make_in_out(spec, tensors, config):
     """Joined experts transposed, as Qwen3-VL's releases have them; transformers tells by the shape."""
     for name in [n for n in tensors if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
@@ -397,7 +438,7 @@ def make_in_out(spec, tensors, config):
 
 
 MAKE = {"fp8": make_fp8, "in_out": make_in_out, "mxfp4": make_mxfp4, "mtp_layer": make_mtp_layer, "mtp_prefix": make_mtp_prefix,
-        "null_experts": make_null_experts, "relu": make_relu, "top_p": make_top_p}
+        "null_experts": make_null_experts, "relu": make_relu, "top_p": make_top_p, "plus_plus": make_plus_plus}
 
 
 def hub_dialect(c, spec):
@@ -570,10 +611,91 @@ def load_top_p(folder):
     return model.eval()
 
 
+class PlusPlus(torch.nn.Module):
+    """A layer of MoE++ as the paper and its released code define it, every expert on every token. Of experts outside `keep`
+    the logit is neither compared nor carried to the next layer, which is what pruning promises."""
+
+    def __init__(self, layer, tensors, config, carried):
+        super().__init__()
+        at = f"model.layers.{layer}.mlp.moe."
+        self.layer, self.own, self.config, self.carried = layer, {}, config, carried
+        for name in [n for n in tensors if n.startswith(at)]:
+            self.own[name[len(at):]] = tensors.pop(name)
+        self.experts = config["num_experts"][0] - TAIL
+        self.log = self.keep = None
+
+    def logits(self, x):
+        w = self.own
+        two = self.config.get("moe_2layer_gate", True)
+        z = torch.tanh(x @ w["gate.wg.0.weight"].T) @ w["gate.wg.2.weight"].T if two else x @ w["gate.wg.weight"].T
+        return z if self.layer == 0 else z + self.carried["z"] @ w["gate.gate_map.weight"].T
+
+    def weights(self, z, stays):
+        """[tokens, experts + TAIL], 0 where an expert is not chosen; and who is chosen."""
+        if self.config.get("moe_use_logits_norm", False):
+            z = z / (z[:, stays].std(1, keepdim=True) / self.config["moe_gate_norm_std"])
+        z = z.masked_fill(~stays, float("-inf"))
+        if self.config.get("moe_use_mixtral_gating", False):
+            top, index = z.topk(2, -1)
+            g = top.softmax(-1)
+        else:
+            g, index = z.softmax(-1).topk(2, -1)
+            g = g * (index != z.shape[1] - 1)
+            g = g / g.sum(-1, keepdim=True)
+        return torch.zeros_like(z).scatter(1, index, g), index
+
+    def output(self, e, x):
+        w, at = self.own, f"experts.experts.{e}."
+        if e < self.experts:
+            gate, up = (x @ w[at + "up_proj.weight"].T).chunk(2, -1)
+            return (torch.nn.functional.silu(gate) * up) @ w[at + "down_proj.weight"].T
+        if e < self.experts + 2:
+            a = (x @ w[at + "wg.weight"].T).softmax(-1)
+            return a[:, :1] * x + a[:, 1:] * w[at + "constant"]
+        return x if e == self.experts + 2 else torch.zeros_like(x)
+
+    def forward(self, hidden):
+        x = hidden.reshape(-1, hidden.shape[-1])
+        z = self.logits(x)
+        stays = torch.ones(z.shape[1], dtype=torch.bool)
+        if self.keep is not None:
+            stays[:self.experts] = False
+            stays[self.keep] = True
+        self.carried["z"] = torch.where(stays, z, torch.zeros_like(z))
+        g, index = self.weights(z, stays)
+        if self.log is not None:
+            true = torch.where(index < self.experts, g.gather(1, index), torch.zeros_like(index, dtype=z.dtype))
+            self.log.update({f"router_logits.{self.layer}": z, f"topk_index.{self.layer}": index,
+                             f"topk_weight.{self.layer}": true})
+        plain = self.config.get("moe_use_mixtral_gating", False) or self.config.get("moe_feature_no_mul_topk", False)
+        x = x if plain else 2 * x
+        return sum(g[:, e:e + 1] * self.output(e, x) for e in range(z.shape[1])).reshape(hidden.shape)
+
+
+def load_plus_plus(folder):
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+        c = json.load(f)
+    keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
+            "rms_norm_eps", "max_position_embeddings", "head_dim", "tie_word_embeddings")
+    config = transformers.MixtralConfig(**{k: c[k] for k in keys if k in c}, num_local_experts=2, num_experts_per_tok=2,
+                                        rope_parameters=theta(c["rope_theta"]), sliding_window=None)
+    model = transformers.MixtralForCausalLM(config)
+    model.set_attn_implementation("eager")
+    tensors, carried = {k: v.float() for k, v in read_tensors(folder).items()}, {}
+    for i, layer in enumerate(model.model.layers):
+        layer.mlp = PlusPlus(i, tensors, c, carried)
+    if c.get("tie_word_embeddings"):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
 def load(spec, folder, work):
     """The model in float32 with plain kernels. Raises ValueError when a tensor is missing, of another shape or unknown."""
     if spec["make"] == "top_p":
         return load_top_p(folder)
+    if spec["make"] == "plus_plus":
+        return load_plus_plus(folder)
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
         config = json.load(f)
     if "quantization_config" in config or spec["as_type"]:
@@ -611,7 +733,13 @@ def routers(model, heads=False):
     return found
 
 
+def own_layers(model):
+    return [m for m in model.modules() if isinstance(m, PlusPlus)]
+
+
 def expert_count(model):
+    for m in own_layers(model):
+        return m.experts
     return next(iter(routers(model).values()))[1].shape[0]
 
 
@@ -637,6 +765,8 @@ def seen(model, keep=None, keep_heads=None):
                 gone = torch.ones(t.shape[-1], dtype=torch.bool)
                 gone[keep[int(m[1])]] = False
                 t[..., gone] = float("-inf")
+    for m in own_layers(model):
+        m.log, m.keep = log, keep and keep[m.layer]
     usual = torch.nn.functional.linear
 
     def linear(x, w, b=None):
@@ -668,6 +798,8 @@ def seen(model, keep=None, keep_heads=None):
         torch.nn.functional.linear = usual
         for h in handles:
             h.remove()
+        for m in own_layers(model):
+            m.log = m.keep = None
         for t, old in saved:
             t.copy_(old)
 

@@ -4,11 +4,11 @@
 
 Each row of families.ROWS loses half of its experts by REAP (calibrated on ids written here). The output must load without a
 missing, unexpected or mismatched tensor and give the logits of the source model whose removed experts cannot be chosen (router
-logit and selection bias at minus infinity), in transformers and in our own forward pass, within 1e-3 of the largest. Every tensor
-must be the source's, byte for byte, or the kept parts of it; in config.json only the keys that count experts may differ. Groups
-keep the same number each; multi-token-prediction layers are pruned or dropped; --pad-to adds experts that are never chosen,
-as many of each group where there are any, and our forward pass gives the unpadded output's logits bit for bit; --groups drop
-chooses among all. Exit 0: nothing differs.
+logit and selection bias at minus infinity; MoE++: nor carried to the next layer's router), in transformers and in our own
+forward pass, within 1e-3 of the largest. Every tensor must be the source's, byte for byte, or the kept parts of it; in config.json
+only the keys that count experts may differ. Groups keep the same number each; multi-token-prediction layers are pruned or dropped;
+--pad-to adds experts that are never chosen, as many of each group where there are any, and our forward pass gives the unpadded
+output's logits bit for bit; --groups drop chooses among all. Exit 0: nothing differs.
 """
 import argparse
 import json
@@ -36,6 +36,7 @@ UNGROUPED = ["deepseek_v3", "deepseek_v2-groups"]
 class Row:
     def __init__(self, a, spec, seed, work):
         self.build, self.spec, self.work, self.wrong = a.build, spec, work, []
+        self.tail = families.TAIL if spec["make"] == "plus_plus" else 0
         # dbrx: transformers reads the rotary base of a release from a place where it is not
         dialect = "5" if spec["config"] == "DbrxConfig" else spec["dialects"][-1]
         self.source = os.path.join(work, "source")
@@ -110,11 +111,13 @@ class Row:
         layer = int(m[2])
         kind = "attention" if "self_attention" in name else "mtp" if self.spec["mtp"] and re.match(self.spec["mtp"], name) else "moe"
         rows = plan["layers"] if kind == "moe" else [o for o in plan.get("others", []) if o["kind"] == kind]
-        return next((r["keep"] for r in rows if r["layer"] == layer), None)
+        keep = next((r["keep"] for r in rows if r["layer"] == layer), None)
+        # what stands behind the experts always stays
+        return keep if keep is None else keep + list(range(rows[0]["experts"], rows[0]["experts"] + self.tail))
 
     def check_tensors(self, out, plan, dropped=None):
         old, new = families.read_tensors(self.source), families.read_tensors(out)
-        experts, seen = plan["layers"][0]["experts"], set()
+        experts, seen = plan["layers"][0]["experts"] + self.tail, set()
         for name, t in new.items():
             keep, at = self.keep_of(name, plan), re.search(r"experts\.(\d+)\.", name)
             was = name
@@ -125,6 +128,9 @@ class Row:
                 continue
             seen.add(was)
             s = old[was]
+            if name.endswith("gate_map.weight"):  # its columns are the experts of the layer before
+                layer = int(name.split(".")[2])
+                s = s[:, self.keep_of(f"model.layers.{max(layer - 1, 0)}.", plan)]
             if s.shape != t.shape:
                 axis = next(i for i in range(s.dim()) if s.shape[i] != t.shape[i])
                 s = s.unflatten(axis, (experts, -1)).index_select(axis, torch.tensor(keep)).flatten(axis, axis + 1)

@@ -147,7 +147,7 @@ static void same_layer(const moec_layer *a, const moec_layer *b, const pair *x)
 {
     const moec_dims *d = &x->m->dims;
     const moec_plan_layer *l = &x->p->layer[x->set];
-    same_parts(a->mat[MOEC_MAT_ROUTER].of, b->mat[MOEC_MAT_ROUTER].of, x, d->hidden);
+    same_parts(a->mat[MOEC_MAT_ROUTER].of, b->mat[MOEC_MAT_ROUTER].of, x, a->mat[MOEC_MAT_ROUTER].cols);
     same_parts(a->bias[MOEC_MAT_ROUTER], b->bias[MOEC_MAT_ROUTER], x, 1);
     same_parts(a->vec[MOEC_VEC_SELECTION_BIAS], b->vec[MOEC_VEC_SELECTION_BIAS], x, 1);
     same_parts(a->gate_up_bias, b->gate_up_bias, x, 2 * d->expert_width);
@@ -157,6 +157,36 @@ static void same_layer(const moec_layer *a, const moec_layer *b, const pair *x)
         same_view(&was->gate, &is->gate);
         same_view(&was->up, &is->up);
         same_view(&was->down, &is->down);
+    }
+}
+
+/* Source's number of row or column k of the output, experts that always stay included. */
+static int64_t was(const moec_plan_layer *l, int64_t k)
+{
+    return k < l->n_keep ? l->keep[k] : k - l->n_keep + l->n_experts;
+}
+
+/* What stands behind the experts stays, and of what a layer gets from the one before the columns are that one's experts. */
+static void same_tail(const moec_layer *a, const moec_layer *b, const pair *x)
+{
+    const moec_family *f = x->m->family;
+    const moec_weight *from = &a->mat[MOEC_MAT_ROUTER_MAP], *to = &b->mat[MOEC_MAT_ROUTER_MAP];
+    const moec_plan_layer *l = &x->p->layer[x->set], *before = &x->p->layer[x->set > 0 ? x->set - 1 : 0];
+    if (f->n_tail == 0)
+        return;
+    same_view(&a->mat[MOEC_MAT_ROUTER_NULL], &b->mat[MOEC_MAT_ROUTER_NULL]);
+    same_view(&a->mat[MOEC_MAT_ROUTER_IN], &b->mat[MOEC_MAT_ROUTER_IN]);
+    assert_int_equal(to->rows, l->n_keep + f->n_tail);
+    for (int64_t r = 0; r < to->rows; r++)
+        for (int64_t c = 0; c < to->cols; c++)
+            assert_true(forms_value(to->of, r * to->cols + c) ==
+                        forms_value(from->of, was(l, r) * from->cols + was(before, c)));
+    for (int i = 0; i < f->n_tail; i++) {
+        assert_int_equal(!a->constant[i], !b->constant[i]);
+        for (int64_t j = 0; a->constant[i] && j < x->m->dims.hidden; j++)
+            assert_true(forms_value(a->constant[i], j) == forms_value(b->constant[i], j));
+        for (int64_t j = 0; a->constant_mix[i] && j < 2 * x->m->dims.hidden; j++)
+            assert_true(forms_value(a->constant_mix[i], j) == forms_value(b->constant_mix[i], j));
     }
 }
 
@@ -171,6 +201,7 @@ void forms_same_experts(const moec_model *m, const moec_model *o, const moec_pla
         const pair x = {.m = m, .p = p, .set = s};
         if (l->kind != MOEC_SET_HEADS) {
             same_layer(a, b, &x);
+            same_tail(a, b, &x);
             continue;
         }
         const int64_t n = m->dims.hidden * m->dims.kv_heads * m->dims.head_dim;

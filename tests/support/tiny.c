@@ -222,7 +222,7 @@ static moec_status add_experts(maker *m, moec_err *err)
     case MOEC_LAYOUT_SPLIT:
         for (int64_t e = 0; e < E; e++) {
             MOEC_TRY(add_as(m, n->down, NULL, e, DIM(H, I), FILL_MATRIX, err));
-            MOEC_TRY(add_as(m, n->gate, NULL, e, DIM(I, H), FILL_MATRIX, err));
+            MOEC_TRY(add_as(m, n->gate, NULL, e, DIM(n->up ? I : 2 * I, H), FILL_MATRIX, err));
             MOEC_TRY(add_as(m, n->up, NULL, e, DIM(I, H), FILL_MATRIX, err));
         }
         break;
@@ -248,6 +248,24 @@ done:
     return st;
 }
 
+/* A router in two steps with what it carries, and the constants among the experts without a network. */
+static moec_status add_tail(maker *m, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_family *f = m->f;
+    const int64_t E = m->s.experts, all = E + f->n_tail, H = m->s.hidden, R = f->router_in_each * all;
+    MOEC_TRY(add_mat(m, MOEC_MAT_ROUTER_IN, R, H, false, err));
+    MOEC_TRY(add_as(m, f->mat[MOEC_MAT_ROUTER], NULL, 0, DIM(all, R), FILL_SMALL, err));
+    MOEC_TRY(add_as(m, f->mat[MOEC_MAT_ROUTER_MAP], NULL, 0, DIM(all, all), FILL_SMALL, err));
+    for (int i = 0; i < f->n_tail; i++)
+        if (f->tail[i] == MOEC_NULL_CONSTANT) {
+            MOEC_TRY(add_as(m, f->constant, NULL, E + i, DIM(H), FILL_MATRIX, err));
+            MOEC_TRY(add_as(m, f->constant_mix, NULL, E + i, DIM(2, H), FILL_MATRIX, err));
+        }
+done:
+    return st;
+}
+
 static moec_status add_moe(maker *m, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -255,7 +273,10 @@ static moec_status add_moe(maker *m, moec_err *err)
     const int64_t I = s->width, H = s->hidden;
     const bool shared = m->f->key_shared_count[0] || m->f->key_shared_width || m->f->default_shared || !m->f->shared_gate_up;
     MOEC_TRY(add_experts(m, err));
-    MOEC_TRY(add_mat(m, MOEC_MAT_ROUTER, s->experts, H, m->extra->router_bias, err));
+    if (m->f->n_tail > 0)
+        MOEC_TRY(add_tail(m, err));
+    else
+        MOEC_TRY(add_mat(m, MOEC_MAT_ROUTER, s->experts, H, m->extra->router_bias, err));
     MOEC_TRY(add_mat(m, MOEC_MAT_ROUTER_NULL, m->extra->null_experts, H, false, err));
     if (m->f->vec[MOEC_VEC_SELECTION_BIAS])
         MOEC_TRY(add_as(m, m->f->vec[MOEC_VEC_SELECTION_BIAS], NULL, 0,

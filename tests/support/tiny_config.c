@@ -209,7 +209,12 @@ static void set_dense(moec_json *o, const tiny_spec *s, const moec_family *f)
 static void set_experts(moec_json *o, const tiny_spec *s, const moec_family *f)
 {
     if (!s->no_keys) {
-        set_keys(o, s, f->key_experts, s->experts);
+        set_keys(o, s, f->key_experts, s->experts + f->n_tail);
+        if (f->n_tail > 0) { /* MoE++ has a list of one */
+            moec_json *list = moec_json_new_array();
+            moec_json_push(list, moec_json_new_int(s->experts + f->n_tail));
+            moec_json_set(o, f->key_experts[0], list);
+        }
         set_keys(o, s, f->key_top_k, s->top_k);
     }
     for (int i = 0; i < MOEC_KEY_ALIASES; i++)

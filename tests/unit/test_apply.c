@@ -286,6 +286,48 @@ static void test_numbers(void **state)
     moec_model_close(m);
 }
 
+/* A tensor that a shard holds and the index does not list is one like others; the output's index lists all. */
+static void test_unlisted(void **state)
+{
+    static const char *const name[] = {"model.layers.1.mlp.experts.3.up_proj.weight", "model.norm.weight",
+                                       "model.layers.0.mlp.gate.weight"};
+    (void)state;
+    const tiny_spec spec = {.shards = 3, .seed = 15};
+    moec_json *index, *kept = moec_json_new_object(), *value;
+    moec_model *m = open_new(&spec), *o;
+    const size_t n = moec_ckpt_count(m->ckpt);
+    char *path = tiny_path(source, "model.safetensors.index.json"), *text;
+    void *it = NULL;
+    const char *key;
+    moec_model_close(m);
+    assert_int_equal(moec_json_read(&index, path, 1 << 20, NULL), MOEC_OK);
+    while (moec_json_each(moec_json_get(index, "weight_map"), &it, &key, &value))
+        if (strcmp(key, name[0]) != 0 && strcmp(key, name[1]) != 0 && strcmp(key, name[2]) != 0)
+            moec_json_set(kept, key, moec_json_new_string(moec_json_string(value)));
+    assert_int_equal(moec_json_len(kept), n - MOEC_COUNT(name));
+    moec_json_set(index, "weight_map", kept);
+    assert_int_equal(moec_json_dump(&text, index, 0, NULL), MOEC_OK);
+    assert_int_equal(moec_file_write(path, text, strlen(text), NULL), MOEC_OK);
+    moec_json_free(index);
+    moec_free(text);
+    moec_free(path);
+    for (int64_t keep = 4; keep <= 8; keep += 4) {
+        moec_err err = {MOEC_OK, ""};
+        tiny_remove(out);
+        if (moec_model_open(&m, source, &err) != MOEC_OK)
+            fail_msg("%s", err.text);
+        moec_plan *p = make(m, keep, 7);
+        apply_to(out, m, p);
+        check_output(m, p);
+        assert_int_equal(moec_model_open(&o, out, NULL), MOEC_OK);
+        assert_int_equal(moec_json_len(moec_json_get(moec_ckpt_index(o->ckpt), "weight_map")), moec_ckpt_count(o->ckpt));
+        assert_non_null(moec_ckpt_find(o->ckpt, "model.norm.weight"));
+        moec_model_close(o);
+        moec_plan_free(p);
+        moec_model_close(m);
+    }
+}
+
 /* config.json is edited, not rewritten: odd spacing, unknown keys, number spellings and a missing last newline survive. */
 static void test_config_text(void **state)
 {
@@ -445,6 +487,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_forms),   cmocka_unit_test(test_keep_all),   cmocka_unit_test(test_same_bytes),
         cmocka_unit_test(test_renumbered_shards), cmocka_unit_test(test_numbers), cmocka_unit_test(test_config_text),
+        cmocka_unit_test(test_unlisted),
         cmocka_unit_test(test_side_files), cmocka_unit_test(test_refusals), cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -203,7 +203,7 @@ static void places_add_up(void **state)
                 print_error("%s: %s is not used\n", m->family->model_type, tensor->name);
             assert_true(used[t]);
             if (place[t].role == MOEC_ROLE_STACK)
-                assert_int_equal(tensor->dim[place[t].axis] % m->dims.experts, 0);
+                assert_int_equal((tensor->dim[place[t].axis] - place[t].tail) % m->dims.experts, 0);
             if (place[t].role != MOEC_ROLE_OTHER)
                 assert_in_range(place[t].set, 0, m->sets - 1);
         }

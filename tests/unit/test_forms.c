@@ -2,11 +2,15 @@
  * nested and listed numbers in config.json, padding, what clients load. */
 #include "base/file.h"
 #include "base/mem.h"
+#include "calib/pass.h"
+#include "model/variant.h"
 #include "run/apply.h"
+#include "run/draft.h"
 #include "run/layout.h"
 #include "run/verify.h"
 #include "support/forms.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -350,12 +354,212 @@ static void test_compat(void **state)
     }
 }
 
+/* MoE++'s own code makes routers as wide as it counts experts; exact slices are not. */
+static void test_own_code(void **state)
+{
+    (void)state;
+    moec_digest print;
+    char *path;
+    forms_write_tiny("MoE++", 0, MOEC_F32);
+    assert_int_equal(moec_path_join(&path, forms_source, "modeling.py", NULL), MOEC_OK);
+    assert_int_equal(moec_file_write(path, "#", 1, NULL), MOEC_OK);
+    moec_free(path);
+    moec_model *m = forms_open_dir(forms_source);
+    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+    moec_client c[MOEC_VERIFY_CLIENTS];
+    assert_true(moec_clients(c, m) == 4 && c[0].loads && !c[1].loads && !c[2].loads && !c[3].loads);
+    moec_request q = forms_request(m, &print, 4);
+    moec_plan *p = forms_plan_of(&q);
+    moec_err err = {MOEC_OK, ""};
+    int n;
+    assert_int_equal(moec_compat_check(c, &n, "transformers", m, p, &err), MOEC_EFORMAT);
+    assert_non_null(strstr(err.text, "(router-width): the model's own Python files make routers of 8 x 8 hidden units, "
+                                     "here are 96"));
+    moec_model *o = forms_apply(m, p);
+    assert_non_null(strstr(moec_ckpt_config_text(o->ckpt), "8\n  ]"));
+    assert_int_equal(o->layer[1].mat[MOEC_MAT_ROUTER_IN].rows, 96);
+    moec_model_close(o);
+    moec_plan_free(p);
+    q.pad = 8;
+    forms_refuse_request(&q, "its router has no bias that could keep a dead expert");
+    q.pad = 0;
+    q.keep = 1;
+    forms_refuse_request(&q, "fewer than this model's top-k of 2");
+    q.keep = 4;
+    q.drop_groups = true;
+    forms_refuse_request(&q, "has no groups");
+    moec_model_close(m);
+}
+
+/* ---- variants ---------------------------------------------------------------------------------------------------------- */
+
+enum { TOKENS = 48 };
+
+typedef struct seen {
+    float logits[TOKENS * 32];
+    int64_t n;
+} seen;
+
+static moec_status see_logits(void *ctx, int worker, const moec_chunk *c, const moec_moe_view *v, moec_err *err)
+{
+    seen *x = ctx;
+    (void)worker;
+    (void)err;
+    assert_true(c->token == 0 && c->n == TOKENS && v->ld <= 32);
+    x->n = c->n * v->ld;
+    memcpy(x->logits, v->logits, (size_t)x->n * sizeof *x->logits);
+    return MOEC_OK;
+}
+
+/* Hidden states behind the last layer; each layer is looked at twice before it is run, which must change nothing. */
+static float *states_of(const moec_model *m)
+{
+    moec_err err = {MOEC_OK, ""};
+    char name[] = "text";
+    int32_t ids[TOKENS];
+    int64_t start[] = {0, 7, TOKENS};
+    for (int i = 0; i < TOKENS; i++)
+        ids[i] = (i * i + 7 * i) % (int)m->dims.vocab;
+    moec_domain domain = {.name = name, .path = name, .weight = 1, .ids = ids, .n_ids = TOKENS, .n_windows = 2, .start = start};
+    const moec_corpus corpus = {1, &domain};
+    const moec_pass_opts o = {.compute = MOEC_COMPUTE_F32, .watch = true, .look = true, .what = "test"};
+    moec_pass *p;
+    float *h;
+    if (moec_pass_new(&p, m, &corpus, &o, &err) != MOEC_OK || moec_pass_embed(p, &err) != MOEC_OK)
+        fail_msg("%s", err.text);
+    moec_pass_begin(p, 0);
+    for (int64_t i = 0; i < m->dims.layers; i++) {
+        seen look = {.n = 0}, run = {.n = 0};
+        if (moec_pass_look(p, i, see_logits, &look, &err) != MOEC_OK ||
+            moec_pass_look(p, i, see_logits, &look, &err) != MOEC_OK ||
+            moec_pass_layer(p, i, see_logits, NULL, &run, &err) != MOEC_OK)
+            fail_msg("%s", err.text);
+        assert_int_equal(look.n, run.n);
+        assert_memory_equal(look.logits, run.logits, (size_t)run.n * sizeof *run.logits);
+    }
+    moec_pass_end(p);
+    assert_int_equal(MOEC_NEW(h, (size_t)(TOKENS * m->dims.hidden), NULL), MOEC_OK);
+    assert_int_equal(moec_hidden_read(h, p->hidden, 0, TOKENS, NULL), MOEC_OK);
+    moec_pass_free(p);
+    return h;
+}
+
+/* What a masked model computes is what the sliced one does. */
+static void check_mask(const char *what)
+{
+    moec_digest print;
+    moec_variant *v;
+    moec_model *m = forms_open_dir(forms_source);
+    assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+    const moec_request q = forms_request(m, &print, m->dims.experts / 2);
+    moec_plan *p = forms_plan_of(&q);
+    moec_model *o = forms_apply(m, p);
+    assert_int_equal(moec_variant_new(&v, m, NULL), MOEC_OK);
+    for (int64_t s = 0; s < p->n_sets; s++)
+        assert_int_equal(moec_variant_keep(v, s, p->layer[s].keep, p->layer[s].n_keep, NULL), MOEC_OK);
+    moec_variant_top_k(v, p->new_top_k);
+    float *want = states_of(o), *got = states_of(&v->model);
+    double worst = 0, scale = 0;
+    for (int64_t i = 0; i < TOKENS * m->dims.hidden; i++) {
+        worst = fmax(worst, fabs((double)want[i] - (double)got[i]));
+        scale = fmax(scale, fabs((double)want[i]));
+    }
+    if (!(worst <= 1e-5 * scale))
+        fail_msg("%s: hidden states differ by %.2g of the largest", what, worst / scale);
+    moec_free(want);
+    moec_free(got);
+    moec_variant_free(v);
+    moec_plan_free(p);
+    moec_model_close(o);
+    moec_model_close(m);
+}
+
+static void test_masks(void **state)
+{
+    static const char *const more[] = {"\"moe_use_logits_norm\": true, \"moe_gate_norm_std\": 1.5",
+                                       "\"moe_use_mixtral_gating\": true", "\"moe_feature_no_mul_topk\": true"};
+    const moec_family *f;
+    (void)state;
+    for (int i = 0; (f = moec_family_at(i)) != NULL; i++) {
+        forms_write_tiny(f->model_type, 0, MOEC_F32);
+        check_mask(f->model_type);
+    }
+    for (size_t i = 0; i < MOEC_COUNT(more); i++) {
+        forms_write_tiny("MoE++", 0, MOEC_F32);
+        forms_pool *x = forms_pool_of(NULL);
+        forms_pool_key(x, more[i]);
+        forms_pool_write(x);
+        check_mask(more[i]);
+    }
+}
+
+static void same_values(const moec_weight *a, const moec_weight *b)
+{
+    float x[96], y[96];
+    assert_true(a->rows == b->rows && a->cols == b->cols && a->cols <= 96);
+    for (int64_t r = 0; r < a->rows; r++) {
+        moec_weight_read(x, a->cols, a, r, 1, 0, a->cols);
+        moec_weight_read(y, b->cols, b, r, 1, 0, b->cols);
+        assert_memory_equal(x, y, (size_t)a->cols * sizeof *x);
+    }
+}
+
+/* A draft has the bytes and the views of the output. */
+static void test_drafts(void **state)
+{
+    static const struct { const char *family; int64_t keep, pad; } rows[] = {
+        {"qwen3_moe", 4, 0}, {"gpt_oss", 5, 7}, {"deepseek_v3", 6, 8}, {"dbrx", 4, 0}, {"MoE++", 4, 0},
+    };
+    const uint32_t all = MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN | MOEC_PART_ROUTER | MOEC_PART_ROUTER_BIAS |
+                         MOEC_PART_SELECTION_BIAS;
+    (void)state;
+    for (size_t i = 0; i < MOEC_COUNT(rows); i++) {
+        moec_digest print;
+        moec_forms forms;
+        moec_override *w;
+        moec_err err = {MOEC_OK, ""};
+        char *sheets = tiny_folder();
+        forms_write_tiny(rows[i].family, 0, MOEC_F32);
+        moec_model *m = forms_open_dir(forms_source);
+        assert_int_equal(moec_ckpt_fingerprint(&print, m->ckpt, NULL), MOEC_OK);
+        moec_request q = forms_request(m, &print, rows[i].keep);
+        q.pad = rows[i].pad;
+        moec_plan *p = forms_plan_of(&q);
+        moec_model *o = forms_apply(m, p);
+        assert_int_equal(moec_forms_new(&forms, m, p, NULL), MOEC_OK);
+        assert_int_equal(moec_override_open(&w, sheets, true, NULL), MOEC_OK);
+        for (int64_t s = 0; s < p->n_sets; s++) {
+            moec_draft d;
+            if (moec_draft_new(&d, w, "set.safetensors", m, p, &forms, s, all, &err) != MOEC_OK)
+                fail_msg("%s: %s", rows[i].family, err.text);
+            const moec_layer *l = moec_set_layer(o, s);
+            for (int64_t k = 0; k < d.n_keep; k++) {
+                const moec_mlp *is = &l->expert[moec_plan_number(p, m, s, p->layer[s].keep[k])];
+                same_values(&d.expert[k].gate, &is->gate);
+                same_values(&d.expert[k].up, &is->up);
+                same_values(&d.expert[k].down, &is->down);
+            }
+            assert_int_equal(d.router.of->bytes, l->mat[MOEC_MAT_ROUTER].of->bytes);
+            assert_memory_equal(d.router.of->data, l->mat[MOEC_MAT_ROUTER].of->data, d.router.of->bytes);
+            moec_draft_release(&d);
+        }
+        moec_override_close(w);
+        moec_forms_release(&forms);
+        moec_plan_free(p);
+        moec_model_close(o);
+        moec_model_close(m);
+        tiny_remove(sheets);
+        moec_free(sheets);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families), cmocka_unit_test(test_groups), cmocka_unit_test(test_mtp),
         cmocka_unit_test(test_router_norm), cmocka_unit_test(test_pad), cmocka_unit_test(test_pad_groups),
         cmocka_unit_test(test_loose), cmocka_unit_test(test_config_forms), cmocka_unit_test(test_compat),
+        cmocka_unit_test(test_own_code), cmocka_unit_test(test_masks), cmocka_unit_test(test_drafts),
     };
     return cmocka_run_group_tests(tests, forms_set_up, forms_tear_down);
 }

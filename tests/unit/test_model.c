@@ -392,6 +392,58 @@ static void a_dense_prediction_layer_is_known_by_its_names(void **state)
 }
 
 /* The list is searched for each layer: millions of elements must be an error, not a long time. */
+/* MoE++: what its config says of the experts must be true of the tensors, and its code can do no more than this. */
+static void carried_logits_need_their_parts(void **state)
+{
+    static const struct {
+        const char *key, *json;
+        change c; /* name NULL: the tensors are as they should be */
+        moec_status want;
+        const char *text;
+    } bad[] = {
+        {.key = "num_experts", .json = "[12, 12, 10]", .want = MOEC_EFORMAT,
+         .text = "num_experts differs between layers (entry 2)"},
+        {.key = "num_experts", .json = "[]", .want = MOEC_EFORMAT,
+         .text = "num_experts is neither a whole number nor a list"},
+        {.key = "num_experts", .json = "[4]", .want = MOEC_EFORMAT,
+         .text = "num_experts is 4, expected 5 to 65535"},
+        {.key = "num_experts", .json = "[11]", .want = MOEC_ESHAPE,
+         .text = "wg.2.weight is [12, 96], expected [11, 96]"},
+        {.key = "moe_expert_interval", .json = "2", .want = MOEC_EFORMAT,
+         .text = "moe_expert_interval is 2, expected 1 to 1"},
+        {.key = "moe_2layer_gate", .json = "false", .want = MOEC_ESHAPE,
+         .text = "wg.0.weight is there, but by config.json moe_2layer_gate is false"},
+        {.key = "moe_gate_norm_std", .json = "0", .want = MOEC_EFORMAT,
+         .text = "moe_gate_norm_std is 0, expected"},
+        {.c = {"1.mlp.moe.gate.wg.0.weight", "", 0, 0, MOEC_F64}, .want = MOEC_ESHAPE,
+         .text = "layers.1.mlp.moe.gate.wg.0.weight is missing"},
+        {.c = {"2.mlp.moe.gate.gate_map.weight", "", 0, 0, MOEC_F64}, .want = MOEC_ESHAPE,
+         .text = "gate_map.weight is missing"},
+        {.c = {"0.mlp.moe.gate.gate_map.weight", NULL, 12, 8, MOEC_F64}, .want = MOEC_ESHAPE,
+         .text = "is [12, 8], expected [12, 12]"},
+        {.c = {"experts.experts.9.constant", "", 0, 0, MOEC_F64}, .want = MOEC_ESHAPE,
+         .text = "experts.9.constant is missing"},
+        {.c = {"experts.experts.8.wg.weight", NULL, 3, 0, MOEC_F64}, .want = MOEC_ESHAPE,
+         .text = "expected [2, 32]"},
+        {.c = {"experts.experts.7.up_proj.weight", "", 0, 0, MOEC_F64}, .want = MOEC_ESHAPE,
+         .text = "experts.7.up_proj.weight is missing"},
+        {.c = {"experts.experts.7.up_proj.weight", NULL, 12, 0, MOEC_F64}, .want = MOEC_ESHAPE,
+         .text = "is [12, 32], expected [32, 32]"},
+    };
+    (void)state;
+    for (size_t i = 0; i < MOEC_COUNT(bad); i++) {
+        const tiny_spec spec = tiny_of("MoE++");
+        char *dir = made(&spec);
+        if (bad[i].key)
+            set_config(dir, bad[i].key, bad[i].json);
+        if (bad[i].key && strcmp(bad[i].key, "moe_gate_norm_std") == 0)
+            set_config(dir, "moe_use_logits_norm", "true");
+        if (bad[i].c.name)
+            change_tensor(dir, &bad[i].c);
+        refused(dir, bad[i].want, bad[i].text);
+    }
+}
+
 static void endless_lists_are_refused(void **state)
 {
     enum { N = 1000000 };
@@ -624,6 +676,7 @@ int main(void)
         cmocka_unit_test(keys_of_a_family_are_read_as_its_class_does),
         cmocka_unit_test(a_pattern_of_layers_may_be_a_text_beside_their_types),
         cmocka_unit_test(a_dense_prediction_layer_is_known_by_its_names),
+        cmocka_unit_test(carried_logits_need_their_parts),
         cmocka_unit_test(endless_lists_are_refused),
         cmocka_unit_test(heads_are_tied_or_their_own),
         cmocka_unit_test(both_config_dialects_are_read),

@@ -518,6 +518,29 @@ static void small_outputs_keep_their_digits(void **state)
     moec_partial_free(p);
 }
 
+/* Rows of the router without a network: those with a weight of 0 or more were selected. */
+static void counts_what_has_no_network(void **state)
+{
+    (void)state;
+    seed = 5;
+    moec_stats_meta m = make_meta(4, 2, 8, 0);
+    m.null_experts = 3;
+    const float gates[] = {-1, 0, 0.25f, -1, -1, -1, 0.5f, -1, 0.5f};
+    const double tokens[] = {1, 1, 2}, sums[] = {0.5, 0, 0.75};
+    moec_partial *p;
+    sample s;
+    assert_int_equal(moec_partial_new(&p, &m, NULL), MOEC_OK);
+    make_sample(&s, &m, 3, true);
+    s.ev.null_gates = gates;
+    moec_observe(p, &s.ev);
+    for (int64_t i = 0; i < 3; i++) {
+        assert_close(cell(p, MOEC_STAT_NULL_SELECTED, i), tokens[i], 0);
+        assert_close(cell(p, MOEC_STAT_NULL_GATE_SUM, i), sums[i], 0);
+    }
+    free_sample(&s);
+    moec_partial_free(p);
+}
+
 static void absorbs_into_the_right_places(void **state)
 {
     (void)state;
@@ -598,7 +621,7 @@ int main(void)
         cmocka_unit_test(observes_as_defined),
         cmocka_unit_test(keeps_its_laws),
         cmocka_unit_test(small_outputs_keep_their_digits),
-        cmocka_unit_test(absorbs_into_the_right_places),
+        cmocka_unit_test(counts_what_has_no_network), cmocka_unit_test(absorbs_into_the_right_places),
         cmocka_unit_test(survives_every_allocation_failure),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -183,11 +183,11 @@ static void an_edited_config_starts_anew(void **state)
     moec_free(path);
 }
 
-static int set_up(void **state)
+static int set_up_as(void **state, const char *family)
 {
     static place p;
     moec_err err = {MOEC_OK, ""};
-    const tiny_spec spec = {.layers = LAYERS, .seed = 3, .hidden = HIDDEN};
+    const tiny_spec spec = {.family = family, .layers = LAYERS, .seed = 3, .hidden = HIDDEN};
     for (int i = 0; i < TOKENS; i++)
         ids[i] = (i * 37 + i / 64 * 11) % 64;
     for (int i = 0; i <= TOKENS / WINDOW; i++)
@@ -205,6 +205,17 @@ static int set_up(void **state)
     }
     unlink(p.stats);
     return 0;
+}
+
+static int set_up(void **state)
+{
+    return set_up_as(state, NULL);
+}
+
+/* A model whose router needs the logits of the layer before: they are part of the state. */
+static int set_up_carried(void **state)
+{
+    return set_up_as(state, "MoE++");
 }
 
 static int tear_down(void **state)
@@ -227,6 +238,9 @@ int main(void)
         cmocka_unit_test(a_folder_at_work_is_left_alone), cmocka_unit_test(finished_files_may_be_completed),
         cmocka_unit_test(an_edited_config_starts_anew),
     };
+    const struct CMUnitTest carried[] = {
+        cmocka_unit_test(limits_may_change_between_runs), cmocka_unit_test(stale_states_are_not_taken),
+    };
     moec_log_set(MOEC_QUIET);
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, set_up, tear_down) + cmocka_run_group_tests(carried, set_up_carried, tear_down);
 }

@@ -235,7 +235,7 @@ static void check(const rules *r)
 {
     fixture x;
     setup(&x, r);
-    moec__route(x.scores, x.ids, x.gates, x.logits, &x.router, &x.model, TOKENS);
+    moec__route(x.scores, x.ids, x.gates, NULL, x.logits, &x.router, &x.model, TOKENS);
     for (int64_t t = 0; t < TOKENS; t++) {
         double s[MOST];
         chosen want;
@@ -246,7 +246,7 @@ static void check(const rules *r)
         check_token(x.ids + t * x.slots, x.gates + t * x.slots, x.slots, &want);
     }
     /* ids alone are the same ones, also where the scores take the place of the logits */
-    moec__route(x.logits, x.guess, NULL, x.logits, &x.router, &x.model, TOKENS);
+    moec__route(x.logits, x.guess, NULL, NULL, x.logits, &x.router, &x.model, TOKENS);
     for (int64_t t = 0; t < TOKENS; t++)
         same_set(x.ids + t * x.slots, x.guess + t * x.slots, x.slots);
     teardown(&x);
@@ -312,6 +312,53 @@ static void null_experts_leave_their_slots_empty(void **state)
         check(&list[i]);
 }
 
+/* Four experts and behind them two constants, a copy and nothing. Logits whose softmax is in the ratios 1 : 2 : .. are chosen
+ * by hand: two are taken, nothing's weight is left out of the sum, and who has no network leaves the slots. */
+static void what_has_no_network_keeps_its_weight(void **state)
+{
+    static const struct { int best, next; bool softmax; float gate, null_best, null_next; } rows[] = {
+        {1, 3, false, 2.0f / 3.0f, -1, -1},     /* two true ones, the better one twice the other */
+        {1, 4, false, 2.0f / 3.0f, -1, 1.0f / 3.0f}, /* a true one and a constant */
+        {6, 1, false, 1.0f / 3.0f, 2.0f / 3.0f, -1}, /* the copy and a true one */
+        {7, 1, false, 1.0f, 0.0f, -1},          /* nothing and a true one, which has all the weight */
+        {1, 7, false, 1.0f, -1, 0.0f},
+        {7, 5, false, 0.0f, 0.0f, 1.0f},        /* no true one at all */
+        {7, 1, true, 1.0f / 3.0f, 2.0f / 3.0f, -1}, /* the softmax over the two keeps nothing's share */
+    };
+    const moec_family family = {.tail = {MOEC_NULL_CONSTANT, MOEC_NULL_CONSTANT, MOEC_NULL_COPY, MOEC_NULL_ZERO}, .n_tail = 4};
+    (void)state;
+    for (size_t i = 0; i < MOEC_COUNT(rows); i++)
+        for (int spread = 0; spread < 2; spread++) {
+            float z[8] = {-9, -9, -9, -9, -9, -9, -9, -9}, scores[8], gates[2], nulls[4];
+            int32_t id[2];
+            moec_router r = {.rows = NULL};
+            moec_model m = {.family = &family};
+            m.dims = (moec_dims){.experts = 4, .null_experts = 4, .top_k = 2, .slots = 2, .groups = 1, .top_groups = 1,
+                                 .route_scale = 1, .renorm = !rows[i].softmax, .top_k_softmax = rows[i].softmax};
+            z[rows[i].best] = logf(2.0f);
+            z[rows[i].next] = 0.0f;
+            if (spread) { /* three times the logits, brought back to the deviation that they had */
+                double sum = 0, square = 0;
+                for (int e = 0; e < 8; e++)
+                    sum += (double)z[e] / 8;
+                for (int e = 0; e < 8; e++)
+                    square += ((double)z[e] - sum) * ((double)z[e] - sum) / 7;
+                m.dims.logit_std = sqrt(square);
+                for (int e = 0; e < 8; e++)
+                    z[e] *= 3;
+            }
+            moec__route(scores, id, gates, nulls, z, &r, &m, 1);
+            const int best = rows[i].best, next = rows[i].next, first = best < 4 ? best : next;
+            assert_int_equal(id[0], first < 4 ? first : -1);
+            assert_int_equal(id[1], best < 4 && next < 4 ? next : -1);
+            assert_true(fabsf(gates[0] - rows[i].gate) < 1e-6f);
+            for (int e = 4; e < 8; e++) {
+                float want = e == best ? rows[i].null_best : e == next ? rows[i].null_next : -1.0f;
+                assert_true(fabsf(nulls[e - 4] - want) < 1e-6f);
+            }
+        }
+}
+
 static void their_number_varies(void **state)
 {
     static const rules list[] = {
@@ -337,16 +384,16 @@ static void edges_of_top_p(void **state)
     (void)state;
     setup(&x, &r);
     memset(x.logits, 0, sizeof(float) * 4 * TOKENS); /* four scores of exactly 0.25 */
-    moec__route(x.scores, x.ids, x.gates, x.logits, &x.router, &x.model, 1);
+    moec__route(x.scores, x.ids, x.gates, NULL, x.logits, &x.router, &x.model, 1);
     const int32_t three[] = {0, 1, 2, -1}; /* 0.5 does not exceed 0.5 */
     assert_memory_equal(x.ids, three, sizeof three);
     assert_true(x.gates[2] == 0.25f && x.gates[3] == 0.0f);
     x.model.dims.top_p = 1.0;
-    moec__route(x.scores, x.ids, x.gates, x.logits, &x.router, &x.model, 1);
+    moec__route(x.scores, x.ids, x.gates, NULL, x.logits, &x.router, &x.model, 1);
     const int32_t four[] = {0, 1, 2, 3};
     assert_memory_equal(x.ids, four, sizeof four);
     x.model.dims.top_p = 0.0;
-    moec__route(x.scores, x.ids, x.gates, x.logits, &x.router, &x.model, 1);
+    moec__route(x.scores, x.ids, x.gates, NULL, x.logits, &x.router, &x.model, 1);
     const int32_t one[] = {0, -1, -1, -1};
     assert_memory_equal(x.ids, one, sizeof one);
     teardown(&x);
@@ -378,7 +425,7 @@ static void sparsemixer_as_in_transformers(void **state)
     (void)state;
     setup(&x, &r);
     memcpy(x.logits, logits, sizeof logits);
-    moec__route(x.scores, x.ids, x.gates, x.logits, &x.router, &x.model, 2);
+    moec__route(x.scores, x.ids, x.gates, NULL, x.logits, &x.router, &x.model, 2);
     for (int t = 0; t < 2; t++)
         for (int j = 0; j < 2; j++) {
             assert_int_equal(x.ids[2 * t + j], ids[t][j]);
@@ -396,12 +443,12 @@ static void nothing_is_divided_by_zero(void **state)
     setup(&x, &r);
     for (int i = 0; i < 6; i++)
         x.logits[i] = -1.0f;
-    moec__route(x.scores, x.ids, x.gates, x.logits, &x.router, &x.model, 1);
+    moec__route(x.scores, x.ids, x.gates, NULL, x.logits, &x.router, &x.model, 1);
     assert_true(x.gates[0] == 0.0f && x.gates[1] == 0.0f);
     assert_int_equal(x.ids[0], 0);
     x.family.score = MOEC_SCORE_SIGMOID;
     x.logits[3] = 30.0f, x.logits[5] = 40.0f, x.logits[1] = 25.0f;
-    moec__route(x.scores, x.ids, x.gates, x.logits, &x.router, &x.model, 1);
+    moec__route(x.scores, x.ids, x.gates, NULL, x.logits, &x.router, &x.model, 1);
     assert_int_equal(x.ids[0], 3); /* equal weights: the lowest number first */
     assert_int_equal(x.ids[1], 5);
     teardown(&x);
@@ -425,7 +472,7 @@ static void survives_what_is_no_number(void **state)
         setup(&x, &list[i]);
         for (int64_t j = 0; j < TOKENS * x.all; j += 1 + j / x.all) /* a whole row first, then ever fewer */
             x.logits[j] = j % 3 ? NAN : INFINITY;
-        moec__route(x.scores, x.ids, x.gates, x.logits, &x.router, &x.model, TOKENS);
+        moec__route(x.scores, x.ids, x.gates, NULL, x.logits, &x.router, &x.model, TOKENS);
         bool poisoned = false;
         for (int64_t t = 0; t < TOKENS; t++)
             for (int64_t j = 0; j < x.slots; j++) {
@@ -446,6 +493,7 @@ int main(void)
         cmocka_unit_test(top_k_of_all_kinds),
         cmocka_unit_test(groups_limit_the_choice),
         cmocka_unit_test(null_experts_leave_their_slots_empty),
+        cmocka_unit_test(what_has_no_network_keeps_its_weight),
         cmocka_unit_test(their_number_varies),
         cmocka_unit_test(edges_of_top_p),
         cmocka_unit_test(sparsemixer_draws_twice),

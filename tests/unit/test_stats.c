@@ -29,7 +29,7 @@ static uint64_t next_u64(void)
 }
 
 static int64_t moe_layer[] = {1, 2, 4};
-static char rule[] = "{\"score\": \"softmax\", \"top_k\": 2}", options[] = "{\"seq_len\": 128}";
+static char rule[] = "{\"score\": \"softmax\", \"top_k\": 2, \"null_experts\": 3}", options[] = "{\"seq_len\": 128}";
 static char folder[] = "/tmp/moec-stats-XXXXXX";
 static char path_a[64], path_b[64], path_tmp[72];
 
@@ -37,7 +37,8 @@ static moec_stats_meta make_meta(int tier)
 {
     return (moec_stats_meta){.model = "00112233445566778899aabbccddeeff", .model_type = "qwen3_moe", .router_rule = rule,
                              .options = options, .compute = "f32", .layers = 5, .moe_layers = 3, .experts = 4,
-                             .top_k = 2, .hidden = 6, .expert_width = 5, .moe_layer = moe_layer, .tier = tier};
+                             .top_k = 2, .hidden = 6, .expert_width = 5, .null_experts = 3, .moe_layer = moe_layer,
+                             .tier = tier};
 }
 
 static int64_t all_cells(const moec_stats_meta *m, moec_stat kind)
@@ -147,7 +148,7 @@ static void every_row_is_sound(void **state)
         const moec_stat_kind *row = &moec_stat_kinds[k];
         int64_t dim[MOEC_STATS_MAX_RANK], n = 1;
         assert_true(row->name && strlen(row->name) < 31 && row->unit[0] && row->about[0]);
-        assert_true(strspn(row->shape, "EkjHIrcpf3n") == strlen(row->shape));
+        assert_true(strspn(row->shape, "ENkjHIrcpf3n") == strlen(row->shape));
         assert_true(strlen(row->shape) < MOEC_STATS_MAX_RANK && (row->tier == 0 || row->tier == 1));
         assert_true(row->merge != MOEC_MERGE_FOLLOW || moec_stat_kinds[k - 1].merge == MOEC_MERGE_MAX);
         assert_true(row->start == 0 || row->cell == MOEC_CELL_F64);
@@ -162,7 +163,10 @@ static void every_row_is_sound(void **state)
     assert_int_equal(moec_stat_cells(&m, MOEC_STAT_COS_BLOCK), 36);
     assert_int_equal(moec_stat_blocks(&m, MOEC_STAT_COS_BLOCK), 1);
     assert_int_equal(moec_stat_blocks(&m, MOEC_STAT_TRANS), 2);
+    assert_int_equal(moec_stat_cells(&m, MOEC_STAT_NULL_SELECTED), 3);
     m.top_k = m.moe_layers = 1;
+    m.null_experts = 0;
+    assert_int_equal(moec_stat_blocks(&m, MOEC_STAT_NULL_SELECTED), 0);
     assert_int_equal(moec_stat_blocks(&m, MOEC_STAT_RATIO_HIST), 0);
     assert_int_equal(moec_stat_blocks(&m, MOEC_STAT_TRANS), 0);
     assert_int_equal(moec_stat_blocks(&m, MOEC_STAT_CUMGATE_HIST), 1);
