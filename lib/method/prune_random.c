@@ -1,22 +1,14 @@
 /* Random scores: the baseline that every method has to beat. A score depends on seed, layer and expert alone, so plans
- * of one seed nest (25 % is part of 50 %), and any machine makes the same plan.
- * Source: splitmix64, the finaliser of Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators (OOPSLA 2014). */
+ * of one seed nest (25 % is part of 50 %), and any machine makes the same plan. */
 #include "method/method.h"
 
 #include "base/mem.h"
-
-static uint64_t splitmix64(uint64_t x)
-{
-    x += UINT64_C(0x9e3779b97f4a7c15);
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return x ^ (x >> 31);
-}
+#include "base/random.h"
 
 /* In [0, 1), 53 bits. */
 static double uniform(uint64_t seed, uint64_t layer, uint64_t expert)
 {
-    return (double)(splitmix64(splitmix64(splitmix64(seed) ^ layer) ^ expert) >> 11) * 0x1p-53;
+    return (double)(moec_mix64(moec_mix64(moec_mix64(seed) ^ layer) ^ expert) >> 11) * 0x1p-53;
 }
 
 static moec_status plan_random(moec_plan **out, const moec_method *me, const moec_request *q, moec_err *err)

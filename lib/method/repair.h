@@ -16,7 +16,8 @@
 
 typedef struct moec_repair_task {
     const moec_model *model;   /* dims and rules */
-    const moec_layer *layer;   /* expert[e] of every kept e: plain views of writable tensors, read and written in place */
+    const moec_layer *layer;   /* expert[e] of every kept e: plain F32, BF16 or F16 views of tensors in a shared mapping of a
+                                  file, read and written in place, their pages given back; `removed` as for moec_route */
     const int32_t *keep;       /* [n_keep] ascending */
     int64_t n_keep;
     int64_t n, n_fit;          /* tokens; the first n_fit are fitted to */
@@ -53,13 +54,18 @@ typedef struct moec_ridge_opts {
  *      D' = argmin sum_{t in T} w_t |z_t - D' b_t|^2 + mu |D' - D|^2,   mu = lambda / I * trace(sum_t w_t b_t b_t^T)
  *
  *  i.e. D' = D + (B rest)^T (A + mu)^-1, solved for the change: with few tokens it stays near what is there. D' is taken
- *  when the held-out error of the expert's tokens drops (where no held-out token selects it: when the fitted error does). The
- *  Gram matrix is summed in float32 by blocks of tokens and in float64 over blocks; factorised in float64, mu times 10 until that
- *  succeeds. Conjugate gradients start from no change and end at a relative residual of 1e-4 or 50 steps.
- *  An expert without tokens stays as it is.
- *  *taken: experts whose projection changed. Output rounded once to the tensor's type.
- *  MOEC_ENOMEM; MOEC_EINTR; MOEC_ENUMERIC: a weight that is not finite.
- *  Cost a sweep: 2 n_e (2 H I + I^2/2 + 2 H I) + I^3/3 + 2 H I^2 operations for an expert of n_e tokens.
+ *  when the held-out error of the expert's tokens drops (where no held-out token selects it: when the fitted error does), the
+ *  error being that of D' as rounded to the tensor's type. The Gram matrix is summed in float32 by blocks of tokens and in
+ *  float64 over blocks; factorised in float64, mu times 10 until that succeeds. It is made anew in each sweep: kept, the
+ *  factors of all experts would be as large as their weights in float64. Conjugate gradients, for each row of D on its own
+ *  and without a Gram matrix, start from no change and end at a relative residual of 1e-4 or 50 steps. With the weight on the
+ *  input, a_t = act(gate g x, up g x) and g is 1 here.
+ *  An expert without fitted tokens stays as it is. Biases stay as they are.
+ *  *taken: changes of an expert's projection, over all sweeps. Progress: a step of n_e an expert and sweep.
+ *  MOEC_ENOMEM; MOEC_EINTR: experts visited before are changed, and `rest` says so; MOEC_ENUMERIC: a weight of the input is
+ *  not finite (a solution that is not, or too large for F16, is not taken).
+ *  Cost a sweep: 2 n_e (2 H I + I^2/2 + 2 H I) + I^3/3 + 2 H I^2 operations for an expert of n_e tokens; a step of conjugate
+ *  gradients 4 n_e H I. Memory: n (H + I), 4 H I floats, H I + 2 I^2 doubles where dense.
  *  Source: the refit of MergeMoE (arXiv 2510.14436, its T1), applied here to pruning, towards the old weights and with a
  *  held-out test. */
 MOEC_API moec_status moec_repair_ridge(int64_t *taken, moec_repair_task *t, const moec_ridge_opts *o, moec_err *err)
@@ -84,17 +90,27 @@ typedef struct moec_deep_opts {
  *
  *  Where one block holds the whole layer, task.router is there and the family chooses the k best by softmax or sigmoid, the
  *  router's rows are fitted too: every batch is routed by the rows as they are then, and with r_t the routed output, s the
- *  score, dr/dz_e = g_e f_e - (g_e / gamma) r (softmax; gamma: the factor on normalised weights, 1 in most families) or
- *  (1 - s_e) of the same (sigmoid, renormalised), (1 - s_e) g_e f_e (sigmoid, not). ids and gates are the new ones afterwards.
- *  A visit is taken when the held-out error of the block's tokens drops (of all tokens when routing changed), else
- *  everything is as before it. Moments of Adam start anew with each visit.
- *  *taken: visits that were. Errors as moec_repair_ridge.
+ *  score, gamma the factor on the weights (1 in most families)
+ *
+ *      dr/dz_e = g_e f_e - (g_e / gamma) r            softmax, renormalised (or over the chosen): selected e
+ *                g_e f_e - s_e r                      softmax, not: all e, g_e = 0 where it is not selected
+ *                (1 - s_e) (g_e f_e - (g_e / gamma) r), (1 - s_e) g_e f_e     sigmoid, renormalised or not: selected e
+ *
+ *  with d f_e(g_e x) / dg_e for f_e where the weight is on the input. Models with null experts keep their router. ids and gates
+ *  are the new ones afterwards.
+ *  A visit is taken when the held-out error of the block's tokens drops (of all tokens when routing changed; where none is
+ *  held out, when the fitted error does), measured on weights as rounded to the tensors' types; else everything is as before
+ *  it, bit for bit. Steps are shares of each matrix's root mean square before the visit; the first twentieth of them rises to
+ *  `rate`. Batches of an epoch differ by one token at most. Moments of Adam start anew with each visit. Biases stay.
+ *  *taken: visits that were. Progress: the selections of each batch, by the share of neurons that a block has.
+ *  Errors as moec_repair_ridge; MOEC_EINVAL: a batch below 1.
  *  Cost a sweep: (3 epochs + 2) times the experts' part of the layer's forward pass, and some 6 values of memory traffic a
- *  weight and step. Unpublished: layer-wise distillation of pruned experts. */
+ *  weight and step. Memory: n H floats, 3 for each value of a block, and a batch's rows.
+ *  Unpublished: layer-wise distillation of pruned experts. */
 MOEC_API moec_status moec_repair_deep(int64_t *taken, moec_repair_task *t, const moec_deep_opts *o, moec_err *err)
     MOEC_USE_RESULT;
 
-/** Bytes that the two need besides the task's own arrays. */
+/** Bytes that the two need besides the task's own arrays, with batches of up to 1024 tokens and `dense` of up to 4096. */
 MOEC_API size_t moec_repair_bytes(const moec_model *m, int64_t n, int64_t slots, int64_t block_values);
 
 #endif

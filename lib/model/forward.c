@@ -406,25 +406,6 @@ static void widen(float **out, float *store, const moec_tensor *t)
         moec_dtypes[t->dtype].to_f32(store, t->data, count_of(t));
 }
 
-/* Rows [E, 2I], gate and up side by side or in turns as in gate_up, to [E, I] each. */
-static void split_bias(float *gate, float *up, const moec_tensor *t, const moec_layer *l, int64_t experts, int64_t width)
-{
-    enum { PART = 512 };
-    float both[PART];
-    bool pairs = l->layout == MOEC_LAYOUT_IN_OUT_PAIRS || l->layout == MOEC_LAYOUT_MXFP4_PAIRS;
-    const char *data = t->data;
-    int64_t size = moec_dtypes[t->dtype].bytes, n = experts * 2 * width;
-    for (int64_t at = 0; at < n; at += PART) {
-        int64_t m = n - at < PART ? n - at : PART;
-        moec_dtypes[t->dtype].to_f32(both, data + at * size, m);
-        for (int64_t i = 0; i < m; i++) {
-            int64_t e = (at + i) / (2 * width), c = (at + i) % (2 * width);
-            bool is_up = pairs ? c % 2 : c >= width;
-            (is_up ? up : gate)[e * width + (pairs ? c / 2 : c % width)] = both[i];
-        }
-    }
-}
-
 static void widen_layer(moec_forward *f, const moec_layer *l)
 {
     static const moec_vec plus1[] = {MOEC_VEC_NORM_ATTN, MOEC_VEC_NORM_MLP, MOEC_VEC_POST_ATTN, MOEC_VEC_POST_MLP,
@@ -446,7 +427,7 @@ static void widen_layer(moec_forward *f, const moec_layer *l)
     /* Whether experts have biases is asked of the model; a layer without them adds 0. */
     size_t EI = (size_t)(d->experts * d->expert_width), EH = (size_t)(d->experts * d->hidden);
     if (l->gate_up_bias) {
-        split_bias(f->expert_gate_bias, f->expert_up_bias, l->gate_up_bias, l, d->experts, d->expert_width);
+        moec_expert_bias(f->expert_gate_bias, f->expert_up_bias, f->m, l, 0, d->experts);
     } else if (f->expert_gate_bias) {
         memset(f->expert_gate_bias, 0, EI * sizeof(float));
         memset(f->expert_up_bias, 0, EI * sizeof(float));

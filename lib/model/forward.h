@@ -83,9 +83,13 @@ MOEC_API moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, f
                                         int64_t n_seq, moec_watch_fn *watch, void *ctx, moec_err *err) MOEC_USE_RESULT;
 
 /** Chooses experts from logits [n, E+N] (bias included, -infinity for experts that are not to be chosen) by the rule of the
- *  model: scores [n, E+N], ids and gates [n, slots] as in moec_moe_view. `scores` may be `logits`. Any thread. */
+ *  model: scores [n, E+N], ids and gates [n, slots] as in moec_moe_view. `scores` may be `logits`. Any thread.
+ *  Stack: 256 KB. */
 MOEC_API void moec_route(float *scores, int32_t *ids, float *gates, const float *logits, const moec_model *m,
                          const moec_layer *l, int64_t n);
+
+/** Biases of gate and up of experts [first, first + n) to float32, [n,I] each; the layer has gate_up_bias. */
+MOEC_API void moec_expert_bias(float *gate, float *up, const moec_model *m, const moec_layer *l, int64_t first, int64_t n);
 
 /** Bytes of one layer's tensors. */
 MOEC_API uint64_t moec_layer_bytes(const moec_model *m, int64_t layer);

@@ -95,6 +95,25 @@ uint64_t moec_expert_bytes(const moec_layer *l, int64_t expert)
     return moec_weight_bytes(&e->gate) + moec_weight_bytes(&e->up) + moec_weight_bytes(&e->down);
 }
 
+/* Rows [E, 2I], gate and up side by side or in turns as in gate_up. */
+void moec_expert_bias(float *gate, float *up, const moec_model *m, const moec_layer *l, int64_t first, int64_t n)
+{
+    enum { PART = 512 };
+    float both[PART];
+    const int64_t width = m->dims.expert_width, all = n * 2 * width, size = moec_dtypes[l->gate_up_bias->dtype].bytes;
+    const bool pairs = l->layout == MOEC_LAYOUT_IN_OUT_PAIRS || l->layout == MOEC_LAYOUT_MXFP4_PAIRS;
+    const char *data = (const char *)l->gate_up_bias->data + first * 2 * width * size;
+    for (int64_t at = 0; at < all; at += PART) {
+        int64_t k = all - at < PART ? all - at : PART;
+        moec_dtypes[l->gate_up_bias->dtype].to_f32(both, data + at * size, k);
+        for (int64_t i = 0; i < k; i++) {
+            int64_t e = (at + i) / (2 * width), c = (at + i) % (2 * width);
+            bool is_up = pairs ? c % 2 : c >= width;
+            (is_up ? up : gate)[e * width + (pairs ? c / 2 : c % width)] = both[i];
+        }
+    }
+}
+
 /* --- are they finite? -------------------------------------------------------------------------------------------------- */
 
 /* A piece of work: bytes [at, at + n) of a tensor, or a quantized matrix, whose values are codes times scales. A stacked

@@ -16,7 +16,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { MOST_GROUPS = 65536, BITS = 64 };
+enum { MOST_GROUPS = 65536, BITS = 64 }; /* config.c reads up to 65535 experts */
 
 /* ---- weights and logits ---------------------------------------------------------------------------------------------- */
 
@@ -31,6 +31,19 @@ static float *read_whole(float *store, const moec_weight *w)
         return NULL;
     moec_weight_read(store, w->cols, w, 0, w->rows, 0, w->cols);
     return store;
+}
+
+static void load_selection(moec_router *r, const moec_model *m, const moec_layer *l)
+{
+    r->removed = l->removed;
+    r->selection = NULL;
+    if (!l->vec[MOEC_VEC_SELECTION_BIAS])
+        return;
+    r->selection = r->selection_store;
+    widen(r->selection, l->vec[MOEC_VEC_SELECTION_BIAS], m->dims.experts);
+    for (int64_t e = 0; r->removed && e < m->dims.experts; e++)
+        if (r->removed[e]) /* a score of 0 with a bias could still win */
+            r->selection[e] = -INFINITY;
 }
 
 void moec__router_load(moec_router *r, const moec_model *m, const moec_layer *l)
@@ -62,14 +75,7 @@ void moec__router_load(moec_router *r, const moec_model *m, const moec_layer *l)
         if (l->bias[MOEC_MAT_ROUTER_NULL])
             widen(r->bias + d->experts, l->bias[MOEC_MAT_ROUTER_NULL], d->null_experts);
     }
-    if (l->vec[MOEC_VEC_SELECTION_BIAS]) {
-        r->selection = r->selection_store;
-        widen(r->selection, l->vec[MOEC_VEC_SELECTION_BIAS], d->experts);
-    }
-    r->removed = l->removed;
-    for (int64_t e = 0; r->removed && r->selection && e < d->experts; e++)
-        if (r->removed[e]) /* a score of 0 with a bias could still win */
-            r->selection[e] = -INFINITY;
+    load_selection(r, m, l);
     for (int64_t e = 0; r->norm && e < d->experts; e++)
         r->norm[e] = r->in || r->map ? 0.0f : (float)sqrt(moec_sum_sq(r->rows + e * r->width, r->width));
 }
@@ -484,4 +490,13 @@ void moec__route(float *scores, int32_t *ids, float *gates, float *null_gates, c
     for (int64_t t = 0; t < n; t++)
         route_token(scores + t * all, ids + t * slots, gates ? gates + t * slots : NULL,
                     null_gates ? null_gates + t * nulls : NULL, logits + t * all, r, m, kept);
+}
+
+void moec_route(float *scores, int32_t *ids, float *gates, const float *logits, const moec_model *m, const moec_layer *l,
+                int64_t n)
+{
+    float selection[MOST_GROUPS];
+    moec_router r = {.layer = l, .selection_store = selection, .removed = l->removed};
+    load_selection(&r, m, l);
+    moec__route(scores, ids, gates, NULL, logits, &r, m, n);
 }

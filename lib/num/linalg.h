@@ -1,4 +1,4 @@
-/* Dense linear algebra on ordinary row-major matrices: the border to OpenBLAS. No other file sees cblas.h.
+/* Dense linear algebra on ordinary row-major matrices: the border to OpenBLAS. No other file sees cblas.h and lapacke.h.
  *
  * OpenBLAS is pinned to one thread: this library parallelises outside, over experts and row blocks, and one product
  * gives the same bits whatever the number of our threads. */
@@ -19,5 +19,18 @@ MOEC_API void moec_linalg_init(void);
  *  beta == 0 overwrites C whatever it holds. Safe from several threads at once, on different C. */
 MOEC_API void moec_sgemm(bool transa, bool transb, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
                          int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
+
+/** y[i] += alpha * x[i]. */
+MOEC_API void moec_saxpy(float *y, float alpha, const float *x, int64_t n);
+/** sum of x[i] * y[i] in float32, in one order for each n. */
+MOEC_API float moec_sdot(const float *x, const float *y, int64_t n);
+
+/** Factor of a symmetric positive definite matrix a [n,n] in float64: the lower triangle is overwritten by L with L L^T = a;
+ *  what lies above it is neither read nor written. False: a is not positive definite or not finite; the triangle is lost then.
+ *  Cost: n^3/3 operations. */
+MOEC_API bool moec_cholesky(double *a, int64_t n) MOEC_USE_RESULT;
+/** Each row x [n] of b [rows,n] becomes a^-1 x, with the factor that moec_cholesky left. Cost: 2 rows n^2. Safe from several
+ *  threads at once, on different rows. */
+MOEC_API void moec_cholesky_solve(double *b, const double *factor, int64_t n, int64_t rows);
 
 #endif

@@ -1,5 +1,6 @@
 #include "num/tensor.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -164,6 +165,33 @@ moec_dtype moec_dtype_find(const char *name)
         if (strcmp(moec_dtypes[i].name, name) == 0)
             return (moec_dtype)i;
     return MOEC_DTYPE_COUNT;
+}
+
+uint16_t moec_to_bf16(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    if (isnan(x))
+        return (uint16_t)(u >> 16 | 0x40);
+    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* Subnormal results are multiples of 2^-24. */
+uint16_t moec_to_f16(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    const uint16_t sign = (uint16_t)(u >> 16 & 0x8000);
+    const float a = fabsf(x);
+    if (isnan(x))
+        return (uint16_t)(sign | 0x7e00);
+    if (a >= 65520.0f)
+        return (uint16_t)(sign | 0x7c00);
+    if (a < 0x1p-14f)
+        return (uint16_t)(sign | (uint16_t)lrintf(a * 0x1p24f));
+    u &= 0x7fffffff;
+    u += 0xfff + (u >> 13 & 1);
+    return (uint16_t)(sign | (uint16_t)((u - (112u << 23)) >> 13));
 }
 
 /* A value is not finite when all its exponent bits are set, and these lie in the value's highest 16 bits. So every

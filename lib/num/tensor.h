@@ -39,6 +39,11 @@ typedef struct moec_tensor {
     size_t bytes;
 } moec_tensor;
 
+/** To the nearest BF16 or F16, ties to even; a NaN stays one, a value beyond 65504 (by rounding: from 65520 on) becomes an
+ *  infinite F16. */
+MOEC_API uint16_t moec_to_bf16(float x);
+MOEC_API uint16_t moec_to_f16(float x);
+
 /** Index of the first value that is NaN or infinite, or -1. Formats without to_f32 count as finite. Cost: one read. */
 MOEC_API int64_t moec_tensor_nonfinite(const moec_tensor *t);
 

@@ -63,6 +63,21 @@ void moec_swiglu_clamped(float *gate, const float *up, int64_t n, float limit, f
     table()->swiglu_clamped(gate, up, n, limit, alpha);
 }
 
+void moec_silu_mul_grad(float *gate, float *up, const float *grad, int64_t n)
+{
+    table()->silu_mul_grad(gate, up, grad, n);
+}
+
+void moec_swiglu_clamped_grad(float *gate, float *up, const float *grad, int64_t n, float limit, float alpha)
+{
+    table()->swiglu_clamped_grad(gate, up, grad, n, limit, alpha);
+}
+
+void moec_adam(float *w, float *m, float *v, const float *grad, int64_t n, const moec_adam_factors *f)
+{
+    table()->adam(w, m, v, grad, n, f);
+}
+
 void moec_delta_step(float *state, float *v, const float *q, const float *k, int64_t dk, int64_t dv, float decay, float beta)
 {
     table()->delta_step(state, v, q, k, dk, dv, decay, beta);

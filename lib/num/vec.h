@@ -23,6 +23,19 @@ MOEC_API void moec_silu_mul(float *gate, const float *up, int64_t n);
 /** The activation of gpt-oss (transformers, GptOssExperts): with g = min(gate[i], limit), u = up[i] cut to [-limit, limit],
  *  gate[i] = (u + 1) * g / (1 + exp(-alpha * g)). A NaN in either stays one. */
 MOEC_API void moec_swiglu_clamped(float *gate, const float *up, int64_t n, float limit, float alpha);
+/** Back through moec_silu_mul: with grad[i] what the loss changes by for the product, gate[i] and up[i], given as they went
+ *  in, become what it changes by for them. */
+MOEC_API void moec_silu_mul_grad(float *gate, float *up, const float *grad, int64_t n);
+/** The same through moec_swiglu_clamped; 0 where a value was cut. */
+MOEC_API void moec_swiglu_clamped_grad(float *gate, float *up, const float *grad, int64_t n, float limit, float alpha);
+
+/* Factors of one step of Adam (Kingma and Ba, arXiv 1412.6980): m = keep1 m + (1-keep1) g, v = keep2 v + (1-keep2) g^2,
+ * w -= rate m fix1 / (sqrt(v fix2) + eps), fix the corrections of the start, 1 / (1 - keep^step). */
+typedef struct moec_adam_factors {
+    float keep1, keep2, fix1, fix2, rate, eps;
+} moec_adam_factors;
+MOEC_API void moec_adam(float *w, float *m, float *v, const float *grad, int64_t n, const moec_adam_factors *f);
+
 /** One token of a gated delta net on a state S [dk,dv]: S = decay S; S += k (x) d with d = beta (v - S^T k); v becomes
  *  S^T q. Sums over dk in float32, in one order for each column. */
 MOEC_API void moec_delta_step(float *state, float *v, const float *q, const float *k, int64_t dk, int64_t dv, float decay,

@@ -11,5 +11,6 @@
 #define VEC_FMA(a, b, c) ((vf)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
 #define VEC_MAX(a, b) ((vf)_mm256_max_ps((__m256)(a), (__m256)(b)))
 #define VEC_MIN(a, b) ((vf)_mm256_min_ps((__m256)(a), (__m256)(b)))
+#define VEC_SQRT(a) ((vf)_mm256_sqrt_ps((__m256)(a)))
 #include "num/vec_body.inc"
 #endif

@@ -12,5 +12,6 @@
 #define VEC_MAX(a, b) ((vf)_mm512_max_ps((__m512)(a), (__m512)(b)))
 #define VEC_MIN(a, b) ((vf)_mm512_min_ps((__m512)(a), (__m512)(b)))
 #define VEC_SCALE(a, b) ((vf)_mm512_scalef_ps((__m512)(a), (__m512)(b)))
+#define VEC_SQRT(a) ((vf)_mm512_sqrt_ps((__m512)(a)))
 #include "num/vec_body.inc"
 #endif

@@ -13,6 +13,9 @@ typedef struct moec_vec_table {
     void (*mul_sigmoid)(float *x, const float *g, int64_t n);
     void (*silu_mul)(float *gate, const float *up, int64_t n);
     void (*swiglu_clamped)(float *gate, const float *up, int64_t n, float limit, float alpha);
+    void (*silu_mul_grad)(float *gate, float *up, const float *grad, int64_t n);
+    void (*swiglu_clamped_grad)(float *gate, float *up, const float *grad, int64_t n, float limit, float alpha);
+    void (*adam)(float *w, float *m, float *v, const float *grad, int64_t n, const moec_adam_factors *f);
     void (*delta_step)(float *state, float *v, const float *q, const float *k, int64_t dk, int64_t dv, float decay,
                        float beta);
     void (*add)(float *y, const float *x, int64_t n);

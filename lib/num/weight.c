@@ -1,5 +1,5 @@
-/* Reading views of weights. Rows that lie in one piece are converted in place; a transposed matrix is read along its lines,
- * 16 columns of the view at a time, and turned in registers; quantized rows are decoded block by block. */
+/* Reading and writing views of weights. Rows that lie in one piece are converted in place; a transposed matrix is read along
+ * its lines, 16 columns of the view at a time, and turned in registers; quantized rows are decoded block by block. */
 #include "num/weight.h"
 
 #include "base/mem.h"
@@ -320,6 +320,43 @@ void moec_weight_read(float *out, int64_t ld, const moec_weight *w, int64_t r, i
         read_turned(&b, w);
     else
         read_scattered(&b, w);
+}
+
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
+
+/* One value as its tensor holds it; false: it cannot. */
+static bool put_value(unsigned char *to, moec_dtype dtype, float v)
+{
+    if (!isfinite(v))
+        return false;
+    if (dtype == MOEC_F32) {
+        memcpy(to, &v, sizeof v);
+        return true;
+    }
+    const uint16_t h = dtype == MOEC_BF16 ? moec_to_bf16(v) : moec_to_f16(v);
+    if ((h & 0x7fff) == (dtype == MOEC_BF16 ? 0x7f80 : 0x7c00)) /* rounded up to infinity */
+        return false;
+    memcpy(to, &h, sizeof h);
+    return true;
+}
+
+moec_status moec_weight_write(const moec_weight *w, const float *in, int64_t ld, int64_t r, int64_t rows, int64_t c,
+                              int64_t cols, moec_err *err)
+{
+    const char *name = w->of->name ? w->of->name : "weight";
+    const moec_dtype dtype = w->of->dtype;
+    if (w->storage != MOEC_PLAIN || (dtype != MOEC_F32 && dtype != MOEC_BF16 && dtype != MOEC_F16))
+        return moec_fail(err, MOEC_EINVAL, "tensor %s: values can be written as plain F32, BF16 and F16 only", name);
+    const int64_t step = w->col_step * moec_dtypes[dtype].bytes;
+    for (int64_t i = 0; i < rows; i++) {
+        unsigned char *to = (unsigned char *)w->of->data + (w->at + (r + i) * w->row_step + c * w->col_step) *
+                                                               (int64_t)moec_dtypes[dtype].bytes;
+        for (int64_t j = 0; j < cols; j++)
+            if (!put_value(to + j * step, dtype, in[i * ld + j]))
+                return moec_fail(err, MOEC_ENUMERIC, "tensor %s: %g at (%lld, %lld) is no %s value", name,
+                                 (double)in[i * ld + j], (long long)(r + i), (long long)(c + j), moec_dtypes[dtype].name);
+    }
+    return MOEC_OK;
 }
 
 /* ---- looking, counting, paging ---------------------------------------------------------------------------------- */

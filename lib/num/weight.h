@@ -40,8 +40,8 @@ MOEC_API moec_status moec_weight_check(const moec_weight *w, moec_err *err) MOEC
 MOEC_API void moec_weight_read(float *out, int64_t ld, const moec_weight *w, int64_t r, int64_t rows, int64_t c,
                                int64_t cols);
 /** Writes [r, r+rows) x [c, c+cols) from in[i*ld + j], each rounded to nearest even. For plain views of F32, BF16 and F16 whose
- *  tensor lies in writable memory. MOEC_EINVAL: another storage; MOEC_ENUMERIC: a value that is too large for F16, or is
- *  not finite. Thread-safe on distinct values. */
+ *  tensor lies in writable memory. MOEC_EINVAL: another storage; MOEC_ENUMERIC: a value that is not finite, or too
+ *  large for the tensor's type, and then those before it are written. Thread-safe on distinct values. */
 MOEC_API moec_status moec_weight_write(const moec_weight *w, const float *in, int64_t ld, int64_t r, int64_t rows, int64_t c,
                                        int64_t cols, moec_err *err) MOEC_USE_RESULT;
 /** Is every value of the view one that computing can take? -1, or row*cols + column of the first NaN or infinity, in which

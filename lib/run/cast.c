@@ -156,34 +156,6 @@ void moec_casts_free(moec_cast *c, size_t n)
 
 /* --- values ---------------------------------------------------------------------------------------------------------- */
 
-/* Nearest, ties to even; a NaN stays one. */
-static uint16_t to_bf16(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    if (isnan(x))
-        return (uint16_t)(u >> 16 | 0x40);
-    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
-/* The same; a value beyond 65504 becomes infinite, which the caller refuses. Subnormal results are multiples of 2^-24. */
-static uint16_t to_f16(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    const uint16_t sign = (uint16_t)(u >> 16 & 0x8000);
-    const float a = fabsf(x);
-    if (isnan(x))
-        return (uint16_t)(sign | 0x7e00);
-    if (a >= 65520.0f)
-        return (uint16_t)(sign | 0x7c00);
-    if (a < 0x1p-14f)
-        return (uint16_t)(sign | (uint16_t)lrintf(a * 0x1p24f));
-    u &= 0x7fffffff;
-    u += 0xfff + (u >> 13 & 1);
-    return (uint16_t)(sign | (uint16_t)((u - (112u << 23)) >> 13));
-}
-
 static moec_status store(unsigned char *out, const moec_cast *c, const float *x, int64_t n, int64_t stride, moec_err *err)
 {
     for (int64_t i = 0; i < n; i++) {
@@ -192,7 +164,7 @@ static moec_status store(unsigned char *out, const moec_cast *c, const float *x,
             memcpy(out + 4 * i, &v, 4);
             continue;
         }
-        const uint16_t h = c->dtype == MOEC_BF16 ? to_bf16(v) : to_f16(v);
+        const uint16_t h = c->dtype == MOEC_BF16 ? moec_to_bf16(v) : moec_to_f16(v);
         if (c->dtype == MOEC_F16 && isfinite(v) && (h & 0x7c00) == 0x7c00)
             return moec_fail(err, MOEC_ENUMERIC, "tensor %s: %g does not fit float16; --dtype bf16 holds it", c->weight.of->name,
                              (double)v);

@@ -17,11 +17,14 @@
 enum {
     EVERY = 8,                /* of the windows, one is held out */
     RIDGE_SWEEPS = 3, DENSE = 4096,
-    EPOCHS = 6, SWEEPS = 3,   /* of gradient steps; a sweep has EPOCHS / SWEEPS */
+    EPOCHS = 6, SWEEPS = 3,   /* of gradient steps; where a layer has several blocks, in so many sweeps */
     BATCH = 256,
     BLOCK_VALUES = 1 << 22,
 };
 static const double LAMBDA = 1e-2;
+/* Steps of a layer's matrices are this share of their size times the root of its relative error, FASTEST at most: a layer from which
+ * little is missing must not be thrown about. */
+static const double RATE = 0.1, FASTEST = 0.1;
 
 struct moec_repair {
     moec_checkpoint work;
@@ -237,15 +240,27 @@ static uint32_t parts_of(const run *u)
     return u->o->kind == MOEC_REPAIR_DEEP ? MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN | MOEC_PART_ROUTER : MOEC_PART_DOWN;
 }
 
-static moec_status fit(run *u, moec_repair_task *t, moec_err *err)
+/* Is the layer fitted as one block? Then one visit has all steps, and gains nothing from a ridge solution to begin with. */
+static bool whole_layer(const run *u, const moec_repair_task *t)
+{
+    const moec_dims *d = &u->twin.variant->model.dims;
+    return 3 * t->n_keep * d->expert_width * d->hidden <= BLOCK_VALUES;
+}
+
+/* `wanted`: of moec_repair_missing before anything was subtracted. */
+static moec_status fit(run *u, moec_repair_task *t, moec_repair_error wanted, moec_err *err)
 {
     moec_status st = MOEC_OK;
     int64_t taken = 0, visits = 0;
     const moec_ridge_opts ridge = {.sweeps = RIDGE_SWEEPS, .lambda = LAMBDA, .dense = DENSE};
     const int epochs = u->o->epochs > 0 ? u->o->epochs : EPOCHS;
-    const moec_deep_opts deep = {.sweeps = SWEEPS, .epochs = (epochs + SWEEPS - 1) / SWEEPS, .batch = BATCH, .rate = 0.04,
-                                 .seed = u->o->seed, .block_values = BLOCK_VALUES};
-    MOEC_TRY(moec_repair_ridge(&taken, t, &ridge, err));
+    const double rate = RATE * sqrt(moec_repair_missing(t).fit / (wanted.fit + 1e-30));
+    const bool one = whole_layer(u, t);
+    const moec_deep_opts deep = {.sweeps = one ? 1 : SWEEPS, .epochs = one ? epochs : (epochs + SWEEPS - 1) / SWEEPS,
+                                 .batch = BATCH, .rate = rate < FASTEST ? rate : FASTEST, .seed = u->o->seed,
+                                 .block_values = BLOCK_VALUES};
+    if (u->o->kind == MOEC_REPAIR_RIDGE || !one)
+        MOEC_TRY(moec_repair_ridge(&taken, t, &ridge, err));
     if (u->o->kind == MOEC_REPAIR_DEEP)
         MOEC_TRY(moec_repair_deep(&visits, t, &deep, err));
     moec_note("layer %lld: %lld of %lld projections refitted, %lld visits taken", (long long)t->layer->index, (long long)taken,
@@ -288,7 +303,7 @@ static moec_status solve(run *u, int64_t set, const moec_draft *d, moec_err *err
     const moec_repair_error all = wanted(u);
     MOEC_TRY(moec_repair_start(&t, err));
     const moec_repair_error before = moec_repair_missing(&t);
-    MOEC_TRY(fit(u, &t, err));
+    MOEC_TRY(fit(u, &t, all, err));
     const moec_repair_error after = moec_repair_missing(&t);
     const bool held = u->n_fit < u->n;
     pl->error_before = held ? before.held / all.held : before.fit / all.fit;

@@ -365,6 +365,78 @@ static void lse_survives_minus_infinity(void **state)
     }
 }
 
+/* The activations in float64, and their slopes by differences. */
+static double silu_of(double g, double u)
+{
+    return g / (1 + exp(-g)) * u;
+}
+
+static double clamped_of(double g, double u)
+{
+    g = fmin(g, 1.5);
+    return (fmax(fmin(u, 1.5), -1.5) + 1) * g / (1 + exp(-1.702 * g));
+}
+
+static void activations_have_slopes(void **state)
+{
+    (void)state;
+    for (size_t k = 0; k < 2 * MOEC_COUNT(lengths); k++) {
+        double (*of)(double, double) = k % 2 ? clamped_of : silu_of;
+        const int64_t n = lengths[k / 2];
+        float *g = values(n, 3.0f), *u = values(n, 3.0f), *grad = values(n, 2.0f), *dg = values(n, 1.0f), *du = values(n, 1.0f);
+        memcpy(dg, g, (size_t)n * sizeof *g);
+        memcpy(du, u, (size_t)n * sizeof *u);
+        if (k % 2)
+            moec_swiglu_clamped_grad(dg, du, grad, n, 1.5f, 1.702f);
+        else
+            moec_silu_mul_grad(dg, du, grad, n);
+        for (int64_t i = 0; i < n; i++) {
+            const double a = (double)g[i], b = (double)u[i], h = 1e-6, out = (double)grad[i];
+            const bool corner = k % 2 && (fabs(a - 1.5) < 1e-4 || fabs(fabs(b) - 1.5) < 1e-4);
+            if (corner)
+                continue;
+            close_to((double)dg[i], out * (of(a + h, b) - of(a - h, b)) / (2 * h), 1e-5, 1e-5, "of gate", n);
+            close_to((double)du[i], out * (of(a, b + h) - of(a, b - h)) / (2 * h), 1e-5, 1e-5, "of up", n);
+        }
+        free(g);
+        free(u);
+        free(grad);
+        free(dg);
+        free(du);
+    }
+}
+
+static void adam_follows_its_formula(void **state)
+{
+    const moec_adam_factors f = {.keep1 = 0.9f, .keep2 = 0.98f, .fix1 = 3.0f, .fix2 = 7.0f, .rate = 0.01f, .eps = 1e-12f};
+    (void)state;
+    for (size_t k = 0; k < MOEC_COUNT(lengths); k++) {
+        const int64_t n = lengths[k];
+        float *w = values(n, 1.0f), *m = values(n, 0.1f), *v = values(n, 0.1f), *g = values(n, 0.5f), *old[3];
+        for (int i = 0; i < 3; i++)
+            old[i] = values(n, 1.0f);
+        for (int64_t i = 0; i < n; i++) {
+            old[0][i] = w[i];
+            old[1][i] = m[i];
+            old[2][i] = v[i] = fabsf(v[i]) + 1e-3f;
+        }
+        moec_adam(w, m, v, g, n, &f);
+        for (int64_t i = 0; i < n; i++) {
+            const double grad = (double)g[i], mean = 0.9 * (double)old[1][i] + 0.1 * grad;
+            const double square = 0.98 * (double)old[2][i] + 0.02 * grad * grad;
+            close_to((double)m[i], mean, 1e-5, 1e-6, "mean", n);
+            close_to((double)v[i], square, 1e-5, 1e-6, "square", n);
+            close_to((double)w[i], (double)old[0][i] - 0.01 * 3 * mean / sqrt(7 * square), 1e-5, 1e-6, "value", n);
+        }
+        free(w);
+        free(m);
+        free(v);
+        free(g);
+        for (int i = 0; i < 3; i++)
+            free(old[i]);
+    }
+}
+
 static int run_all(void)
 {
     const struct CMUnitTest tests[] = {
@@ -372,6 +444,8 @@ static int run_all(void)
         cmocka_unit_test(softmax_follows_its_formula),
         cmocka_unit_test(softmax_of_unusual_rows),
         cmocka_unit_test(sigmoid_and_silu_follow_their_formulas),
+        cmocka_unit_test(activations_have_slopes),
+        cmocka_unit_test(adam_follows_its_formula),
         cmocka_unit_test(delta_step_follows_its_formula),
         cmocka_unit_test(sigmoid_at_the_ends),
         cmocka_unit_test(adds_and_finds_the_largest),
