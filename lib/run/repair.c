@@ -345,7 +345,10 @@ done:
 static bool read_keep(moec_plan_layer *pl, const moec_json *v)
 {
     const moec_json *keep = moec_json_get(v, "keep"), *score = moec_json_get(v, "score");
-    if (moec_json_len(keep) != (size_t)pl->n_keep || (pl->score && moec_json_len(score) != (size_t)pl->n_experts))
+    moec_err none;
+    if (moec_json_len(keep) != (size_t)pl->n_keep || (score && moec_json_len(score) != (size_t)pl->n_experts))
+        return false;
+    if (score && !pl->score && MOEC_NEW(pl->score, (size_t)pl->n_experts, &none) != MOEC_OK)
         return false;
     for (int64_t k = 0; k < pl->n_keep; k++) {
         int64_t e;
@@ -353,7 +356,7 @@ static bool read_keep(moec_plan_layer *pl, const moec_json *v)
             return false;
         pl->keep[k] = (int32_t)e;
     }
-    for (int64_t e = 0; pl->score && e < pl->n_experts; e++)
+    for (int64_t e = 0; score && e < pl->n_experts; e++)
         if (!moec_json_real(moec_json_at(score, (size_t)e), &pl->score[e]))
             return false;
     return true;
@@ -391,6 +394,8 @@ static moec_status choose(run *u, int64_t set, moec_err *err)
     const moec_model *twin = &u->twin.variant->model;
     bool *guarded = NULL;
     MOEC_TRY(MOEC_NEW(guarded, (size_t)pl->n_experts, err));
+    if (!pl->score)
+        MOEC_TRY(MOEC_NEW(pl->score, (size_t)pl->n_experts, err));
     for (int64_t i = 0; i < pl->n_guarded; i++)
         guarded[pl->guarded[i]] = true;
     const moec_choice_task t = {.model = twin, .layer = &twin->layer[pl->layer], .n = u->n_fit, .x = u->x, .y = u->y,

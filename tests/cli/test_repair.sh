@@ -51,7 +51,8 @@ ok "the manifest has held-out errors" grep -q '"held_out"' ridge/moecompress.jso
 ok "carried out" "$program" apply "$model" plan.json -q -o applied >stdout 2>stderr
 ok "as at once" diff -r deep applied
 if [ -z "$sanitized" ]; then
-    ok "a plan measures as its model" [ "$(kl "$model" --plan plan.json)" = "$(kl deep)" ]
+    ok "a plan measures as its model" awk -v a="$(kl "$model" --plan plan.json)" -v b="$c" \
+        'BEGIN { d = a - b; exit !(a > 0 && d < 1e-6 && d > -1e-6) }'
     start prune $common -q -o killed --repair deep $texts
     for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
         [ ! -e killed.repair.partial/layer-00001.safetensors ] || break
@@ -73,7 +74,7 @@ fi
     expect 2 'goes with --repair deep' prune $common -o x --repair ridge --repair-epochs 3 --text calib.txt
     expect 3 'is there already' prune $common -o plain $texts
     expect 4 'max-memory' prune $common -o x --max-memory 20MiB $texts
-    expect 2 'expected none' prune $common -o x --repair=best $texts
+    expect 2 'is none of' prune $common -o x --repair=best $texts
 }
 cp -r plan.json.weights moved.json.weights
 cp plan.json moved.json

@@ -219,6 +219,8 @@ static void test_nesting_and_permutation(void **state)
     moec_stats *s = make(2, NULL, 14), *t = make(2, place, 14);
     for (size_t i = 0; moec_method_at(i); i++) {
         const char *name = moec_method_at(i)->name;
+        if (strcmp(name, "lu") == 0) /* looks at tokens: test_choose.c */
+            continue;
         for (int64_t keep = 1; keep < E; keep++) {
             moec_request q = request(s, keep), r = request(s, keep + 1), u = request(t, keep);
             moec_plan *small = plan(name, &q), *large = plan(name, &r), *moved = plan(name, &u);
