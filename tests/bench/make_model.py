@@ -20,6 +20,8 @@ PRESETS = {
     "moe1024": dict(hidden=1024, layers=8, experts=32, top_k=4, width=512, heads=16, kv_heads=4, head_dim=64, vocab=4096),
     # 4.3 GB in bf16, a layer of 107 MB: many layers, so that one layer is a small part of the whole
     "big4g": dict(hidden=1024, layers=40, experts=32, top_k=4, width=512, heads=16, kv_heads=4, head_dim=64, vocab=8192),
+    # one layer of Qwen3-30B-A3B
+    "qwen3-30b-layer": dict(hidden=2048, layers=1, experts=128, top_k=8, width=768, heads=32, kv_heads=4, head_dim=128, vocab=4096),
     "deepseek-layer": dict(hidden=7168, layers=1, experts=256, top_k=8, width=2048, heads=128, kv_heads=128, head_dim=192,
                            vocab=8192),
     "deepseek-small": dict(hidden=896, layers=1, experts=32, top_k=8, width=256, heads=16, kv_heads=16, head_dim=192,
