@@ -35,6 +35,7 @@
 #include "calib/stats.h"
 
 #include "method/betas.h"
+#include "method/grain.h"
 #include "method/method.h"
 #include "method/patterns.h"
 #include "method/plan.h"
@@ -43,6 +44,7 @@
 #include "run/apply.h"
 #include "run/preview.h"
 #include "run/repair.h"
+#include "run/thin.h"
 #include "run/verify.h"
 
 #endif

@@ -1,5 +1,6 @@
 /* prune: removes whole experts by a score, from calibration statistics or from the weights. */
 #include "output.h"
+#include "prune_grain.h"
 #include "prune_repair.h"
 #include "prune_tasks.h"
 
@@ -16,6 +17,7 @@ typedef struct prune_params {
     bool plan_only, methods;
     tool_tasks_params tasks;
     tool_repair_params repair;
+    tool_grain_params grain;
 } prune_params;
 
 static const char *const policies[] = {"keep", "drop", NULL};
@@ -58,6 +60,7 @@ static const moec_opt rows[] = {
              "out exactly. They cost disk and memory, no time"},
     {"dtype", 0, MOEC_CHOICE(prune_params, dtype), .choices = dtypes, .fallback = "source", .value = "source|bf16|f16|f32",
      .help = "number format of the weights written; source copies them byte for byte, FP8 and MXFP4 included"},
+    TOOL_GRAIN_ROWS(prune_params, grain),
     TOOL_TASKS_ROWS(prune_params, tasks),
     TOOL_REPAIR_ROWS(prune_params, repair),
     TOOL_COMPAT_ROW(prune_params, compat),
@@ -91,8 +94,12 @@ static moec_status list_methods(const prune_params *p, moec_err *err)
         return tool_print_json(moec_method_list(MOEC_PRUNE), err);
     const moec_method *m;
     for (size_t i = 0; (m = moec_method_at(i)) != NULL; i++)
-        if (m->kind == MOEC_PRUNE)
+        if (m->kind == MOEC_PRUNE) { /* those of a grain stand together */
+            const moec_method *before = i > 0 ? moec_method_at(i - 1) : NULL;
+            if (!before || before->grain != m->grain)
+                printf("%s--grain %s\n\n", i > 0 ? "\n" : "", moec_grain_name(m->grain));
             print_method(m);
+        }
     return MOEC_OK;
 }
 
@@ -103,7 +110,9 @@ static const char *method_entry(const char **text, size_t i)
     const moec_method *m = moec_method_at(i);
     if (!m || m->kind != MOEC_PRUNE) /* prune methods are the first of the table */
         return NULL;
-    snprintf(buf, sizeof buf, "%s [%s]. %s%s%s%s", m->brief, m->formula, m->paper, m->arxiv ? " (arXiv:" : "",
+    const bool experts = m->grain == MOEC_GRAIN_EXPERTS;
+    snprintf(buf, sizeof buf, "%s%s%s%s [%s]. %s%s%s%s", experts ? "" : "--grain ", experts ? "" : moec_grain_name(m->grain),
+             experts ? "" : ": ", m->brief, m->formula, m->paper, m->arxiv ? " (arXiv:" : "",
              m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
     *text = buf;
     return m->name;
@@ -164,7 +173,7 @@ done:
 /* Options of one method go with no other. */
 static moec_status check_method_options(const prune_params *p, moec_err *err)
 {
-    const moec_method *m = moec_method_find(MOEC_PRUNE, p->method);
+    const moec_method *m = moec_method_of_grain(MOEC_PRUNE, (moec_grain)p->grain.grain, p->method);
     const struct {
         const char *name;
         bool given;
@@ -183,7 +192,8 @@ static moec_status check_params(const prune_params *p, const shares *s, const mo
 {
     if (words->n < 1)
         return moec_fail(err, MOEC_EINVAL, "prune: MODEL is missing: the folder of the model");
-    if (s->n == 0 && p->keep == 0)
+    const bool experts = p->grain.grain == MOEC_GRAIN_EXPERTS;
+    if (s->n == 0 && p->keep == 0 && experts && p->grain.top_k == 0)
         return moec_fail(err, MOEC_EINVAL, "prune: how much? give --remove 25%% or --keep N");
     if (s->n > 0 && p->keep > 0)
         return moec_fail(err, MOEC_EINVAL, "prune: --remove and --keep say the same thing; give one");
@@ -192,6 +202,10 @@ static moec_status check_params(const prune_params *p, const shares *s, const mo
     if (s->n > 1 && (!p->plan_only || p->common.dry_run || !p->output))
         return moec_fail(err, MOEC_EINVAL, "prune: several shares make several plans: --plan-only and -o FOLDER are needed, and no "
                          "--dry-run");
+    if (s->n > 1 && (!experts || p->grain.top_k > 0))
+        return moec_fail(err, MOEC_EINVAL, "prune: --grain and --top-k go with one share at a time");
+    if (!experts && (p->tasks.patterns || p->tasks.betas || p->allocation > 0 || p->least > 0))
+        return moec_fail(err, MOEC_EINVAL, "prune: --patterns, --betas, --allocation and --min-experts are for whole experts");
     if (s->n > 1 && (p->tasks.patterns || p->tasks.betas || p->tasks.weights))
         return moec_fail(err, MOEC_EINVAL, "prune: --patterns, --betas and --domain-weight go with one share at a time");
     moec_status st = check_method_options(p, err);
@@ -241,11 +255,13 @@ static void release_sources(sources *o)
     moec_model_close(o->model);
 }
 
-static moec_status prune(const prune_params *p, const shares *s, const char *dir, moec_err *err)
+static moec_status prune(const prune_params *p, const shares *s, int64_t drop, const char *dir, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_plan *plan = NULL;
     sources o = {.stats_digest = {""}};
+    const bool experts = p->grain.grain == MOEC_GRAIN_EXPERTS;
+    const char *method = tool_grain_method(&p->grain, p->method);
     moec_corpus corpus = {0};
     moec_repair_opts repair = {.corpus = &corpus};
     bool run_text;
@@ -254,22 +270,36 @@ static moec_status prune(const prune_params *p, const shares *s, const char *dir
     if (s->n > 1 && run_text)
         MOEC_TRY(moec_fail(err, MOEC_EINVAL, "prune: repair goes with one share at a time"));
     MOEC_TRY(open_sources(&o, p, dir, err));
-    const moec_request q = {.model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .stats_digest = o.stats_digest.hex,
+    moec_request q = {.model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .stats_digest = o.stats_digest.hex,
                             .guard = p->protect ? &o.guard : NULL, .guard_name = o.guard_name,
                             .share = s->n > 0 ? s->at[0] : 0.0, .keep = p->keep, .seed = p->common.seed,
                             .drop_mtp = p->mtp == 1, .drop_groups = p->groups == 1, .pad = p->pad,
                             .allocation = (moec_allocation)p->allocation, .least = p->least,
                             .plan_only = p->plan_only || p->common.dry_run, .base = o.base,
                             .base_print = o.base ? o.base_print.hex : NULL, .lambda1 = p->lambda1, .lambda2 = p->lambda2};
+    MOEC_TRY(tool_grain_request(&q, &p->grain, drop, err));
     tool_job job = {.common = &p->common, .model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .output = p->output,
                     .compat = p->compat, .plan_only = p->plan_only, .began = began};
+    if (!experts && repair.kind != MOEC_REPAIR_NONE)
+        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "prune: repair goes with whole experts, not with --grain %s", tool_grains[q.grain]));
     if (p->protect)
         moec_say("protected: %lld expert%s", (long long)o.guard.count, tool_s(o.guard.count));
     if (s->n > 1) {
         st = write_nested(&job, p, &q, s, err);
         goto done;
     }
-    MOEC_TRY(tool_tasks_plan(&plan, &p->tasks, p->method, &q, err));
+    if (experts && s->n == 0 && p->keep == 0) { /* --top-k alone */
+        MOEC_TRY(moec_plan_new(&plan, o.model, "", o.print.hex, err));
+        MOEC_TRY(moec_plan_keep_all(plan, err));
+    } else {
+        MOEC_TRY(tool_tasks_plan(&plan, &p->tasks, method, &q, err));
+    }
+    if (p->grain.top_k > 0)
+        MOEC_TRY(moec_plan_set_top_k(plan, o.model, p->grain.top_k, err));
+    if (q.grain == MOEC_GRAIN_NEURONS || q.grain == MOEC_GRAIN_WEIGHTS) {
+        job.thin = moec_method_of_grain(MOEC_PRUNE, q.grain, method);
+        job.request = &q;
+    }
     if (p->dtype > 0)
         plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
     if (run_text) {
@@ -297,10 +327,12 @@ static int run(const moec_verb *verb, int argc, char **argv)
     moec_status st = MOEC_OK;
     if (p.methods)
         return tool_end(list_methods(&p, &err), &err);
-    if (p.remove)
+    int64_t drop; /* layers */
+    MOEC_TRY(tool_grain_check(&drop, &p.grain, p.remove, p.keep, &err));
+    if (p.remove && drop == 0)
         MOEC_TRY(parse_shares(&s, p.remove, &err));
     MOEC_TRY(check_params(&p, &s, &words, &err));
-    MOEC_TRY(prune(&p, &s, words.at[0], &err));
+    MOEC_TRY(prune(&p, &s, drop, words.at[0], &err));
 done:
     return tool_end(st, &err);
 }
@@ -313,6 +345,7 @@ const moec_verb moec_verb_prune = {
              "expert tensors that stay are copied byte for byte and renumbered, routers lose the rows of the removed experts, "
              "config.json gets the new numbers, every other file is copied. Attention experts and multi-token-prediction "
              "layers are not seen by calibration: of them the same number is kept, by the norm of the router's rows. "
+             "With --grain, neurons, single weights or layers go instead of whole experts. "
              "The output is verified before it gets its name; a "
              "run that was stopped continues when it is started again.",
     .examples = "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 25% -o Qwen3-22B-A3B\n"
@@ -323,7 +356,11 @@ const moec_verb moec_verb_prune = {
                 "moecompress prune Qwen3-30B-A3B --stats stats.h5 --method nllb --allocation mass --remove 50% --plan-only -o mass.json\n"
                 "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 10%,25%,50% --plan-only -o plans\n"
                 "moecompress prune tuned --base original --method router-norm --remove 25% -o smaller\n"
-                "moecompress prune gpt-oss-120b --stats stats.h5 --keep 90 --pad-to 96 -o gpt-oss-96",
+                "moecompress prune gpt-oss-120b --stats stats.h5 --keep 90 --pad-to 96 -o gpt-oss-96\n"
+                "moecompress prune Qwen3-30B-A3B --stats stats.h5 --grain neurons --remove 50% -o Qwen3-narrow\n"
+                "moecompress prune Qwen3-30B-A3B --stats stats.h5 --grain weights --method wanda --pattern 2:4 -o Qwen3-sparse\n"
+                "moecompress prune Qwen3-30B-A3B --stats stats.h5 --grain blocks --remove 4 -o Qwen3-44-layers\n"
+                "moecompress prune Qwen3-30B-A3B --top-k 6 -o Qwen3-top-6",
     .opts = rows,
     .min_args = 0,
     .max_args = 1,

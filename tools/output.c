@@ -1,6 +1,7 @@
 /* See output.h. */
 #include "output.h"
 #include "output_served.h"
+#include "prune_grain.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -65,12 +66,14 @@ static void say_counts(const moec_plan *p)
 static void say_policy(const moec_plan *p, bool hint)
 {
     tally t = count(p);
-    if (moec_plan_least(p) == p->layer[0].n_experts)
+    if (moec_plan_least(p) == p->layer[0].n_experts && !p->layer[0].rewritten && p->n_drop == 0 && p->new_top_k == p->top_k)
         moec_warn("no expert is removed: all %" PRId64 " of a layer are kept", p->layer[0].n_experts);
     if (t.unseen > 0)
         moec_warn("experts that no calibration token selected, of which nothing is known: %" PRId64 "; removed %" PRId64
                   ", kept %" PRId64, t.unseen, t.unseen - t.unseen_kept, t.unseen_kept);
-    if (p->new_top_k < p->top_k)
+    if (p->new_top_k < p->top_k && p->new_top_k < moec_plan_least(p))
+        moec_say("a token will use %" PRId64 " experts instead of %" PRId64 "; evaluate it", p->new_top_k, p->top_k);
+    else if (p->new_top_k < p->top_k)
         moec_warn("only %" PRId64 " expert%s kept in a layer: a token will use %" PRId64 " instead of %" PRId64,
                   moec_plan_least(p), moec_plan_least(p) == 1 ? " is" : "s are", p->new_top_k, p->top_k);
     if (p->drop_groups)
@@ -169,7 +172,7 @@ static void print_repair(const moec_plan *p)
     printf("error: what the layer's routed experts leave of what they are wanted to give, on held-out windows of --text\n\n");
 }
 
-static void print_sizes(const tool_job *j, const moec_apply_result *r)
+static void print_sizes(const tool_job *j, const moec_apply_result *r, const moec_thin_tally *t)
 {
     char a[32], b[32], c[32], d[32];
     if (r->source_bytes == 0)
@@ -181,6 +184,7 @@ static void print_sizes(const tool_job *j, const moec_apply_result *r)
         printf("dead       %s of %" PRId64 " experts that only pad a layer to %" PRId64 "\n",
                moec_size_text(a, sizeof a, r->dead_bytes), moec_plan_dead(j->plan), j->plan->pad);
     printf("top-k      %" PRId64 " -> %" PRId64 "\n", j->plan->top_k, j->plan->new_top_k);
+    tool_grain_print(j->plan, j->model, t);
     if (j->common->dry_run) {
         printf("disk       %s needed%s%s%s\n", moec_size_text(a, sizeof a, r->disk_bytes), j->output ? ", " : "",
                j->output ? moec_size_text(c, sizeof c, r->disk_free) : "", j->output ? " free" : "");
@@ -217,7 +221,7 @@ static moec_json *repair_json(const moec_plan *p)
     return list;
 }
 
-static moec_json *result_json(const tool_job *j, const moec_apply_result *r)
+static moec_json *result_json(const tool_job *j, const moec_apply_result *r, const moec_thin_tally *thin)
 {
     const moec_plan *p = j->plan;
     const bool loads = moec_plan_even(p) || p->pad > 0;
@@ -245,20 +249,21 @@ static moec_json *result_json(const tool_job *j, const moec_apply_result *r)
         moec_json_set(o, "mtp", moec_json_new_string(p->mtp == MOEC_PLAN_MTP_DROP ? "drop" : "keep"));
     moec_json_set(o, "unseen", pair("kept", t.unseen_kept, "removed", t.unseen - t.unseen_kept));
     moec_json_set(o, "protected", moec_json_new_int(t.guarded));
+    tool_grain_set(o, p, j->model, thin);
     moec_json_set(o, "left_out_files", moec_json_new_int((int64_t)r->left_out));
     return o;
 }
 
-static moec_status report(const tool_job *j, const moec_apply_result *r, moec_err *err)
+static moec_status report(const tool_job *j, const moec_apply_result *r, const moec_thin_tally *t, moec_err *err)
 {
     moec_json *plan = NULL;
     if (!j->common->json) {
         print_plan(j->plan, j->model);
         print_repair(j->plan);
-        print_sizes(j, r);
+        print_sizes(j, r, t);
         return j->common->dry_run && j->stats ? tool_print_served(j->plan, j->stats, err) : MOEC_OK;
     }
-    moec_json *o = result_json(j, r);
+    moec_json *o = result_json(j, r, t);
     if (j->common->dry_run) {
         moec_status st = moec_plan_to_json(&plan, j->plan, err);
         if (st != MOEC_OK) {
@@ -365,7 +370,7 @@ done:
 static moec_status check_room(const tool_job *j, moec_err *err)
 {
     if (!j->output)
-        return moec_fail(err, MOEC_EINVAL, "-o OUT is missing: %s", j->plan_only ? "repair needs a place for its weights"
+        return moec_fail(err, MOEC_EINVAL, "-o OUT is missing: %s", j->plan_only ? "weights that are computed need a place"
                                                                                  : "the folder to write");
     if (!j->common->overwrite && moec_path_exists(j->output))
         return moec_fail(err, MOEC_EEXIST, "%s: is there already; --overwrite replaces it", j->output);
@@ -390,15 +395,28 @@ done:
     return st;
 }
 
-/* PLAN.weights, what goes with a plan file whose layers are repaired. */
-static moec_status keep_weights(moec_repair *r, const tool_job *j, moec_err *err)
+static moec_status thin(moec_thin **out, const tool_job *j, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *work = NULL;
+    MOEC_TRY(check_room(j, err));
+    MOEC_TRY(moec_format(&work, err, "%s.thin", j->output));
+    const moec_thin_opts o = {.work = work, .resume = j->common->resume};
+    MOEC_TRY(moec_thin_run(out, j->plan, j->thin, j->request, &o, err));
+done:
+    moec_free(work);
+    return st;
+}
+
+/* PLAN.weights, what goes with a plan file whose weights are computed anew: r or t. */
+static moec_status keep_weights(moec_repair *r, moec_thin *t, const tool_job *j, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *dir = NULL;
     MOEC_TRY(tool_weights_folder(&dir, j->output, err));
     if (moec_path_exists(dir))
         MOEC_TRY(moec_dir_remove(dir, err)); /* of an older plan of that name: --overwrite was given, or check_room had refused */
-    MOEC_TRY(moec_repair_keep(r, dir, err));
+    MOEC_TRY(r ? moec_repair_keep(r, dir, err) : moec_thin_keep(t, dir, err));
 done:
     moec_free(dir);
     return st;
@@ -414,6 +432,8 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     moec_status st = MOEC_OK;
     moec_apply_result r = {0};
     moec_repair *fixed = NULL;
+    moec_thin *thinned = NULL;
+    moec_thin_tally thin_tally;
     moec_apply_options opt = {.out = j->output, .fingerprint = j->fingerprint, .overwrite = j->common->overwrite,
                               .resume = j->common->resume, .max_memory = j->common->max_memory, .weights = j->weights};
     MOEC_TRY(check_clients(j, err));
@@ -422,9 +442,16 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
         MOEC_TRY(repair(&fixed, j, err));
         opt.weights = j->plan->weights[0] ? moec_repair_weights(fixed) : NULL;
     }
+    if (j->thin && j->common->dry_run)
+        snprintf(j->plan->weights, sizeof j->plan->weights, "not made by a dry run");
+    if (j->thin && !j->common->dry_run) {
+        MOEC_TRY(thin(&thinned, j, err));
+        opt.weights = moec_thin_weights(thinned);
+        thin_tally = moec_thin_count(thinned);
+    }
     if (j->plan_only && !j->common->dry_run) {
-        if (fixed && j->plan->weights[0])
-            MOEC_TRY(keep_weights(fixed, j, err));
+        if ((fixed || thinned) && j->plan->weights[0])
+            MOEC_TRY(keep_weights(fixed, thinned, j, err));
         st = write_plan(j, err);
         goto done;
     }
@@ -437,8 +464,9 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     } else {
         MOEC_TRY(moec_apply(&r, j->model, j->plan, &opt, err));
     }
-    MOEC_TRY(report(j, &r, err));
+    MOEC_TRY(report(j, &r, thinned ? &thin_tally : NULL, err));
 done:
     moec_repair_close(fixed, st == MOEC_OK && !(j->plan_only && j->plan->weights[0]));
+    moec_thin_close(thinned, st == MOEC_OK && !j->plan_only);
     return st;
 }

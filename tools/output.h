@@ -10,6 +10,8 @@ typedef struct tool_job {
     const char *fingerprint; /* of the model */
     moec_plan *plan; /* repair adds to it */
     const moec_override *weights; /* computed anew by an earlier run, of a plan from a file; NULL: none */
+    const moec_method *thin; /* grain neurons or weights: the plan's weights are made by this method, */
+    const moec_request *request; /* asked so; NULL: none are */
     const moec_repair_opts *repair; /* NULL: none; work, resume and max_memory are set here */
     const moec_stats *stats; /* a dry run says what the removed experts served; NULL: there are none */
     const char *output; /* folder, or file with plan_only; NULL: none was given */

@@ -21,12 +21,23 @@ const moec_method *moec_method_at(size_t i)
     return i < MOEC_COUNT(table) ? table[i] : NULL;
 }
 
-const moec_method *moec_method_find(moec_method_kind kind, const char *name)
+const char *moec_grain_name(moec_grain g)
+{
+    static const char *const names[MOEC_GRAIN_COUNT] = {"experts", "neurons", "weights", "blocks"};
+    return names[g];
+}
+
+const moec_method *moec_method_of_grain(moec_method_kind kind, moec_grain grain, const char *name)
 {
     for (size_t i = 0; i < MOEC_COUNT(table); i++)
-        if (table[i]->kind == kind && strcmp(table[i]->name, name) == 0)
+        if (table[i]->kind == kind && table[i]->grain == grain && strcmp(table[i]->name, name) == 0)
             return table[i];
     return NULL;
+}
+
+const moec_method *moec_method_find(moec_method_kind kind, const char *name)
+{
+    return moec_method_of_grain(kind, MOEC_GRAIN_EXPERTS, name);
 }
 
 static moec_json *text_or_null(const char *text)
@@ -47,6 +58,7 @@ static moec_json *method_json(const moec_method *m)
         moec_json_push(options, row);
     }
     moec_json_set(o, "name", moec_json_new_string(m->name));
+    moec_json_set(o, "grain", moec_json_new_string(moec_grain_name(m->grain)));
     moec_json_set(o, "brief", moec_json_new_string(m->brief));
     moec_json_set(o, "paper", text_or_null(m->paper));
     moec_json_set(o, "arxiv", text_or_null(m->arxiv));
@@ -66,15 +78,16 @@ moec_json *moec_method_list(moec_method_kind kind)
     return list;
 }
 
-static moec_status unknown(moec_method_kind kind, const char *name, moec_err *err)
+static moec_status unknown(moec_method_kind kind, moec_grain grain, const char *name, moec_err *err)
 {
     const char *names[MOEC_COUNT(table)];
     size_t n = 0;
     for (size_t i = 0; i < MOEC_COUNT(table); i++)
-        if (table[i]->kind == kind)
+        if (table[i]->kind == kind && table[i]->grain == grain)
             names[n++] = table[i]->name;
     const char *near = moec_word_nearest(name, names, n);
-    return moec_fail(err, MOEC_EINVAL, "--method %.60s: no such method%s%s; --methods lists them", name,
+    return moec_fail(err, MOEC_EINVAL, "--method %.60s: no such method%s%s%s%s; --methods lists them", name,
+                     grain != MOEC_GRAIN_EXPERTS ? " of grain " : "", grain != MOEC_GRAIN_EXPERTS ? moec_grain_name(grain) : "",
                      near ? "; did you mean " : "", near ? near : "");
 }
 
@@ -119,12 +132,13 @@ moec_status moec_method_plan(moec_plan **out, moec_method_kind kind, const char 
     moec_status st = MOEC_OK;
     int64_t keep;
     *out = NULL;
-    const moec_method *me = moec_method_find(kind, name);
+    const moec_method *me = moec_method_of_grain(kind, q->grain, name);
     if (!me)
-        return unknown(kind, name, err);
+        return unknown(kind, q->grain, name, err);
     MOEC_TRY(check_options(me, q, err));
     MOEC_TRY(check_needs(me, q, err));
-    MOEC_TRY(moec_kept_experts(&keep, q, err)); /* before the work, not after it */
+    if (me->grain == MOEC_GRAIN_EXPERTS)
+        MOEC_TRY(moec_kept_experts(&keep, q, err)); /* before the work, not after it */
     MOEC_TRY(moec_within(err, me->plan(out, me, q, err), "method %s", me->name));
 done:
     return st;
@@ -156,7 +170,7 @@ moec_status moec_method_plans(moec_plan **out, moec_method_kind kind, const char
     for (int i = 0; i < n; i++)
         out[i] = NULL;
     if (!me)
-        return unknown(kind, name, err);
+        return unknown(kind, MOEC_GRAIN_EXPERTS, name, err);
     if (me->by_count && n > 1)
         return moec_fail(err, MOEC_EINVAL, "method %s makes no ranking: its plans of different shares need not be contained in each "
                          "other; ask for one share at a time", me->name);

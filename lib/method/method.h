@@ -9,6 +9,12 @@
 #include "method/plan.h"
 
 typedef enum moec_method_kind { MOEC_PRUNE, MOEC_MERGE, MOEC_FACTOR, MOEC_QUANTIZE } moec_method_kind;
+/* What a prune method takes away: whole experts, neurons inside all experts, single weights (zeros), whole layers. */
+typedef enum moec_grain {
+    MOEC_GRAIN_EXPERTS, MOEC_GRAIN_NEURONS, MOEC_GRAIN_WEIGHTS, MOEC_GRAIN_BLOCKS, MOEC_GRAIN_COUNT
+} moec_grain;
+/** "experts", "neurons", "weights", "blocks". */
+MOEC_API const char *moec_grain_name(moec_grain g);
 
 /* Experts that are kept whatever their score: flag[l*experts + e] for MoE layer l. */
 typedef struct moec_guard {
@@ -40,6 +46,10 @@ typedef struct moec_request {
     const moec_model *base;    /* the checkpoint that router-norm and router-change compare with, or NULL */
     const char *base_print;    /* its fingerprint */
     double lambda1, lambda2;   /* stun: weights of router-row distance and of co-activation */
+    moec_grain grain;          /* of the others but experts (see grain.h) `share` is of neurons, weights or layers */
+    int64_t width, align;      /* neurons: how many each expert keeps (0: by share); a multiple of this (0: by width) */
+    int64_t some, of;          /* weights: `some` of every `of` neighbours stay (N:M); 0, 0: by share */
+    int64_t drop;              /* blocks: layers to drop; 0: by share */
 } moec_request;
 
 /* Options of single methods: rows for the method (T: moec_request) and for a verb that fills the request in. */
@@ -57,6 +67,7 @@ struct moec_choice_task;
 typedef struct moec_method {
     const char *name;
     moec_method_kind kind;
+    moec_grain grain;
     const char *brief;           /* one line */
     const char *paper, *arxiv;   /* title; number, or NULL */
     const char *formula;
@@ -71,14 +82,17 @@ typedef struct moec_method {
     moec_status (*choose)(int32_t *keep, double *score, const struct moec_choice_task *t, moec_err *err);
 } moec_method;
 
-/** The method of this kind and name, or NULL. */
+/** The method of this kind and name that takes whole experts, or NULL. */
 MOEC_API const moec_method *moec_method_find(moec_method_kind kind, const char *name);
+/** The same of any grain. */
+MOEC_API const moec_method *moec_method_of_grain(moec_method_kind kind, moec_grain grain, const char *name);
 /** Row i of the table, NULL behind the last. */
 MOEC_API const moec_method *moec_method_at(size_t i);
-/** [{"name", "brief", "paper", "arxiv", "formula", "needs", "options", "by_count"}] of one kind. */
+/** [{"name", "grain", "brief", "paper", "arxiv", "formula", "needs", "options", "by_count"}] of one kind. */
 MOEC_API moec_json *moec_method_list(moec_method_kind kind);
 
-/** Makes a plan. Checks first that the statistics are of this model and hold what the method needs.
+/** Makes a plan by the method of q->grain that has this name. Checks first that the statistics are of this model and hold what
+ *  the method needs.
  *  @return MOEC_OK; MOEC_EINVAL: no statistics where some are needed, share or keep out of range, nothing kept, more experts
  *          protected than kept, unknown method (the nearest is suggested); MOEC_EFORMAT: statistics of another model, a
  *          dataset that is missing (named); MOEC_ENUMERIC: a score is not finite (layer and expert named). */

@@ -67,6 +67,7 @@ void moec_plan_free(moec_plan *p)
     moec_free(p->layer);
     moec_free(p->options);
     moec_free(p->betas);
+    moec_free(p->drop);
     moec_free(p->repair);
     moec_free(p);
 }
@@ -105,15 +106,27 @@ done:
     return st;
 }
 
+moec_status moec_plan_keep_all(moec_plan *p, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    for (int64_t i = 0; st == MOEC_OK && i < p->n_sets; i++) {
+        moec_plan_layer *l = &p->layer[i];
+        moec_free(l->keep);
+        l->n_keep = 0;
+        st = MOEC_NEW(l->keep, (size_t)l->n_experts, err);
+        while (st == MOEC_OK && l->n_keep < l->n_experts) {
+            l->keep[l->n_keep] = (int32_t)l->n_keep;
+            l->n_keep++;
+        }
+    }
+    return st;
+}
+
 moec_status moec_plan_whole(moec_plan **out, const moec_model *m, moec_err *err)
 {
     moec_status st = moec_plan_new(out, m, "", NULL, err);
-    for (int64_t i = 0; st == MOEC_OK && i < (*out)->n_sets; i++) {
-        moec_plan_layer *l = &(*out)->layer[i];
-        st = MOEC_NEW(l->keep, (size_t)l->n_experts, err);
-        for (; st == MOEC_OK && l->n_keep < l->n_experts; l->n_keep++)
-            l->keep[l->n_keep] = (int32_t)l->n_keep;
-    }
+    if (st == MOEC_OK)
+        st = moec_plan_keep_all(*out, err);
     if (st != MOEC_OK) {
         moec_plan_free(*out);
         *out = NULL;
@@ -172,8 +185,11 @@ static moec_json *layer_json(const moec_plan_layer *l)
     moec_json_set(o, "layer", moec_json_new_int(l->layer));
     moec_json_set(o, "experts", moec_json_new_int(l->n_experts));
     moec_json_set(o, "keep", moec_json_new_ints(l->keep, l->n_keep));
-    if (l->kind != MOEC_SET_MOE)
-        return o; /* no token was seen there, none was protected */
+    if (l->kind != MOEC_SET_MOE) { /* no token was seen there, none was protected */
+        if (l->rewritten)
+            add_rewritten(o, l);
+        return o;
+    }
     moec_json_set(o, "unseen", moec_json_new_ints(l->unseen, l->n_unseen));
     moec_json_set(o, "protected", moec_json_new_ints(l->guarded, l->n_guarded));
     if (l->score)
@@ -217,6 +233,8 @@ static moec_status head_json(moec_json **out, const moec_plan *p, moec_err *err)
         moec_json_set(o, "betas", moec_json_new_reals(p->betas, p->n_layers));
     if (p->width > 0)
         moec_json_set(o, "expert_width", moec_json_new_int(p->width));
+    if (p->n_drop > 0)
+        moec_json_set(o, "drop_layers", moec_json_new_ints(p->drop, p->n_drop));
     if (repair)
         moec_json_set(o, "repair", repair);
     if (p->weights[0])
@@ -325,13 +343,13 @@ static moec_status read_list(int32_t **out, int64_t *n, const moec_reader *r, co
         return MOEC_OK;
     size_t len = moec_json_len(a);
     if (moec_json_type(a) != MOEC_JSON_ARRAY || len > (size_t)experts || (needed && len == 0))
-        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: %s is not a list of %d to %lld expert numbers", r->what, where,
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: %s is not a list of %d to %lld numbers", r->what, where,
                          key, needed, (long long)experts);
     moec_status st = MOEC_NEW(*out, len, r->err);
     for (size_t i = 0; st == MOEC_OK && i < len; i++) {
         int64_t v;
         if (!moec_json_int(moec_json_at(a, i), &v) || v < 0 || v >= experts)
-            return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: %s: entry %zu is not an expert number from 0 to %lld",
+            return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: %s: entry %zu is not a number from 0 to %lld",
                              r->what, where, key, i, (long long)experts - 1);
         if (i > 0 && v <= (*out)[i - 1])
             return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: %s: %lld stands behind %d; numbers must ascend", r->what,
@@ -423,7 +441,7 @@ static moec_status read_layers(moec_plan *p, const moec_reader *r, const moec_js
 
 static moec_status read_other(moec_plan_layer *l, const moec_reader *r, moec_json *o, size_t i)
 {
-    static const char *const known[] = {"kind", "layer", "experts", "keep"};
+    static const char *const known[] = {"kind", "layer", "experts", "keep", "rewritten"};
     moec_status st = MOEC_OK;
     char where[48], kind[16];
     snprintf(where, sizeof where, "others[%zu]", i);
@@ -435,6 +453,7 @@ static moec_status read_other(moec_plan_layer *l, const moec_reader *r, moec_jso
     MOEC_TRY(moec__read_int(&l->layer, r, o, where, "layer", 0, MAX_LAYERS - 1));
     MOEC_TRY(moec__read_int(&l->n_experts, r, o, where, "experts", 1, MAX_EXPERTS));
     MOEC_TRY(read_list(&l->keep, &l->n_keep, r, o, where, "keep", l->n_experts, true));
+    MOEC_TRY(read_rewritten(l, r, o, where));
 done:
     return st;
 }
@@ -496,6 +515,8 @@ static moec_status read_extras(moec_plan *p, const moec_reader *r, moec_json *ro
         MOEC_TRY(moec__read_int(&p->pad, r, root, "plan", "pad", 1, MAX_EXPERTS));
     if (moec_json_get(root, "expert_width"))
         MOEC_TRY(moec__read_int(&p->width, r, root, "plan", "expert_width", 1, 1 << 20));
+    if (moec_json_get(root, "drop_layers"))
+        MOEC_TRY(read_list(&p->drop, &p->n_drop, r, root, "plan", "drop_layers", MAX_LAYERS, true));
     MOEC_TRY(moec__read_text(p->weights, sizeof p->weights, r, root, "weights", false));
     moec_json *repair = moec_json_get(root, "repair");
     if (repair && moec_json_type(repair) != MOEC_JSON_OBJECT)
@@ -533,7 +554,7 @@ moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *wh
     static const char *const known[] = {"moecompress_plan", "kind",   "model", "model_type", "method",
                                         "options",          "stats",  "top_k", "new_top_k",  "mtp",
                                         "groups",           "pad",    "dtype", "layers",     "betas",            "others",
-                                        "expert_width",     "repair", "weights"};
+                                        "expert_width",     "repair", "weights", "drop_layers"};
     moec_status st = MOEC_OK;
     moec_plan *p = NULL;
     const moec_reader r = {.what = what, .err = err};

@@ -37,6 +37,8 @@ typedef struct moec_plan {
                            where layers keep unequal numbers the plan can be measured but not applied */
     moec_dtype dtype;   /* weights are written in this type; MOEC_DTYPE_COUNT: as they are */
     int64_t width;      /* neurons that every expert keeps; 0: all */
+    int32_t *drop;      /* [n_drop] ascending: layers that the output lacks, those behind them move up; their sets stay in */
+    int64_t n_drop;     /* the plan, whole */
     char *repair;       /* JSON object of how weights were computed anew, NULL: none were */
     char weights[33];   /* moec_override_digest of these weights, "" when none */
     int64_t n_layers;   /* MoE layers, ascending */
@@ -53,6 +55,11 @@ MOEC_API moec_status moec_plan_new(moec_plan **out, const moec_model *m, const c
                                    moec_err *err) MOEC_USE_RESULT;
 /** A plan that keeps everything. */
 MOEC_API moec_status moec_plan_whole(moec_plan **out, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
+/** Keeps every expert of every set. MOEC_ENOMEM. */
+MOEC_API moec_status moec_plan_keep_all(moec_plan *p, moec_err *err) MOEC_USE_RESULT;
+/** Number in the output of layer `layer` (of multi-token prediction, too, where it is numbered behind the others), -1 when
+ *  it is dropped. */
+MOEC_API int64_t moec_plan_layer_number(const moec_plan *p, int64_t layer);
 /** Leaves the MTP layers out. */
 MOEC_API void moec_plan_drop_mtp(moec_plan *p);
 /** Adds options[key] (or replaces it); `value` is taken over in any case. MOEC_EFORMAT: options is not JSON; MOEC_ENOMEM. */
@@ -60,10 +67,11 @@ MOEC_API moec_status moec_plan_set_option(moec_plan *p, const char *key, moec_js
 /** {"moecompress_plan": 1, "kind": "prune", "model", "model_type", "method", "options", "stats", "top_k", "new_top_k",
  *  "layers": [{"layer", "experts", "keep", "unseen", "protected", "score"}]}; score only where there is one. Where they
  *  apply, in front of "layers": "mtp": "keep"|"drop", "groups": "drop", "pad": N, "dtype": "bf16"|"f16"|"f32",
- *  "betas": [one a layer] (0 to 1, only with top_k and new_top_k 2), "expert_width": N, "repair": {..}, "weights": digest;
+ *  "betas": [one a layer] (0 to 1, only with top_k and new_top_k 2), "expert_width": N, "drop_layers": [..], "repair": {..},
+ *  "weights": digest;
  *  in a layer "rewritten": ["gate", "up", "down", "router", "router_bias", "selection_bias"] and "held_out": [error before,
  *  after]; behind them
- *  "others": [{"kind": "attention"|"mtp", "layer", "experts", "keep"}], sets that calibration does not see. */
+ *  "others": [{"kind": "attention"|"mtp", "layer", "experts", "keep", "rewritten"}], sets that calibration does not see. */
 MOEC_API moec_status moec_plan_to_json(moec_json **out, const moec_plan *p, moec_err *err) MOEC_USE_RESULT;
 /** The same as text, one layer a line, so that plans can be read and compared. Free with moec_free. */
 MOEC_API moec_status moec_plan_to_text(char **out, const moec_plan *p, moec_err *err) MOEC_USE_RESULT;
@@ -105,6 +113,9 @@ MOEC_API moec_status moec_plan_check_pad(const moec_model *m, bool drop_groups, 
 /** May top-k be smaller in the output? Not where attention experts are chosen with it (it is their number of heads),
  *  nor with sparsemixer, which is two draws, nor where no config key says it. */
 MOEC_API bool moec_top_k_may_shrink(const moec_model *m);
+/** A token uses k experts in the output. MOEC_EINVAL: k is above what it is now or would be, it may not shrink (said why), or
+ *  the number of experts is not top-k's. */
+MOEC_API moec_status moec_plan_set_top_k(moec_plan *p, const moec_model *m, int64_t k, moec_err *err) MOEC_USE_RESULT;
 /** Experts a layer of the output has: pad, or what is kept. */
 MOEC_API int64_t moec_plan_experts(const moec_plan *p);
 /** Fewest that a set keeps. */
@@ -138,6 +149,11 @@ MOEC_API int64_t moec_slots_kept(moec_slots s, int64_t number);
 MOEC_API int64_t moec_plan_kept(const moec_plan *p, int64_t l, int64_t expert);
 /** New number of an expert of set l, or -1 when it is removed. */
 MOEC_API int64_t moec_plan_number(const moec_plan *p, const moec_model *m, int64_t l, int64_t expert);
+/** May every expert have `width` neurons? Not with attention experts, whose width is that of keys and values, nor where the
+ *  width of another part of the model follows the same key. *shared: what key_shared_count must be in the output so that
+ *  the shared expert stays as it is, -1: nothing follows. MOEC_EINVAL: no, the text says why. */
+MOEC_API moec_status moec_plan_check_width(int64_t *shared, const moec_model *m, int64_t width, moec_err *err)
+    MOEC_USE_RESULT;
 /** Does any layer have weights that are computed anew? */
 MOEC_API bool moec_plan_rewrites(const moec_plan *p);
 /** Record of MoE layer `layer`, or NULL. */

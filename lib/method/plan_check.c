@@ -205,6 +205,20 @@ bool moec_top_k_may_shrink(const moec_model *m)
     return m->family->choice != MOEC_CHOOSE_SPARSEMIXER && m->family->key_top_k[0];
 }
 
+moec_status moec_plan_set_top_k(moec_plan *p, const moec_model *m, int64_t k, moec_err *err)
+{
+    if (k > p->new_top_k)
+        return moec_fail(err, MOEC_EINVAL, "--top-k %lld: a token uses %lld expert%s%s", (long long)k, (long long)p->new_top_k,
+                         p->new_top_k == 1 ? "" : "s", p->new_top_k < p->top_k ? " after the removal" : "");
+    if (m->dims.slots != m->dims.top_k)
+        return moec_fail(err, MOEC_EINVAL, "--top-k: the number of experts of a token varies in this model, top-k does not decide it");
+    if (k < p->top_k && !moec_top_k_may_shrink(m))
+        return moec_fail(err, MOEC_EINVAL, "--top-k %lld: top-k of this model cannot change from %lld, its router or attention is "
+                         "built for it", (long long)k, (long long)p->top_k);
+    p->new_top_k = k;
+    return MOEC_OK;
+}
+
 static moec_status check_top_k(const moec_plan *p, const moec_model *m, moec_err *err)
 {
     if (p->top_k != m->dims.top_k)
@@ -227,6 +241,72 @@ bool moec_plan_rewrites(const moec_plan *p)
     return false;
 }
 
+/* --- width and layers ------------------------------------------------------------------------------------------------ */
+
+static bool key_there(const moec_model *m, const char *key)
+{
+    return key && !moec_json_absent(moec_json_path(m->config, key));
+}
+
+moec_status moec_plan_check_width(int64_t *shared, const moec_model *m, int64_t width, moec_err *err)
+{
+    const moec_family *f = m->family;
+    bool heads = false, shares = false, dense = false;
+    *shared = -1;
+    for (int64_t i = 0; i < m->sets; i++)
+        heads = heads || m->set[i].kind == MOEC_SET_HEADS;
+    for (int64_t i = 0; i < m->dims.layers; i++) {
+        shares = shares || m->layer[i].mat[MOEC_MAT_SHARED_DOWN].of;
+        dense = dense || m->layer[i].mat[MOEC_MAT_DENSE_DOWN].of;
+    }
+    if (heads)
+        return moec_fail(err, MOEC_EINVAL, "neurons of experts: this model has attention experts, whose width is that of its keys "
+                         "and values");
+    for (int i = 0; i < MOEC_KEY_ALIASES && f->key_expert_width[i] && dense; i++)
+        if (f->key_dense_width && strcmp(f->key_expert_width[i], f->key_dense_width) == 0)
+            return moec_fail(err, MOEC_EINVAL, "neurons of experts: %s of config.json is the width of dense layers, too",
+                             f->key_dense_width);
+    if (!shares || (f->key_shared_width && key_there(m, f->key_shared_width)))
+        return MOEC_OK;
+    if (!f->key_shared_count[0] || f->key_shared_width || f->key_expert_width[1])
+        return moec_fail(err, MOEC_EINVAL, "neurons of experts: the shared expert's width follows %s of config.json, and would "
+                         "change with it", f->key_expert_width[0]);
+    if (m->dims.shared_width % width != 0)
+        return moec_fail(err, MOEC_EINVAL, "neurons of experts: the shared expert is %s * %s = %lld wide, which must stay; %lld is "
+                         "no divisor of it", f->key_shared_count[0], f->key_expert_width[0], (long long)m->dims.shared_width,
+                         (long long)width);
+    *shared = m->dims.shared_width / width;
+    return MOEC_OK;
+}
+
+int64_t moec_plan_layer_number(const moec_plan *p, int64_t layer)
+{
+    int64_t number = layer;
+    for (int64_t i = 0; i < p->n_drop && p->drop[i] <= layer; i++) {
+        if (p->drop[i] == layer)
+            return -1;
+        number--;
+    }
+    return number;
+}
+
+static moec_status check_drop(const moec_plan *p, const moec_model *m, moec_err *err)
+{
+    int64_t left = 0;
+    if (p->n_drop == 0)
+        return MOEC_OK;
+    if (p->drop[p->n_drop - 1] >= m->dims.layers)
+        return moec_fail(err, MOEC_EFORMAT, "plan: drop_layers has layer %d, the model has %lld", (int)p->drop[p->n_drop - 1],
+                         (long long)m->dims.layers);
+    for (int64_t i = 0; i < m->dims.layers; i++)
+        left += m->layer[i].expert && moec_plan_layer_number(p, i) >= 0;
+    if (left == 0)
+        return moec_fail(err, MOEC_EFORMAT, "plan: drop_layers leaves no layer with experts");
+    if (p->betas || moec_plan_rewrites(p))
+        return moec_fail(err, MOEC_EFORMAT, "plan: drop_layers does not go with betas or with weights that are computed anew");
+    return MOEC_OK;
+}
+
 /* Weights that are computed anew are those of a folder, which the plan names by its digest. */
 static moec_status check_rewritten(const moec_plan *p, const moec_model *m, moec_err *err)
 {
@@ -236,6 +316,9 @@ static moec_status check_rewritten(const moec_plan *p, const moec_model *m, moec
     if (p->width > m->dims.expert_width)
         return moec_fail(err, MOEC_EFORMAT, "plan: expert_width is %lld, the model's experts have %lld neurons",
                          (long long)p->width, (long long)m->dims.expert_width);
+    int64_t shared;
+    if (p->width > 0 && moec_plan_check_width(&shared, m, p->width, err) != MOEC_OK)
+        return moec_fail(err, MOEC_EFORMAT, "plan: %s", err ? err->text : "");
     for (int64_t i = 0; p->width > 0 && i < p->n_sets; i++)
         if ((p->layer[i].rewritten & all) != all)
             return moec_fail(err, MOEC_EFORMAT, "plan: %s layer %lld: experts of another width need gate, up and down rewritten",
@@ -262,6 +345,7 @@ moec_status moec_plan_check_shape(const moec_plan *p, const moec_model *m, const
     MOEC_TRY(check_top_k(p, m, err));
     MOEC_TRY(check_groups(p, m, err));
     MOEC_TRY(check_rewritten(p, m, err));
+    MOEC_TRY(check_drop(p, m, err));
     if (p->pad > 0 && moec_plan_check_pad(m, p->drop_groups, p->pad, err) != MOEC_OK)
         st = moec_fail(err, MOEC_EFORMAT, "plan: %s", err ? err->text : "");
 done:

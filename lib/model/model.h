@@ -143,6 +143,8 @@ typedef struct moec_place {
     int64_t across;           /* STACK: 1 + the set whose experts the second dimension counts, tail as well; 0: none */
     int64_t set, expert;      /* EXPERT, STACK: model->set; EXPERT: its number, E and above for one that always stays */
     size_t number_at;         /* EXPERT: where the number stands in the name */
+    int64_t layer;            /* number in a name that begins as those of layers do ("model.layers.7."), -1: none */
+    size_t layer_at;          /* where it stands */
 } moec_place;
 
 /** Role of every tensor of the checkpoint, by its index there; free with moec_free. Tensors that no role was bound to

@@ -4,6 +4,7 @@
 #include "model/forward.h"
 
 #include <ctype.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -145,6 +146,25 @@ static void mark_mtp(const marker *k)
     }
 }
 
+/* The number of the layer in every name that begins as the router's does. */
+static void mark_layers(const marker *k)
+{
+    const moec_binder b = {.m = k->m};
+    const char *router = k->m->family->mat[MOEC_MAT_ROUTER];
+    char pattern[64], front[MOEC_NAME];
+    snprintf(pattern, sizeof pattern, "%.*s", (int)strcspn(router, "%"), router); /* "model.layers." */
+    (void)moec__name(front, NULL, &b, pattern, 0);
+    const size_t n = strlen(front);
+    for (size_t i = 0; i < moec_ckpt_count(k->m->ckpt); i++) {
+        const char *name = moec_ckpt_at(k->m->ckpt, i)->name, *digits = name + n;
+        k->all[i].layer = -1;
+        if (strncmp(name, front, n) == 0 && strspn(digits, "0123456789") > 0 && strspn(digits, "0123456789") < 10) {
+            k->all[i].layer = strtoll(digits, NULL, 10);
+            k->all[i].layer_at = n;
+        }
+    }
+}
+
 moec_status moec_model_places(moec_place **out, const moec_model *m, moec_err *err)
 {
     moec_status st = MOEC_NEW(*out, moec_ckpt_count(m->ckpt), err);
@@ -165,6 +185,7 @@ moec_status moec_model_places(moec_place **out, const moec_model *m, moec_err *e
     }
     if (m->family->key_mtp[0] || m->family->mtp_prefix)
         mark_mtp(&k);
+    mark_layers(&k);
     return MOEC_OK;
 }
 

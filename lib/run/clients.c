@@ -14,7 +14,7 @@
 #include <string.h>
 #include <strings.h>
 
-enum { TRANSFORMERS = 1, VLLM = 2, SGLANG = 4, LLAMA_CPP = 8, ALL = 15, MAX_EXPERTS_LLAMA_CPP = 512, GOOD_MULTIPLE = 8 };
+enum { TRANSFORMERS = 1, VLLM = 2, SGLANG = 4, LLAMA_CPP = 8, ALL = 15, MAX_EXPERTS_LLAMA_CPP = 512, GOOD_MULTIPLE = 8, GOOD_WIDTH = 16 };
 
 static const struct client_row {
     const char *name;
@@ -36,6 +36,7 @@ _Static_assert(sizeof clients / sizeof clients[0] <= MOEC_VERIFY_CLIENTS, "one p
 typedef struct form {
     const moec_model *m;
     int64_t experts, top_k, groups, top_groups;
+    int64_t width; /* neurons of an expert that were thinned out; 0: as in the source */
     int64_t least;           /* fewest experts of a layer; experts where all have as many */
     int64_t router_in;       /* rows of a router's first matrix; 0: it has one matrix only */
     bool fp8, mxfp4, opened; /* opened: a quantized source that is written in a plain type */
@@ -68,6 +69,7 @@ static form form_of(const moec_model *m, const moec_plan *p)
         f.experts = p->pad > 0 ? p->pad : moec_plan_most(p);
         f.least = p->pad > 0 ? p->pad : moec_plan_least(p);
         f.top_k = p->new_top_k;
+        f.width = p->width;
         if (p->drop_groups)
             f.groups = f.top_groups = 1;
         f.opened = p->dtype != MOEC_DTYPE_COUNT && (f.fp8 || f.mxfp4);
@@ -171,6 +173,8 @@ static void advise(char *out, size_t cap, const form *f, const struct client_row
     if ((c->bit & (VLLM | SGLANG)) && f->experts % GOOD_MULTIPLE != 0)
         snprintf(out, cap, "a number of experts that is no multiple of %d (%lld): slower kernels, and not every number of devices "
                  "can share them", GOOD_MULTIPLE, (long long)f->experts);
+    else if ((c->bit & (VLLM | SGLANG)) && f->width % GOOD_WIDTH != 0)
+        snprintf(out, cap, "experts of %lld neurons, no multiple of %d: slower kernels (--align)", (long long)f->width, GOOD_WIDTH);
     else if (c->bit == VLLM && f->opened && f->m->family->activation == MOEC_ACT_SWIGLU_CLAMPED)
         snprintf(out, cap, "experts written in a plain type need a vLLM of June 2026 or later");
 }

@@ -2,6 +2,7 @@
 #include "run/layout.h"
 
 #include "base/mem.h"
+#include "model/config.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -214,6 +215,25 @@ static moec_status renumber(char **out, bool *changed, const char *name, const m
     return moec_copy(out, name, strlen(name), err);
 }
 
+/* The same of the layer's number; *name NULL: it is gone. */
+static moec_status renumber_layer(char **name, bool *changed, const moec_model *m, const moec_plan *p, moec_err *err)
+{
+    int64_t layer;
+    const char *end, *own = m->family->mtp_prefix;
+    char *was = *name;
+    const char *digits = was ? number_behind(&layer, &end, was, "layers.") : NULL;
+    if (!digits || (own && strncmp(was, own, strlen(own)) == 0))
+        return MOEC_OK;
+    const int64_t number = moec_plan_layer_number(p, layer);
+    if (number == layer)
+        return MOEC_OK;
+    *changed = true;
+    *name = NULL;
+    moec_status st = number < 0 ? MOEC_OK : moec_format(name, err, "%.*s%lld%s", (int)(digits - was), was, (long long)number, end);
+    moec_free(was);
+    return st;
+}
+
 static moec_status renumber_list(const editor *e, const char *path, const moec_plan *p, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -228,6 +248,7 @@ static moec_status renumber_list(const editor *e, const char *path, const moec_p
             continue;
         }
         MOEC_TRY(renumber(&name, &changed, moec_json_string(entry), e->m, p, err));
+        MOEC_TRY(renumber_layer(&name, &changed, e->m, p, err));
         if (name)
             moec_json_push(list, moec_json_new_string(name));
         moec_free(name);
@@ -315,6 +336,151 @@ done:
     return st;
 }
 
+/* --- layers that are dropped ----------------------------------------------------------------------------------------- */
+
+static bool one_of(const char *key, const char *const *list, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(key, list[i]) == 0)
+            return true;
+    return false;
+}
+
+/* Lists of layers' numbers. */
+static bool lists_numbers(const char *key)
+{
+    static const char *const keys[] = {"mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer_indices"};
+    return one_of(key, keys, MOEC_COUNT(keys));
+}
+
+/* Lists with an entry for each layer: any of that length but those that have nothing to do with layers. Clients take longer
+ * ones of the first three. */
+static bool lists_layers(const char *key, size_t n, size_t layers)
+{
+    static const char *const known[] = {"layer_types", "mlp_layer_types", "no_rope_layers"};
+    const size_t len = strlen(key);
+    if (one_of(key, known, MOEC_COUNT(known)))
+        return n >= layers;
+    return n == layers && strcmp(key, "architectures") != 0 && !(len >= 8 && strstr(key, "token_id"));
+}
+
+static moec_status cut_list(const editor *e, const char *key, const moec_json *old, const moec_plan *p, moec_err *err)
+{
+    char path[MAX_PATH], *text = NULL;
+    moec_json *list = moec_json_new_array();
+    const bool numbers = lists_numbers(key);
+    for (size_t i = 0; i < moec_json_len(old); i++) {
+        int64_t v = (int64_t)i;
+        const moec_json *entry = moec_json_at(old, i);
+        if (numbers && !moec_json_int(entry, &v))
+            continue;
+        const int64_t number = moec_plan_layer_number(p, v);
+        if (number >= 0)
+            moec_json_push(list, numbers ? moec_json_new_int(number) : moec_json_clone(entry));
+    }
+    moec_status st = moec_json_dump(&text, list, 0, err);
+    full_path(path, e, key);
+    if (st == MOEC_OK)
+        st = edit(e, path, text, err);
+    moec_json_free(list);
+    moec_free(text);
+    return st;
+}
+
+/* Layers below `layer` that stay. */
+static int64_t stay_below(const moec_plan *p, int64_t layer)
+{
+    int64_t n = layer;
+    for (int64_t i = 0; i < p->n_drop && p->drop[i] < layer; i++)
+        n--;
+    return n;
+}
+
+/* How many layers, or which, begin or end a kind; where the rule's key is absent, the family's default was in force. */
+static moec_status move_bounds(const editor *e, const moec_plan *p, moec_err *err)
+{
+    static const char *const counts[] = {"first_k_dense_replace", "num_dense_layers", "moe_layer_start_index",
+                                         "max_window_layers"};
+    const moec_dense_rule rule = e->m->family->dense;
+    const char *own = rule == MOEC_DENSE_FIRST_K ? counts[0] : rule == MOEC_DENSE_NUM ? counts[1]
+                      : rule == MOEC_DENSE_RANGE ? counts[2] : NULL;
+    const int64_t fallback = e->m->family->default_dense;
+    moec_status st = MOEC_OK;
+    int64_t v;
+    for (size_t i = 0; i < MOEC_COUNT(counts); i++)
+        if (moec_json_int(value_at(e, counts[i]), &v) && v < e->m->dims.layers && stay_below(p, v) != v)
+            MOEC_TRY(set_value(e, counts[i], stay_below(p, v), err));
+    if (own && !value_at(e, own) && !value_at(e, "mlp_layer_types") && stay_below(p, fallback) != fallback)
+        MOEC_TRY(set_number(e, &own, 1, stay_below(p, fallback), err));
+    if (moec_json_int(value_at(e, "moe_layer_end_index"), &v) && v >= 0 && v < e->m->dims.layers)
+        MOEC_TRY(set_value(e, "moe_layer_end_index", stay_below(p, v + 1) - 1, err));
+done:
+    return st;
+}
+
+/* Under the edited config every layer that stays is what it was. */
+static moec_status check_layers(const editor *e, const moec_plan *p, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_json *root = NULL;
+    moec_model after = *e->m;
+    MOEC_TRY(moec_json_parse(&root, *e->text, strlen(*e->text), "config.json of the output", err));
+    after.config = e->at[0] ? moec_json_get(root, "text_config") : root;
+    after.dims.layers -= p->n_drop;
+    for (int64_t i = 0; i < e->m->dims.layers; i++) {
+        moec_layer was = {.index = i}, is = {.index = moec_plan_layer_number(p, i)};
+        if (is.index < 0)
+            continue;
+        moec_config_layer(&was, e->m);
+        moec_config_layer(&is, &after);
+        const bool dense = moec_config_is_dense(&after, is.index) != moec_config_is_dense(e->m, i);
+        if (dense || was.mixer != is.mixer || was.window != is.window || was.chunk != is.chunk || was.rotated != is.rotated) {
+            st = moec_fail(err, MOEC_EFORMAT, "layer %lld would be layer %lld of the output, which by a rule of config.json that "
+                           "counts layers %s; drop other layers", (long long)i, (long long)is.index,
+                           dense ? "has experts where this one has none, or none where it has them"
+                                 : "attends to other tokens or mixes them in another way");
+            goto done;
+        }
+    }
+done:
+    moec_json_free(root);
+    return st;
+}
+
+static moec_status drop_layers(const editor *e, const moec_plan *p, moec_err *err)
+{
+    static const char *const keys[] = {"num_hidden_layers", "n_layers"};
+    const int64_t layers = e->m->dims.layers;
+    moec_status st = MOEC_OK;
+    moec_json *root = NULL, *value;
+    void *it = NULL;
+    const char *key;
+    MOEC_TRY(set_number(e, keys, MOEC_COUNT(keys), layers - p->n_drop, err));
+    MOEC_TRY(move_bounds(e, p, err));
+    MOEC_TRY(moec_json_parse(&root, *e->text, strlen(*e->text), "config.json", err)); /* lists as they are by now */
+    moec_json *object = e->at[0] ? moec_json_get(root, "text_config") : root;
+    while (moec_json_each(object, &it, &key, &value))
+        if (moec_json_type(value) == MOEC_JSON_ARRAY && strlen(key) < MAX_PATH / 2 &&
+            (lists_numbers(key) || lists_layers(key, moec_json_len(value), (size_t)layers)))
+            MOEC_TRY(cut_list(e, key, value, p, err));
+    MOEC_TRY(check_layers(e, p, err));
+done:
+    moec_json_free(root);
+    return st;
+}
+
+static moec_status set_width(const editor *e, int64_t width, moec_err *err)
+{
+    int64_t shared;
+    moec_status st = MOEC_OK;
+    MOEC_TRY(moec_plan_check_width(&shared, e->m, width, err));
+    MOEC_TRY(set_number(e, e->m->family->key_expert_width, MOEC_KEY_ALIASES, width, err));
+    if (shared >= 0)
+        MOEC_TRY(set_number(e, e->m->family->key_shared_count, MOEC_KEY_ALIASES, shared, err));
+done:
+    return st;
+}
+
 moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan *p, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -332,6 +498,10 @@ moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan 
         MOEC_TRY(set_number(&e, m->family->key_mtp, MOEC_KEY_ALIASES, 0, err));
     if (p->betas)
         MOEC_TRY(set_betas(&e, p, err));
+    if (p->width > 0 && p->width != m->dims.expert_width)
+        MOEC_TRY(set_width(&e, p->width, err));
+    if (p->n_drop > 0)
+        MOEC_TRY(drop_layers(&e, p, err));
     MOEC_TRY(edit_quantization(&e, p, err));
     if (p->dtype != MOEC_DTYPE_COUNT)
         MOEC_TRY(edit_dtype(&e, p->dtype, err));

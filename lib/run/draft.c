@@ -159,6 +159,8 @@ static moec_status views(moec_draft *d, const builder *b, const moec_tensor *con
         }
         const bool stack = at->role == MOEC_ROLE_STACK,
                    vector = t[i]->rank < 2 + stack && b->l->layout != MOEC_LAYOUT_FLAT; /* a bias */
+        if (vector && (at->parts & MOEC_PART_GATE))
+            d->gate_up_bias = t[i];
         for (size_t q = 0; q < MOEC_COUNT(matrices) && !vector; q++)
             for (int64_t k = 0; (at->parts & matrices[q]) && k < pl->n_keep; k++)
                 if (stack || at->expert == pl->keep[k]) {
@@ -189,7 +191,7 @@ moec_status moec_draft_new(moec_draft *out, const moec_override *weights, const 
     for (size_t i = 0; i < b.n; i++) {
         t[i] = moec_sheet_at(out->sheet, i);
         MOEC_TRY(moec_interrupted(err));
-        if (p->width == 0) /* experts of another width have no bytes in common */
+        if (p->width == 0 || forms->place[b.source[i]].width_axis < 0) /* experts of another width have no bytes in common */
             MOEC_TRY(fill(&b, i, (unsigned char *)(uintptr_t)t[i]->data, err));
         moec_pages_drop(t[i]->data, t[i]->bytes);
     }

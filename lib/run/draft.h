@@ -10,13 +10,14 @@ typedef struct moec_draft {
                            draft are views of the source */
     moec_weight router; /* rows of the output, dead ones and those of experts without a network included; .of NULL when it is
                            not in the draft */
+    const moec_tensor *gate_up_bias; /* [n_keep, 2 I] of all experts where they have one and it is in the draft, else NULL */
     int64_t n_keep;
     int32_t *router_row; /* [E] row of each expert in `router`, -1: removed */
 } moec_draft;
 
 /** Lays out the tensors of set `set` that hold one of `parts` (moec_part bits) as the plan's output has them, dead
- *  experts included, in a sheet called FILE of `weights`, and fills them with what the source has. The plan's `rewritten`
- *  and `width` are not looked at.
+ *  experts included, in a sheet called FILE of `weights`, and fills them with what the source has: with a width in the plan only
+ *  tensors that do not grow with it, the others are zero. The plan's `rewritten` must be set where there is a width.
  *  MOEC_EINVAL: the weights are quantized and plan->dtype does not make them plain (the text says so), or the router's rows
  *  do not stand side by side; what moec_sheet_new and moec_cast_make return. */
 MOEC_API moec_status moec_draft_new(moec_draft *out, const moec_override *weights, const char *file, const moec_model *m,

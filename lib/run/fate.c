@@ -56,6 +56,13 @@ moec_status moec_forms_new(moec_forms *out, const moec_model *m, const moec_plan
         mark_layer(out, m, &m->layer[i]);
     for (int64_t i = 0; i < m->mtp_layers; i++)
         mark_layer(out, m, &m->mtp[i]);
+    MOEC_TRY(MOEC_NEW(out->layer, out->n, err));
+    for (size_t i = 0; i < out->n; i++) {
+        const int64_t layer = out->place[i].layer;
+        out->layer[i] = layer < 0 ? -1 : moec_plan_layer_number(p, layer);
+        if (layer >= 0 && out->layer[i] < 0)
+            out->layer[i] = -2;
+    }
     MOEC_TRY(moec_casts_new(&out->cast, m, p, out->place, err));
 done:
     return st;
@@ -66,6 +73,7 @@ void moec_forms_release(moec_forms *f)
     moec_casts_free(f->cast, f->n);
     moec_free(f->place);
     moec_free(f->dead);
+    moec_free(f->layer);
     *f = (moec_forms){0};
 }
 
@@ -75,7 +83,7 @@ moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_for
 {
     const moec_place *at = &forms->place[i];
     moec_fate f = {.number = -1};
-    if (forms->cast[i].gone || (at->mtp && p->mtp == MOEC_PLAN_MTP_DROP)) {
+    if (forms->cast[i].gone || forms->layer[i] == -2 || (at->mtp && p->mtp == MOEC_PLAN_MTP_DROP)) {
         f.dropped = true;
         return f;
     }
@@ -149,7 +157,8 @@ bool moec_fate_source(uint64_t *from, uint64_t *n, const moec_forms *forms, size
 void moec_fate_shape(int64_t *dim, const moec_plan *p, const moec_model *m, const moec_forms *forms, size_t i, moec_fate f)
 {
     const moec_cast *c = &forms->cast[i];
-    const int32_t axis = forms->place[i].axis, grows = forms->place[i].width_axis;
+    const int32_t axis = forms->place[i].axis, was = forms->place[i].width_axis;
+    const int32_t grows = c->turned && was > 0 ? 3 - was : was; /* of [E, in, out] instead of [E, out, in, ..] */
     memcpy(dim, c->dim, sizeof c->dim);
     if (f.parts)
         dim[axis] = (dim[axis] - f.tail) / m->dims.experts * (f.parts->n_keep + f.dead) + f.tail;
@@ -163,8 +172,19 @@ moec_status moec_fate_name(char **out, const moec_model *m, const moec_forms *fo
                            moec_err *err)
 {
     const moec_tensor *t = moec_ckpt_at(m->ckpt, i);
+    const moec_place *at = &forms->place[i];
     const char *name = forms->cast[i].name ? forms->cast[i].name : t->name;
-    if (number >= 0 && number != forms->place[i].expert)
-        return moec_model_rename_expert(out, t, forms->place[i], number, err);
-    return moec_copy(out, name, strlen(name), err);
+    moec_status st;
+    if (number >= 0 && number != at->expert)
+        st = moec_model_rename_expert(out, t, *at, number, err);
+    else
+        st = moec_copy(out, name, strlen(name), err);
+    if (st != MOEC_OK || forms->layer[i] < 0 || forms->layer[i] == at->layer)
+        return st;
+    char *was = *out; /* the layer's number stands in front of the expert's */
+    const char *rest = was + at->layer_at;
+    rest += strspn(rest, "0123456789");
+    st = moec_format(out, err, "%.*s%lld%s", (int)at->layer_at, was, (long long)forms->layer[i], rest);
+    moec_free(was);
+    return st;
 }

@@ -37,7 +37,11 @@ MOEC_API void moec_side_release(moec_side_list *l);
  *  touched; the text itself when there are none. Every key of the family that counts experts and is there is replaced,
  *  beside config_at; a list (one entry a layer) gets each entry replaced. Also: top-k, groups, number of MTP layers,
  *  entries of the quantization's lists of modules that name an expert; with a dtype the quantization goes and the key
- *  of the dtype follows; with betas their key is added or replaced. Free with moec_free. MOEC_ENOMEM, MOEC_EFORMAT. */
+ *  of the dtype follows; with betas their key is added or replaced; with a width that of the experts, and the number of shared
+ *  experts where their width follows it. Where layers are dropped: their number, lists with an entry for each layer or with
+ *  numbers of layers, first and last layers of a kind. Free with moec_free.
+ *  MOEC_ENOMEM; MOEC_EFORMAT: a layer that stays would be of another kind under its new number, since a rule counts layers
+ *  ("every fourth"): the text names it. */
 MOEC_API moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan *p, moec_err *err)
     MOEC_USE_RESULT;
 
@@ -51,6 +55,7 @@ typedef struct moec_forms {
     moec_place *place;
     moec_dead *dead;
     moec_cast *cast;
+    int64_t *layer; /* number that the layer in the tensor's name has in the output; -1: it names none; -2: it is dropped */
     size_t n;
 } moec_forms;
 /** MOEC_ENOMEM; MOEC_EFORMAT: dtype of the plan cannot be had. Release with moec_forms_release, also after failure. */

@@ -28,6 +28,8 @@ moec_status moec_preview_set(moec_preview *v, const moec_plan *p, int64_t set, m
     if (draft) {
         v->draft[set] = *draft;
         *draft = (moec_draft){0};
+        if (l->kind == MOEC_SET_MOE && p->width > 0 && v->draft[set].gate_up_bias)
+            v->variant->model.layer[l->layer].gate_up_bias = v->draft[set].gate_up_bias;
         if (l->kind == MOEC_SET_MOE)
             moec_draft_show(&v->variant->model.layer[l->layer], &v->draft[set], l->keep);
     }
@@ -40,6 +42,8 @@ moec_status moec_preview_new(moec_preview *out, const moec_model *m, const moec_
     moec_status st = MOEC_OK;
     moec_draft draft = {0};
     MOEC_TRY(moec_preview_begin(out, m, p, err));
+    if (p->n_drop > 0)
+        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "a plan that drops layers cannot be measured before it is applied; eval its output"));
     if (moec_plan_rewrites(p) && !weights)
         MOEC_TRY(moec_fail(err, MOEC_EINVAL, "the plan has weights that were computed anew, and they are not here"));
     for (int64_t i = 0; i < p->n_sets; i++) {

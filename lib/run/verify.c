@@ -223,15 +223,36 @@ static void check_index(const verifier *v)
                 (unsigned long long)moec_ckpt_bytes(v->m->ckpt));
 }
 
+/* Number in the output of a set's layer, -1: it is dropped. Of a prefix of their own, MTP layers keep theirs. */
+static int64_t set_number(const moec_plan *p, const moec_model *m, int64_t i)
+{
+    const moec_plan_layer *l = &p->layer[i];
+    return l->kind == MOEC_SET_MTP && m->family->mtp_layer ? l->layer : moec_plan_layer_number(p, l->layer);
+}
+
+/* Sets [from, to) of a plan in layers that stay. */
+static int64_t sets_left(const moec_plan *p, const moec_model *m, int64_t from, int64_t to)
+{
+    int64_t n = 0;
+    for (int64_t i = from; i < to; i++)
+        n += set_number(p, m, i) >= 0;
+    return n;
+}
+
 /* Attention experts and MTP layers are there as the plan says. */
 static void check_others(const verifier *v)
 {
     const moec_plan *p = v->plan;
     const moec_model *m = v->m;
     int64_t count;
-    bool same = m->sets - m->moe_layers == p->n_sets - p->n_layers;
-    for (int64_t i = p->n_layers; same && m->moe_layers == p->n_layers && i < p->n_sets; i++)
-        same = m->set[i].kind == p->layer[i].kind && m->set[i].layer == p->layer[i].layer;
+    bool same = m->sets - m->moe_layers == sets_left(p, m, p->n_layers, p->n_sets);
+    for (int64_t i = p->n_layers, at = m->moe_layers; same && i < p->n_sets; i++) {
+        const int64_t number = set_number(p, m, i);
+        if (number < 0)
+            continue;
+        same = m->set[at].kind == p->layer[i].kind && m->set[at].layer == number;
+        at++;
+    }
     if (!same)
         problem(v->r, "attention experts or multi-token-prediction layers are not those of the plan");
     if (p->mtp == MOEC_PLAN_MTP_DROP && m->key_mtp && moec_json_int(moec_json_path(m->config, m->key_mtp), &count) &&
@@ -248,9 +269,13 @@ static moec_status check_numbers(const verifier *v, moec_err *err)
     if (d->experts != moec_plan_experts(p) || d->top_k != p->new_top_k)
         problem(v->r, "config.json: %lld experts and top-k %lld, the plan says %lld and %lld", (long long)d->experts,
                 (long long)d->top_k, (long long)moec_plan_experts(p), (long long)p->new_top_k);
-    if (v->m->moe_layers != p->n_layers)
+    const int64_t left = sets_left(p, v->m, 0, p->n_layers);
+    if (v->m->moe_layers != left)
         problem(v->r, "%lld layers have experts, the plan has %lld", (long long)v->m->moe_layers,
-                (long long)p->n_layers);
+                (long long)left);
+    if (p->width > 0 && d->expert_width != p->width)
+        problem(v->r, "config.json: experts have %lld neurons, the plan says %lld", (long long)d->expert_width,
+                (long long)p->width);
     if (p->drop_groups && d->groups > 1)
         problem(v->r, "config.json: %lld groups of experts, the plan gives them up", (long long)d->groups);
     check_others(v);

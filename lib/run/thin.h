@@ -1,0 +1,39 @@
+/* Weights of experts made thinner: neurons taken out of all of them, or single weights set to zero. Written layer by layer into a
+ * folder of computed weights, from which the output takes them. */
+#ifndef MOEC_RUN_THIN_H
+#define MOEC_RUN_THIN_H
+
+#include "ckpt/override.h"
+#include "method/grain.h"
+
+typedef struct moec_thin_opts {
+    const char *work; /* the folder is WORK.partial */
+    bool resume;
+} moec_thin_opts;
+
+typedef struct moec_thin_tally {
+    int64_t unseen;         /* experts that no token selected and that were judged by their weights, MTP layers' among them */
+    uint64_t zeros, values; /* of all experts' matrices as they are now */
+} moec_thin_tally;
+
+typedef struct moec_thin moec_thin;
+
+/** Makes the weights of a plan of grain neurons or weights (moec_method_plan with the same request), which may have got a
+ *  dtype since. Fills the plan's `weights`, and with owl its option "ratios" [MoE layers].
+ *  Neurons: rows of gate and up and columns of down of the kept neurons, biases of gate and up likewise; values are the
+ *  source's, rounded once where plan->dtype is another type. Weights: see moec_weights_cut; rows are those of the matrices, so each
+ *  output of gate, up and down loses the same number of inputs.
+ *  Results do not depend on the number of threads. Layers that an earlier run finished are taken over.
+ *  @return MOEC_OK; MOEC_EINVAL: quantized weights without plan->dtype; MOEC_EEXIST: another run is at work in the folder;
+ *          MOEC_ENUMERIC: a score or a value is not finite; MOEC_ENOFIT, MOEC_EINTR, MOEC_EIO, MOEC_ENOMEM.
+ *  Cost: two reads of the experts (owl: four) and one write. Memory: some 100 rows of a matrix a worker. */
+MOEC_API moec_status moec_thin_run(moec_thin **out, moec_plan *p, const moec_method *me, const moec_request *q,
+                                   const moec_thin_opts *o, moec_err *err) MOEC_USE_RESULT;
+MOEC_API const moec_override *moec_thin_weights(const moec_thin *t);
+MOEC_API moec_thin_tally moec_thin_count(const moec_thin *t);
+/** Moves the folder to `dir`, where it stays. MOEC_EIO. */
+MOEC_API moec_status moec_thin_keep(moec_thin *t, const char *dir, moec_err *err) MOEC_USE_RESULT;
+/** Releases it; `remove`: the folder goes, too. NULL-safe. */
+MOEC_API void moec_thin_close(moec_thin *t, bool remove);
+
+#endif

@@ -1,0 +1,81 @@
+#!/bin/sh
+# Grains of prune other than whole experts, and --top-k: what is written, what is said, and what is refused at the start.
+. "$2/tests/cli/lib.sh"
+cd "$work" || exit 1
+demo=$source/recipes/demo-model
+
+expect 0 . calibrate "$demo" --text "$demo/samples.txt" --seq-len 64 --tier 1 -o one.h5
+expect 0 . calibrate "$demo" --text "$demo/samples.txt" --seq-len 64 -o zero.h5
+
+# how much, and what does not go together
+expect 2 'takes --remove 50% or --keep-width' prune "$demo" --stats one.h5 --grain neurons -o out
+expect 2 'takes --remove 50% or --keep-width' prune "$demo" --stats one.h5 --grain neurons --remove 50% --keep-width 48 -o out
+expect 2 'takes --sparsity 50% or --pattern 2:4' prune "$demo" --stats one.h5 --grain weights -o out
+expect 2 'takes --sparsity 50% or --pattern 2:4' prune "$demo" --stats one.h5 --grain weights --sparsity 50% --pattern 2:4 -o out
+expect 2 'takes --remove 10% or --remove N' prune "$demo" --stats one.h5 --grain blocks -o out
+expect 2 'go with --grain neurons' prune "$demo" --stats one.h5 --remove 50% --align 16 -o out
+expect 2 'go with --grain weights' prune "$demo" --stats one.h5 --remove 50% --pattern 2:4 -o out
+expect 2 'all of them stay' prune "$demo" --stats one.h5 --grain neurons --keep 8 --remove 50% -o out
+expect 2 'expected N:M' prune "$demo" --stats one.h5 --grain weights --pattern 2x4 -o out
+expect 2 'expected N:M' prune "$demo" --stats one.h5 --grain weights --pattern 4:2 -o out
+expect 2 'no multiples of 7' prune "$demo" --stats one.h5 --grain weights --pattern 3:7 -o out
+expect 2 'take wanda' prune "$demo" --stats one.h5 --grain weights --method owl --pattern 2:4 -o out
+expect 2 'one share at a time' prune "$demo" --stats one.h5 --grain neurons --remove 25%,50% --plan-only -o out
+expect 2 'repair goes with whole experts' prune "$demo" --stats one.h5 --grain neurons --remove 50% --text "$demo/samples.txt" -o out
+expect 2 'protect is for whole experts' prune "$demo" --stats one.h5 --grain neurons --remove 50% --protect super -o out
+expect 2 'are for whole experts' prune "$demo" --stats one.h5 --grain neurons --remove 50% --betas -o out
+
+# neurons
+expect 2 'no neuron would be left' prune "$demo" --stats one.h5 --grain neurons --remove 100% -o out
+expect 2 'align 128: the experts have 96' prune "$demo" --stats one.h5 --grain neurons --remove 50% --align 128 -o out
+expect 2 'no multiple of --align 64' prune "$demo" --stats one.h5 --grain neurons --keep-width 48 --align 64 -o out
+expect 2 'the experts have 96' prune "$demo" --stats one.h5 --grain neurons --keep-width 97 -o out
+expect 2 'stats' prune "$demo" --grain neurons --remove 50% -o out
+expect 3 'act_sq.*--tier 1 collects it' prune "$demo" --stats zero.h5 --grain neurons --remove 50% -o out
+expect 3 'xin_sq.*--tier 1 collects it' prune "$demo" --stats zero.h5 --grain weights --method wanda --sparsity 50% -o out
+expect 2 'of grain neurons; did you mean' prune "$demo" --stats one.h5 --grain neurons --method out-nrm --remove 50% -o out
+ok "nothing written" [ ! -e out ]
+prints 'neurons +96 -> 48' prune "$demo" --stats one.h5 --grain neurons --remove 50% -o narrow
+prints '"ok": true' verify narrow "$demo" --json
+ok "the key of the width" grep -q '"moe_intermediate_size": 48' narrow/config.json
+ok "no work is left" [ ! -e narrow.thin.partial ]
+prints 'neurons +96 -> 64' prune "$demo" --stats one.h5 --grain neurons --remove 25% --align 64 --dry-run
+expect 3 'there already' prune "$demo" --stats one.h5 --grain neurons --remove 50% -o narrow
+prints . prune "$demo" --stats one.h5 --grain neurons --remove 50% --plan-only -o plan.json
+prints . apply "$demo" plan.json -o applied
+ok "apply writes what prune writes" cmp narrow/model-00001-of-00003.safetensors applied/model-00001-of-00003.safetensors
+prints . eval "$demo" --plan plan.json --text "$demo/samples.txt" --seq-len 64
+mv plan.json.weights elsewhere
+expect 3 'not here|no such folder|are not' apply "$demo" plan.json -o again
+
+# weights
+prints 'zeros +1769472 of 3538944 weights of experts .50.00 %.; a dense file is not smaller' prune "$demo" --stats one.h5 --grain weights --pattern 2:4 -o sparse
+prints '"zeros": 1769472' prune "$demo" --grain weights --method magnitude --sparsity 50% --overwrite --json -o sparse
+prints '"ok": true' verify sparse "$demo" --json
+
+# layers
+prints 'layers +4 -> 3' prune "$demo" --stats zero.h5 --grain blocks --remove 1 -o short
+prints '"ok": true' verify short "$demo" --json
+prints 'layers +4 -> 2' prune "$demo" --stats zero.h5 --grain blocks --remove 50% --dry-run
+expect 2 'the model has 4' prune "$demo" --stats zero.h5 --grain blocks --remove 4 -o none
+prints . prune "$demo" --stats zero.h5 --grain blocks --remove 1 --plan-only -o blocks.json
+prints . apply "$demo" blocks.json -o short2
+ok "apply writes what prune writes" cmp short/config.json short2/config.json
+sed 's/"drop_layers": \[[0-9]*\]/"drop_layers": [0, 1, 2, 3]/' blocks.json >all.json
+expect 3 'no layer with experts' apply "$demo" all.json -o none
+sed 's/"drop_layers": \[[0-9]*\]/"drop_layers": [4]/' blocks.json >beyond.json
+expect 3 'the model has 4' apply "$demo" beyond.json -o none
+expect 2 'cannot be measured before' eval "$demo" --plan blocks.json --text "$demo/samples.txt"
+
+# top-k
+prints 'top-k +4 -> 2' prune "$demo" --top-k 2 -o fewer
+ok "the key" grep -q '"num_experts_per_tok": 2' fewer/config.json
+prints '"ok": true' verify fewer "$demo" --json
+prints 'top-k +4 -> 3' prune "$demo" --stats zero.h5 --remove 50% --top-k 3 -o both
+expect 2 'a token uses 4 experts' prune "$demo" --top-k 5 -o none
+expect 2 'a token uses 2 experts after the removal' prune "$demo" --stats zero.h5 --keep 2 --top-k 3 -o none
+ok "nothing written" [ ! -e none ]
+
+prints 'grain neurons' prune --methods
+prints '"grain": "blocks"' prune --methods --json
+finish
