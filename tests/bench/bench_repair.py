@@ -46,7 +46,7 @@ def main():
 
         def measure(name, words, unit=None):
             nonlocal bad
-            code, wall, cpu, peak, said = run([program, *words])
+            code, wall, cpu, peak, _, said = run([program, *words])
             times = f"{wall / unit:6.2f} x" if unit else "        "
             print(f"{name:16} {wall:8.1f} s {times} {cpu:8.1f} CPU s  peak {peak / 2 ** 30:5.2f} GiB", "" if code == 0 else said, flush=True)
             bad += code != 0 or peak > limit
