@@ -1,7 +1,7 @@
 #!/bin/sh
 # The whole way on a small trained model, in about a minute: installs what is missing, builds the program, looks at the model,
-# observes it on one half of a text, removes 25 % and 50 % of its experts, verifies the results, and measures them on the
-# other half of the text against the original.
+# observes it on one half of a text, removes 25 % and 50 % of its experts, without and with repair, verifies the results, and
+# measures them on the other half of the text against the original.
 #   sh recipes/demo.sh [--program FILE] [--work FOLDER]
 #     --program   use this moecompress instead of building one
 #     --work      where the results go (build/demo)
@@ -54,15 +54,21 @@ step "calibrate"
 
 for share in 25 50; do
     step "prune $share %"
-    "$program" prune "$model" --stats stats.h5 --method reap --remove $share% -o pruned-$share --overwrite
+    "$program" prune "$model" --stats stats.h5 --remove $share% -o pruned-$share --overwrite
+    step "prune $share %, repaired"
+    "$program" prune "$model" --stats stats.h5 --remove $share% -o repaired-$share --overwrite --repair deep --seq-len 128 \
+        --text calibration.txt
     step "verify"
     "$program" verify pruned-$share "$model"
+    "$program" verify repaired-$share "$model"
 done
 
 step "evaluate"
 "$program" eval "$model" --text evaluation.txt --seq-len 128 --json >original.json
 for share in 25 50; do
-    "$program" eval pruned-$share --base "$model" --text evaluation.txt --seq-len 128 --json >pruned-$share.json
+    for made in pruned-$share repaired-$share; do
+        "$program" eval $made --base "$model" --text evaluation.txt --seq-len 128 --json >$made.json
+    done
 done
 
 value()  # value FILE KEY    the first number of that name: "overall" comes first
@@ -79,12 +85,14 @@ row()  # row NAME FOLDER EVAL_JSON
     top1=$(value "$3" top1)
     awk -v name="$1" -v experts="$experts" -v bytes="$bytes" -v ppl="$(value "$3" perplexity)" -v kl="${kl:-0}" \
         -v top1="${top1:-1}" 'BEGIN {
-            printf "%-12s %8d %10.2f MiB %11.3f %9.4f %12.1f %%\n", name, experts, bytes / 1048576, ppl, kl, 100 * top1
+            printf "%-16s %8d %10.2f MiB %11.3f %9.4f %12.1f %%\n", name, experts, bytes / 1048576, ppl, kl, 100 * top1
         }'
 }
 
 step "result: $work"
-printf '%-12s %8s %14s %11s %9s %14s\n' model experts weights perplexity KL 'top-1 the same'
+printf '%-16s %8s %14s %11s %9s %14s\n' model experts weights perplexity KL 'top-1 the same'
 row original "$model" original.json
-row "-25 %" pruned-25 pruned-25.json
-row "-50 %" pruned-50 pruned-50.json
+for share in 25 50; do
+    row "-$share %" pruned-$share pruned-$share.json
+    row "-$share %, repaired" repaired-$share repaired-$share.json
+done

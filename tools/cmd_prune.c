@@ -29,9 +29,9 @@ static const moec_opt rows[] = {
      .help = "folder to write; with --plan-only the plan file (none: standard output), or for several shares the folder of the "
              "plans"},
     {"stats", 0, MOEC_TEXT(prune_params, stats), .value = "FILE", .help = "statistics that calibrate wrote"},
-    {"method", 0, MOEC_TEXT(prune_params, method), .fallback = "reap", .value = "NAME",
-     .help = "how experts are scored; reap by default: it is the one whose published results hold up at half the experts, "
-             "and a mean does not depend on how often the text happens to use an expert"},
+    {"method", 0, MOEC_TEXT(prune_params, method), .fallback = "energy", .value = "NAME",
+     .help = "how experts are scored; energy by default: what an expert adds to the layer's output, squared, which is what repair "
+             "fits, and the best selection before and after it on the models measured; reap has the most published results"},
     {"remove", 0, MOEC_TEXT(prune_params, remove), .value = "SHARE[,SHARE]",
      .help = "share of each layer's experts to remove, such as 25% or 0.25, rounded down; several, ascending, with --plan-only: "
              "plans OUT/remove-25.json and so on from one ranking, each contained in the one before"},

@@ -54,7 +54,7 @@ for method in router-row weight-norm aimer; do
     expect 0 'all scores are the same in 1 layer, the first is layer 0' prune plain --method $method --keep 3 --dry-run
 done
 expect 0 'a token will use 1 instead of 2' prune plain --method router-row --keep 1 --dry-run
-expect 2 'is not for method reap' prune plain --stats plain.h5 --base plain --keep 3 -o nothing
+expect 2 'is not for method energy' prune plain --stats plain.h5 --base plain --keep 3 -o nothing
 expect 2 'is not for method aimer' prune plain --method aimer --stun-lambda2 1 --keep 3 -o nothing
 expect 2 'stun-lambda2 needs statistics' prune plain --method stun --stun-lambda2 1 --keep 3 -o nothing
 expect 2 'one must be above' prune plain --method stun --stun-lambda1 0 --keep 3 -o nothing
