@@ -62,8 +62,14 @@ static moec_status print_result(const eval_params *p, const char *model, const m
     }
     moec_json *o = moec_scores_json(s, corpus);
     moec_json_set(o, "model", moec_json_new_string(model));
-    if (p->base || p->reference)
-        moec_json_set(o, "base", moec_json_new_string(p->base ? p->base : p->reference));
+    if (s->has_base)
+        moec_json_set(o, "base", moec_json_new_string(p->base ? p->base : p->reference ? p->reference : model));
+    if (p->plan)
+        moec_json_set(o, "plan", moec_json_new_string(p->plan));
+    if (p->top_k > 0)
+        moec_json_set(o, "top_k", moec_json_new_int(p->top_k));
+    if (p->mass > 0.0)
+        moec_json_set(o, "expert_mass", moec_json_new_real(p->mass));
     moec_json_set(o, "seq_len", moec_json_new_int(p->input.seq_len));
     moec_json_set(o, "compute", moec_json_new_string(tool_compute_names[p->input.compute]));
     moec_json_set(o, "seconds", moec_json_new_real(moec_now() - began));
@@ -99,11 +105,8 @@ static moec_status choose(subject *s, const moec_model **out, const eval_params 
     if (!p->plan && p->top_k == 0 && !(p->mass > 0.0))
         return MOEC_OK;
     MOEC_TRY(plan_of(&s->plan, p, m, err));
-    if (p->top_k > s->plan->new_top_k || (p->top_k > 0 && p->top_k < s->plan->new_top_k && !moec_top_k_may_shrink(m)))
-        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "--top-k %lld: the model uses %lld experts a token%s", (long long)p->top_k,
-                           (long long)s->plan->new_top_k, moec_top_k_may_shrink(m) ? "" : ", and its form depends on it"));
     if (p->top_k > 0)
-        s->plan->new_top_k = p->top_k;
+        MOEC_TRY(moec_plan_set_top_k(s->plan, m, p->top_k, err));
     if (s->plan->weights[0]) {
         MOEC_TRY(tool_weights_folder(&folder, p->plan, err));
         MOEC_TRY(moec_override_open(&s->weights, folder, false, err));
@@ -138,11 +141,16 @@ static moec_status evaluate(const eval_params *p, const char *dir, moec_err *err
     if (p->save_reference) /* said now, not after hours */
         MOEC_TRY(tool_may_write(p->save_reference, TOOL_FILE_REFERENCE, false, err));
     MOEC_TRY(moec_model_open(&model, dir, err));
-    if (p->base)
-        MOEC_TRY(moec_model_open(&base, p->base, err));
+    const bool made = p->plan || p->top_k > 0 || p->mass > 0.0; /* the original is at hand */
+    const char *base_dir = p->base ? p->base : made && !p->reference ? dir : NULL;
+    if (made && p->save_reference)
+        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "--save-reference keeps MODEL's own states; it does not go with --plan, --top-k or "
+                           "--expert-mass"));
+    if (base_dir)
+        MOEC_TRY(moec_model_open(&base, base_dir, err));
     if (base && base->dims.vocab != model->dims.vocab)
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: vocabulary of %lld ids, %s has %lld", dir, (long long)model->dims.vocab,
-                           p->base, (long long)base->dims.vocab));
+                           base_dir, (long long)base->dims.vocab));
     MOEC_TRY(choose(&what, &measured, p, model, err));
     MOEC_TRY(tool_read_text(&corpus, &p->input, model, -1, err));
     if (p->reference)
@@ -191,7 +199,7 @@ const moec_verb moec_verb_eval = {
              "window is not scored. Standard errors take windows, not tokens, as independent.\n"
              "With --base the original is run as well and compared at every position: KL(base || model) in nats and the share "
              "of positions with the same most likely token. An original that will be deleted can be kept as a reference file.\n"
-             "--plan, --top-k and --expert-mass measure what MODEL would become, without writing it.",
+             "--plan, --top-k and --expert-mass measure what MODEL would become, without writing it, and compare with MODEL where no other base is given.",
     .examples = "moecompress eval small --base original --text held-out.txt\n"
                 "moecompress eval original --text wiki=a.txt code=b.txt --seq-len 2048 --save-reference original.ref\n"
                 "moecompress eval original --plan plan.json --base original --text held-out.txt\n"

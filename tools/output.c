@@ -169,7 +169,8 @@ static void print_repair(const moec_plan *p)
             printf("%5" PRId64 " %14.5g %14.5g %8.3f\n", l->layer, l->error_before, l->error_after,
                    l->error_before > 0.0 ? l->error_after / l->error_before : 1.0);
     }
-    printf("error: what the layer's routed experts leave of what they are wanted to give, on held-out windows of --text\n\n");
+    printf("error: squared difference from what the layer's experts should give, relative to that, on held-out windows of --text; "
+           "ratio 1: not changed\n\n");
 }
 
 static void print_sizes(const tool_job *j, const moec_apply_result *r, const moec_thin_tally *t)
@@ -189,6 +190,8 @@ static void print_sizes(const tool_job *j, const moec_apply_result *r, const moe
         printf("disk       %s needed%s%s%s\n", moec_size_text(a, sizeof a, r->disk_bytes), j->output ? ", " : "",
                j->output ? moec_size_text(c, sizeof c, r->disk_free) : "", j->output ? " free" : "");
         printf("memory     %s at most\n", moec_size_text(d, sizeof d, r->memory_bytes));
+        if (j->repair || j->thin)
+            printf("not here   time, memory and temporary disk of %s\n", j->repair ? "running --text through the model" : "computing weights");
         printf("time       about %.0f s on a disk of 500 MB/s\n", ceil(2.0 * (double)r->disk_bytes / nominal_rate));
         return;
     }
@@ -235,7 +238,7 @@ static moec_json *result_json(const tool_job *j, const moec_apply_result *r, con
     if (!loads)
         moec_json_set(o, "loads", moec_json_new_bool(false)); /* and the sizes below are 0 */
     moec_json_set(o, "kept", moec_json_new_int(moec_plan_total(p)));
-    moec_json_set(o, "removed", moec_json_new_int(p->layer[0].n_experts - moec_plan_least(p)));
+    moec_json_set(o, "removed", moec_json_new_int(p->n_sets * p->layer[0].n_experts - moec_plan_total(p)));
     if (p->repair)
         moec_json_set(o, "held_out_error", repair_json(p));
     moec_json_set(o, "top_k", moec_json_new_int(p->new_top_k));
@@ -271,6 +274,7 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, const m
             return st;
         }
         moec_json_set(o, "dry_run", moec_json_new_bool(true));
+        moec_json_set(o, "estimate_is_of_writing_only", moec_json_new_bool(j->repair || j->thin));
         moec_json_set(o, "disk_free_bytes", j->output ? moec_json_new_int((int64_t)r->disk_free) : moec_json_new_null());
         moec_json_set(o, "estimated_memory_bytes", moec_json_new_int((int64_t)r->memory_bytes));
         moec_json_set(o, "estimated_seconds", moec_json_new_real(ceil(2.0 * (double)r->disk_bytes / nominal_rate)));
@@ -309,7 +313,7 @@ static moec_json *saved_json(const tool_job *j, const moec_plan *p, const char *
     moec_json_set(o, "output", moec_json_new_string(path));
     moec_json_set(o, "bytes", tool_bytes_json(moec_ckpt_bytes(j->model->ckpt), path));
     moec_json_set(o, "method", moec_json_new_string(p->method));
-    moec_json_set(o, "removed", moec_json_new_int(p->layer[0].n_experts - moec_plan_least(p)));
+    moec_json_set(o, "removed", moec_json_new_int(p->n_sets * p->layer[0].n_experts - moec_plan_total(p)));
     moec_json_set(o, "top_k", moec_json_new_int(p->new_top_k));
     return o;
 }
@@ -329,8 +333,12 @@ static moec_status write_plan(const tool_job *j, moec_err *err)
     MOEC_TRY(save_plan(j->plan, j->output, err));
     if (j->output && j->common->json)
         MOEC_TRY(print_saved(j, saved_json(j, j->plan, j->output), err));
-    else if (j->output)
+    else if (j->output) {
         print_plan(j->plan, j->model);
+        print_repair(j->plan);
+        if (j->plan->weights[0])
+            printf("plan       %s, its weights in %s.weights: they belong together\n", j->output, j->output);
+    }
 done:
     return st;
 }
@@ -374,7 +382,18 @@ static moec_status check_room(const tool_job *j, moec_err *err)
                                                                                  : "the folder to write");
     if (!j->common->overwrite && moec_path_exists(j->output))
         return moec_fail(err, MOEC_EEXIST, "%s: is there already; --overwrite replaces it", j->output);
-    return MOEC_OK;
+    if (!j->plan_only)
+        return MOEC_OK;
+    char *folder;
+    moec_status st = tool_may_write(j->output, TOOL_FILE_PLAN, j->common->overwrite, err);
+    if (st == MOEC_OK)
+        st = tool_weights_folder(&folder, j->output, err);
+    if (st != MOEC_OK)
+        return st;
+    if (!j->common->overwrite && moec_path_exists(folder))
+        st = moec_fail(err, MOEC_EEXIST, "%s: is there already; --overwrite replaces it", folder);
+    moec_free(folder);
+    return st;
 }
 
 static moec_status repair(moec_repair **out, const tool_job *j, moec_err *err)

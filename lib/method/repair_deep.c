@@ -2,6 +2,7 @@
 #include "method/repair_parts.h"
 
 #include "base/mem.h"
+#include "base/par.h"
 #include "base/random.h"
 
 #include <math.h>
@@ -259,7 +260,8 @@ static size_t deep_bytes(const moec_model *m, int64_t n, int64_t slots, int64_t 
     const moec_dims *d = &m->dims;
     const sizes s = sizes_of(d, d->experts, block_values);
     const size_t tokens = (size_t)n, cell = sizeof(int32_t) + sizeof(float);
-    return moec__fit_bytes(m, slots, d->experts, s.experts, s.width, n < BATCH_GUESS ? n : BATCH_GUESS) +
+    const size_t room = (size_t)moec_par_threads() * MOEC_REPAIR_BLOCK * 2 * (size_t)(d->hidden + s.width) * sizeof(float);
+    return room + moec__fit_bytes(m, slots, d->experts, s.experts, s.width, n < BATCH_GUESS ? n : BATCH_GUESS) +
            tokens * ((size_t)d->hidden * sizeof(float) + (size_t)slots * cell + 2 * cell);
 }
 

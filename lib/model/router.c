@@ -342,7 +342,7 @@ static void sort_gates(int32_t *ids, float *gates, int64_t n)
 }
 
 /* The fewest largest gates that hold a share of their sum; what is renormalised keeps its sum. */
-static void cut_mass(int32_t *ids, float *gates, int64_t n, const moec_dims *d)
+static void cut_mass(int32_t *ids, float *gates, int64_t n, const moec_dims *d, bool normalised)
 {
     double sum = 0.0, kept = 0.0;
     int64_t stay = 0;
@@ -350,7 +350,7 @@ static void cut_mass(int32_t *ids, float *gates, int64_t n, const moec_dims *d)
         sum += (double)gates[j];
     while (stay < n && (stay == 0 || kept < d->keep_mass * sum))
         kept += (double)gates[stay++];
-    for (int64_t j = 0; d->renorm && j < stay && kept > 0.0; j++)
+    for (int64_t j = 0; normalised && j < stay && kept > 0.0; j++)
         gates[j] = (float)((double)gates[j] * sum / kept);
     for (int64_t j = stay; j < n; j++) {
         ids[j] = -1;
@@ -479,7 +479,7 @@ static void route_token(float *score, int32_t *ids, float *gates, float *null_ga
     memset(gates + n, 0, (size_t)(slots - n) * sizeof *gates);
     sort_gates(ids, gates, n);
     if (d->keep_mass > 0.0)
-        cut_mass(ids, gates, n, d);
+        cut_mass(ids, gates, n, d, d->renorm || choice_of(m) == MOEC_CHOOSE_TOP_K_SOFTMAX);
 }
 
 void moec__route(float *scores, int32_t *ids, float *gates, float *null_gates, const float *logits, const moec_router *r,

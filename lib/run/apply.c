@@ -9,6 +9,7 @@
 #include "base/version.h"
 #include "run/expect.h"
 #include "run/layout.h"
+#include "run/preview.h"
 #include "run/verify.h"
 
 #include <stdio.h>
@@ -47,22 +48,6 @@ static moec_status check_plan(moec_digest *print, const moec_model *m, const moe
     else
         st = moec_ckpt_fingerprint(print, m->ckpt, err);
     return st == MOEC_OK ? moec_plan_check(p, m, print->hex, err) : st;
-}
-
-/* The weights that the plan was made with, and no others. */
-static moec_status check_weights(const moec_plan *p, const moec_apply_options *opt, moec_err *err)
-{
-    moec_digest have = {""};
-    if (!p->weights[0])
-        return MOEC_OK;
-    if (!opt->weights)
-        return moec_fail(err, MOEC_EFORMAT, "the plan has weights that were computed anew (digest %s), and they are not here",
-                         p->weights);
-    moec_status st = moec_override_digest(&have, opt->weights, err);
-    if (st == MOEC_OK && strcmp(have.hex, p->weights) != 0)
-        st = moec_fail(err, MOEC_EFORMAT, "the weights computed anew have digest %s, the plan was made with %s", have.hex,
-                       p->weights);
-    return st;
 }
 
 moec_status moec_apply_estimate(moec_apply_result *out, const moec_model *m, const moec_plan *p,
@@ -250,7 +235,7 @@ moec_status moec_apply(moec_apply_result *out, const moec_model *m, const moec_p
     moec_digest print;
     *out = (moec_apply_result){0};
     MOEC_TRY(check_plan(&print, m, p, opt, err));
-    MOEC_TRY(check_weights(p, opt, err));
+    MOEC_TRY(moec_preview_check(p, opt->weights, err));
     MOEC_TRY(moec_layout_build(&l, m, p, opt->weights, err));
     MOEC_TRY(estimate(out, m, &l, opt, err));
     const job j = {.m = m, .p = p, .l = &l, .weights = opt->weights, .print = &print};

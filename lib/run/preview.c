@@ -3,6 +3,8 @@
 
 #include "base/mem.h"
 
+#include <string.h>
+
 moec_status moec_preview_begin(moec_preview *out, const moec_model *m, const moec_plan *p, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -36,16 +38,51 @@ moec_status moec_preview_set(moec_preview *v, const moec_plan *p, int64_t set, m
     return l->n_keep < l->n_experts ? moec_variant_keep(v->variant, set, l->keep, l->n_keep, err) : MOEC_OK;
 }
 
+moec_status moec_preview_digest(moec_digest *out, const moec_plan *p, const moec_override *weights, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_hash *h = NULL;
+    MOEC_TRY(moec_override_digest(out, weights, err));
+    MOEC_TRY(moec_hash_new(&h, err));
+    moec_hash_text(h, out->hex);
+    for (int64_t i = 0; i < p->n_sets; i++) {
+        const moec_plan_layer *l = &p->layer[i];
+        if (!l->rewritten)
+            continue;
+        const int64_t head[] = {i, l->rewritten, l->n_keep};
+        moec_hash_add(h, head, sizeof head);
+        moec_hash_add(h, l->keep, (size_t)l->n_keep * sizeof *l->keep);
+    }
+    *out = moec_hash_digest(h);
+done:
+    moec_hash_free(h);
+    return st;
+}
+
+moec_status moec_preview_check(const moec_plan *p, const moec_override *weights, moec_err *err)
+{
+    moec_digest have = {""};
+    if (!p->weights[0])
+        return MOEC_OK;
+    if (!weights)
+        return moec_fail(err, MOEC_EFORMAT, "the plan has fitted weights (digest %s), and they are not here", p->weights);
+    moec_status st = moec_preview_digest(&have, p, weights, err);
+    if (st == MOEC_OK && strcmp(have.hex, p->weights) != 0)
+        st = moec_fail(err, MOEC_EFORMAT, "the fitted weights have digest %s, the plan says %s: they are damaged, of another run, "
+                       "or the plan's keep lists were edited (fitted weights belong to the experts they were fitted for)",
+                       have.hex, p->weights);
+    return st;
+}
+
 moec_status moec_preview_new(moec_preview *out, const moec_model *m, const moec_plan *p, const moec_override *weights,
                              moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_draft draft = {0};
     MOEC_TRY(moec_preview_begin(out, m, p, err));
+    MOEC_TRY(moec_preview_check(p, weights, err));
     if (p->n_drop > 0)
         MOEC_TRY(moec_fail(err, MOEC_EINVAL, "a plan that drops layers cannot be measured before it is applied; eval its output"));
-    if (moec_plan_rewrites(p) && !weights)
-        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "the plan has weights that were computed anew, and they are not here"));
     for (int64_t i = 0; i < p->n_sets; i++) {
         if (p->layer[i].kind != MOEC_SET_MOE)
             continue; /* attention experts are there already, MTP is not run */

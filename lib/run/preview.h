@@ -13,10 +13,16 @@ typedef struct moec_preview {
     int64_t n_sets;
 } moec_preview;
 
+/** What a plan's `weights` is: a hash of moec_override_digest, and of the keep list and the rewritten parts of every layer that is
+ *  rewritten, since weights fitted for one expert are not another's. MOEC_ENOMEM. Cost: one read. */
+MOEC_API moec_status moec_preview_digest(moec_digest *out, const moec_plan *p, const moec_override *weights, moec_err *err)
+    MOEC_USE_RESULT;
+/** Are these the weights that the plan was made with? MOEC_EFORMAT: no, or they are missing (NULL). Cost: one read. */
+MOEC_API moec_status moec_preview_check(const moec_plan *p, const moec_override *weights, moec_err *err) MOEC_USE_RESULT;
 /** The variant of a plan that fits the model: top-k, groups, experts masked out (counts may differ from layer to layer, which
  *  no output could), weights of `weights` where layers are rewritten. plan->dtype does not show but in rewritten weights.
  *  `weights` is borrowed as long as the preview lives; NULL: the plan must rewrite nothing.
- *  MOEC_ENOMEM; MOEC_EINVAL: weights are missing; what moec_draft_reopen returns. Release with moec_preview_release, also
+ *  MOEC_ENOMEM; what moec_preview_check and moec_draft_reopen return. Release with moec_preview_release, also
  *  after failure. */
 MOEC_API moec_status moec_preview_new(moec_preview *out, const moec_model *m, const moec_plan *p, const moec_override *weights,
                                       moec_err *err) MOEC_USE_RESULT;

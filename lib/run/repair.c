@@ -17,7 +17,7 @@
 enum {
     EVERY = 8,                /* of the windows, one is held out */
     RIDGE_SWEEPS = 3, DENSE = 4096,
-    EPOCHS = 6, SWEEPS = 3,   /* of gradient steps; where a layer has several blocks, in so many sweeps */
+    EPOCHS = 6,               /* of gradient steps */
     BATCH = 256,
     BLOCK_VALUES = 1 << 22,
 };
@@ -235,30 +235,37 @@ static moec_repair_error wanted(const run *u)
 
 /* --- one layer ------------------------------------------------------------------------------------------------------- */
 
-static uint32_t parts_of(const run *u)
+/* Is the layer fitted as one block? Then one visit has all steps, gains nothing from a ridge solution to begin with, and the
+ * router is fitted, too. */
+static bool whole_layer(const run *u, const moec_plan_layer *pl)
 {
-    return u->o->kind == MOEC_REPAIR_DEEP ? MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN | MOEC_PART_ROUTER : MOEC_PART_DOWN;
+    const moec_dims *d = &u->m->dims;
+    return 3 * pl->n_keep * d->expert_width * d->hidden <= BLOCK_VALUES;
 }
 
-/* Is the layer fitted as one block? Then one visit has all steps, and gains nothing from a ridge solution to begin with. */
-static bool whole_layer(const run *u, const moec_repair_task *t)
+static uint32_t parts_of(const run *u, const moec_plan_layer *pl)
 {
-    const moec_dims *d = &u->twin.variant->model.dims;
-    return 3 * t->n_keep * d->expert_width * d->hidden <= BLOCK_VALUES;
+    if (u->o->kind != MOEC_REPAIR_DEEP)
+        return MOEC_PART_DOWN;
+    return MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN | (whole_layer(u, pl) ? MOEC_PART_ROUTER : 0);
+}
+
+static int epochs_of(const moec_repair_opts *o)
+{
+    return o->kind != MOEC_REPAIR_DEEP ? 0 : o->epochs > 0 ? o->epochs : EPOCHS;
 }
 
 /* `wanted`: of moec_repair_missing before anything was subtracted. */
-static moec_status fit(run *u, moec_repair_task *t, moec_repair_error wanted, moec_err *err)
+static moec_status fit(run *u, const moec_plan_layer *pl, moec_repair_task *t, moec_repair_error wanted, moec_err *err)
 {
     moec_status st = MOEC_OK;
     int64_t taken = 0, visits = 0;
     const moec_ridge_opts ridge = {.sweeps = RIDGE_SWEEPS, .lambda = LAMBDA, .dense = DENSE};
-    const int epochs = u->o->epochs > 0 ? u->o->epochs : EPOCHS;
+    const bool one = whole_layer(u, pl);
+    const int epochs = epochs_of(u->o), each = one ? epochs : epochs % 2 == 0 ? 2 : 1; /* passes a visit */
     const double rate = RATE * sqrt(moec_repair_missing(t).fit / (wanted.fit + 1e-30));
-    const bool one = whole_layer(u, t);
-    const moec_deep_opts deep = {.sweeps = one ? 1 : SWEEPS, .epochs = one ? epochs : (epochs + SWEEPS - 1) / SWEEPS,
-                                 .batch = BATCH, .rate = rate < FASTEST ? rate : FASTEST, .seed = u->o->seed,
-                                 .block_values = BLOCK_VALUES};
+    const moec_deep_opts deep = {.sweeps = each > 0 ? epochs / each : 0, .epochs = each, .batch = BATCH,
+                                 .rate = rate < FASTEST ? rate : FASTEST, .seed = u->o->seed, .block_values = BLOCK_VALUES};
     if (u->o->kind == MOEC_REPAIR_RIDGE || !one)
         MOEC_TRY(moec_repair_ridge(&taken, t, &ridge, err));
     if (u->o->kind == MOEC_REPAIR_DEEP)
@@ -303,11 +310,12 @@ static moec_status solve(run *u, int64_t set, const moec_draft *d, moec_err *err
     const moec_repair_error all = wanted(u);
     MOEC_TRY(moec_repair_start(&t, err));
     const moec_repair_error before = moec_repair_missing(&t);
-    MOEC_TRY(fit(u, &t, all, err));
+    MOEC_TRY(fit(u, pl, &t, all, err));
     const moec_repair_error after = moec_repair_missing(&t);
     const bool held = u->n_fit < u->n;
-    pl->error_before = held ? before.held / all.held : before.fit / all.fit;
-    pl->error_after = held ? after.held / all.held : after.fit / all.fit;
+    const double whole = (held ? all.held : all.fit) + 1e-30; /* nothing may be wanted */
+    pl->error_before = (held ? before.held : before.fit) / whole;
+    pl->error_after = (held ? after.held : after.fit) / whole;
 done:
     moec_free(bias);
     return st;
@@ -372,7 +380,10 @@ static moec_status read_record(bool *found, const run *u, moec_plan_layer *pl, m
     *found = u->o->kind == MOEC_REPAIR_NONE || moec_override_has(u->r->weights, name);
     file_name(name, pl->layer, "json");
     MOEC_TRY(moec_path_join(&path, u->r->work.dir, name, err));
-    *found = *found && moec_path_exists(path);
+    const bool there = moec_path_exists(path);
+    if (*found && !there && u->o->kind != MOEC_REPAIR_NONE)
+        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: is missing; --no-resume begins anew", path));
+    *found = *found && there;
     if (!*found)
         goto done;
     MOEC_TRY(moec_json_read(&v, path, 1 << 24, err));
@@ -410,12 +421,13 @@ done:
 static moec_status fit_layer(run *u, int64_t set, moec_draft *draft, moec_err *err)
 {
     moec_status st = MOEC_OK;
+    const moec_plan_layer *pl = &u->p->layer[set];
     char file[64];
-    file_name(file, u->p->layer[set].layer, "safetensors");
-    MOEC_TRY(moec_draft_new(draft, u->r->weights, file, u->m, u->p, &u->twin.forms, set, parts_of(u), err));
+    file_name(file, pl->layer, "safetensors");
+    MOEC_TRY(moec_draft_new(draft, u->r->weights, file, u->m, u->p, &u->twin.forms, set, parts_of(u, pl), err));
     MOEC_TRY(moec_preview_set(&u->twin, u->p, set, draft, err));
     MOEC_TRY(solve(u, set, &u->twin.draft[set], err));
-    MOEC_TRY(write_record(u, &u->p->layer[set], err));
+    MOEC_TRY(write_record(u, pl, err));
     moec_sheet *sheet = u->twin.draft[set].sheet;
     u->twin.draft[set].sheet = NULL;
     MOEC_TRY(moec_sheet_commit(sheet, u->r->weights, err));
@@ -433,7 +445,7 @@ static moec_status repair_layer(run *u, int64_t set, moec_err *err)
     bool found;
     MOEC_TRY(read_record(&found, u, pl, err));
     if (found && fits)
-        MOEC_TRY(moec_draft_reopen(&draft, u->r->weights, u->m, u->p, &u->twin.forms, set, parts_of(u), err));
+        MOEC_TRY(moec_draft_reopen(&draft, u->r->weights, u->m, u->p, &u->twin.forms, set, parts_of(u, pl), err));
     if (!found) {
         MOEC_TRY(moec_pass_look(u->second, pl->layer, see_twin, u, err));
         MOEC_TRY(subtract_bias(u, &u->m->layer[pl->layer], err));
@@ -445,7 +457,7 @@ static moec_status repair_layer(run *u, int64_t set, moec_err *err)
     if (!found)
         MOEC_TRY(fits ? fit_layer(u, set, &draft, err) : write_record(u, pl, err));
     if (fits)
-        pl->rewritten = parts_of(u);
+        pl->rewritten = parts_of(u, pl);
 done:
     moec_draft_release(&draft);
     return st;
@@ -474,13 +486,29 @@ static moec_status identity(moec_digest *out, const run *u, moec_err *err)
     moec_digest words;
     MOEC_TRY(moec_plan_to_text(&plan, u->p, err));
     MOEC_TRY(moec_corpus_digest(&words, u->o->corpus, err));
-    MOEC_TRY(moec_format(&text, err, "repair 1 %s\n%s\n%s %s\n%d %d %d %llu\n%s", moec_version(), u->o->fingerprint, words.hex,
-                         u->o->method ? u->o->method->name : "", (int)u->o->kind, (int)u->o->compute, u->o->epochs, (unsigned long long)u->o->seed, plan));
+    MOEC_TRY(moec_format(&text, err, "repair 1 %s\n%s\n%s %s\n%d %d %d %llu\n%d %d %d %d %d %g %g %g\n%s", moec_version(),
+                         u->o->fingerprint, words.hex, u->o->method ? u->o->method->name : "", (int)u->o->kind,
+                         (int)u->o->compute, epochs_of(u->o), (unsigned long long)u->o->seed, EVERY, RIDGE_SWEEPS, DENSE, BATCH,
+                         BLOCK_VALUES, LAMBDA, RATE, FASTEST, plan));
     *out = moec_hash_bytes(text, strlen(text));
 done:
     moec_free(plan);
     moec_free(text);
     return st;
+}
+
+/* Hours of another run's work are not thrown away because an option differs. */
+static moec_status clear_work(run *u, moec_err *err)
+{
+    moec_override *old = NULL;
+    size_t layers = 0;
+    if (u->o->resume && moec_override_open(&old, u->r->work.dir, false, NULL) == MOEC_OK)
+        layers = moec_override_count(old);
+    moec_override_close(old);
+    if (layers > 0)
+        return moec_fail(err, MOEC_EEXIST, "%s: holds repaired layers of another model, text or options; --no-resume discards them",
+                         u->r->work.dir);
+    return moec_checkpoint_clear(&u->r->work, err);
 }
 
 static moec_status open_work(run *u, moec_err *err)
@@ -490,7 +518,7 @@ static moec_status open_work(run *u, moec_err *err)
     MOEC_TRY(identity(&id, u, err));
     MOEC_TRY(moec_checkpoint_open(&u->r->work, u->o->work, id.hex, u->o->resume, err));
     if (!u->r->work.same)
-        MOEC_TRY(moec_checkpoint_clear(&u->r->work, err));
+        MOEC_TRY(clear_work(u, err));
     MOEC_TRY(moec_override_open(&u->r->weights, u->r->work.dir, false, err));
     if (moec_override_count(u->r->weights) > 0)
         moec_say("%s: continuing", u->r->work.dir);
@@ -508,7 +536,7 @@ static moec_status record(run *u, moec_err *err)
     if (u->o->kind == MOEC_REPAIR_NONE)
         return MOEC_OK;
     o = moec_json_new_object();
-    MOEC_TRY(moec_override_digest(&digest, u->r->weights, err));
+    MOEC_TRY(moec_preview_digest(&digest, u->p, u->r->weights, err));
     snprintf(u->p->weights, sizeof u->p->weights, "%s", digest.hex);
     MOEC_TRY(moec_corpus_digest(&digest, u->o->corpus, err));
     moec_json_set(o, "method", moec_json_new_string(names[u->o->kind]));
@@ -517,7 +545,7 @@ static moec_status record(run *u, moec_err *err)
     moec_json_set(o, "held_out_tokens", moec_json_new_int(u->n - u->n_fit));
     moec_json_set(o, "compute", moec_json_new_string(u->o->compute == MOEC_COMPUTE_BF16 ? "bf16" : "f32"));
     if (u->o->kind == MOEC_REPAIR_DEEP) {
-        moec_json_set(o, "epochs", moec_json_new_int(u->o->epochs > 0 ? u->o->epochs : EPOCHS));
+        moec_json_set(o, "epochs", moec_json_new_int(epochs_of(u->o)));
         moec_json_set(o, "seed", moec_json_new_int((int64_t)u->o->seed));
     }
     MOEC_TRY(moec_json_dump(&u->p->repair, o, 0, err));
@@ -529,8 +557,7 @@ done:
 static void start_progress(run *u)
 {
     const uint64_t n = (uint64_t)u->n, used = (uint64_t)(u->n_fit * u->slots);
-    const uint64_t epochs = (uint64_t)(u->o->kind == MOEC_REPAIR_DEEP ? (u->o->epochs > 0 ? u->o->epochs : EPOCHS) : 0);
-    const uint64_t layer = 3 * n + used * (RIDGE_SWEEPS + epochs);
+    const uint64_t sweeps = u->o->kind == MOEC_REPAIR_NONE ? 0 : RIDGE_SWEEPS, layer = 3 * n + used * (sweeps + (uint64_t)epochs_of(u->o));
     moec_progress_start(&u->progress, "repair", "token passes", layer * (uint64_t)u->m->dims.layers, 0);
 }
 
@@ -548,13 +575,20 @@ moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m
     u.slots = u.twin.variant->model.dims.slots;
     u.ld = m->dims.experts + m->dims.null_experts;
     MOEC_TRY(place_windows(&u, err));
+    if (u.n > INT32_MAX || moec_plan_rewrites(p) || p->n_drop > 0)
+        MOEC_TRY(moec_fail(err, MOEC_EINVAL, u.n > INT32_MAX ? "repair: more than 2^31 tokens" : "repair: the plan has "
+                           "weights computed anew, or drops layers"));
+    MOEC_TRY(make_room(&u, err)); /* nothing is left behind where there is none */
     MOEC_TRY(open_work(&u, err));
-    MOEC_TRY(make_room(&u, err));
     start_progress(&u);
     MOEC_TRY(moec_pass_embed(u.first, err));
     MOEC_TRY(moec_pass_embed(u.second, err));
     for (int64_t l = 0; l < m->dims.layers; l++) {
-        MOEC_TRY(run_layer(&u, l, err));
+        if ((st = run_layer(&u, l, err)) == MOEC_EINTR)
+            st = moec_fail(err, st, "interrupted after %lld of %lld layers; the same command continues there", (long long)l,
+                           (long long)m->dims.layers);
+        if (st != MOEC_OK)
+            goto done;
         u.progress.done = u.progress.total / (uint64_t)m->dims.layers * (uint64_t)(l + 1);
         moec_progress_step(&u.progress, 0);
     }

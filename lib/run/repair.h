@@ -18,8 +18,8 @@
 #include "ckpt/override.h"
 #include "method/method.h"
 
-/* What is fitted: nothing; down projections in closed form (moec_repair_ridge); behind that gate, up, down and the router
- * by gradient steps (moec_repair_deep). */
+/* What is fitted: nothing; down projections in closed form (moec_repair_ridge); gate, up and down by
+ * gradient steps (moec_repair_deep), with the router where a whole layer has at most 2^22 weights, else behind a ridge solution. */
 typedef enum moec_repair_kind { MOEC_REPAIR_NONE, MOEC_REPAIR_RIDGE, MOEC_REPAIR_DEEP } moec_repair_kind;
 
 typedef struct moec_repair_opts {

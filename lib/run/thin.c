@@ -7,7 +7,7 @@
 #include "base/par.h"
 #include "base/version.h"
 #include "calib/state.h"
-#include "run/draft.h"
+#include "run/preview.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -389,7 +389,7 @@ moec_status moec_thin_run(moec_thin **out, moec_plan *p, const moec_method *me, 
         moec_progress_step(&progress, 1);
     }
     MOEC_TRY(moec_ckpt_unchanged(q->model->ckpt, err));
-    MOEC_TRY(moec_override_digest(&digest, j.t->weights, err));
+    MOEC_TRY(moec_preview_digest(&digest, p, j.t->weights, err));
     snprintf(p->weights, sizeof p->weights, "%s", digest.hex);
     moec_progress_finish(&progress);
     *out = j.t;

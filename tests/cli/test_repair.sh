@@ -66,6 +66,7 @@ if [ -z "$sanitized" ]; then
     ok "as uninterrupted" diff -r deep killed
 fi
 
+mkdir lone.json.weights
 # --- bad input ---------------------------------------------------------------------------------------------------------
 # shellcheck disable=SC2086
 {
@@ -74,13 +75,29 @@ fi
     expect 2 'goes with --repair deep' prune $common -o x --repair ridge --repair-epochs 3 --text calib.txt
     expect 3 'is there already' prune $common -o plain $texts
     expect 4 'max-memory' prune $common -o x --max-memory 20MiB $texts
+    expect 3 'weights: is there already' prune $common --plan-only -o lone.json $texts
     expect 2 'is none of' prune $common -o x --repair=best $texts
 }
+# weights fitted for one expert must not become another's
+cp -r plan.json.weights edited.json.weights
+awk '/"keep": / && !done {
+    match($0, /"keep": *\[[^]]*/)
+    head = substr($0, 1, RSTART - 1); list = substr($0, RSTART, RLENGTH); tail = substr($0, RSTART + RLENGTH)
+    n = split(substr(list, index(list, "[") + 1), e, /, */)
+    for (i = 1; i <= n && !done; i++) # one expert gives way to the next one, which is not kept
+        if (e[i] < 15 && (i == n || e[i + 1] > e[i] + 1)) { e[i]++; done = 1 }
+    list = "\"keep\": ["
+    for (i = 1; i <= n; i++) list = list (i > 1 ? ", " : "") e[i]
+    $0 = head list tail
+} { print }' plan.json >edited.json
+ok "the plan was edited" [ -n "$(cmp plan.json edited.json 2>&1)" ]
+expect 3 'keep lists were edited' apply "$model" edited.json -o x
 cp -r plan.json.weights moved.json.weights
 cp plan.json moved.json
 printf x | dd of=moved.json.weights/layer-00002.safetensors bs=1 seek=70000 conv=notrunc 2>/dev/null
 expect 3 'digest' apply "$model" moved.json -o x
+expect 3 'digest' eval "$model" --plan moved.json --seq-len 128 --text held.txt
 rm -r moved.json.weights
 expect 3 'no such folder' apply "$model" moved.json -o x
-ok "nothing is left behind" [ ! -e x ]
+ok "nothing is left behind" [ -z "$(find . -maxdepth 1 -name "x*")" ]
 finish
