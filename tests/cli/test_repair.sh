@@ -80,8 +80,8 @@ mkdir lone.json.weights
 }
 # weights fitted for one expert must not become another's
 cp -r plan.json.weights edited.json.weights
-awk '/"keep": / && !done {
-    match($0, /"keep": *\[[^]]*/)
+awk '/"layer": / && !done {
+    match($0, /"keep": *[[][^]]*/)
     head = substr($0, 1, RSTART - 1); list = substr($0, RSTART, RLENGTH); tail = substr($0, RSTART + RLENGTH)
     n = split(substr(list, index(list, "[") + 1), e, /, */)
     for (i = 1; i <= n && !done; i++) # one expert gives way to the next one, which is not kept
