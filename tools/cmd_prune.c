@@ -306,6 +306,11 @@ static moec_status prune(const prune_params *p, const shares *s, int64_t drop, c
         MOEC_TRY(tool_read_text(&corpus, &p->repair.input, o.model, p->common.seed, err));
         job.repair = &repair;
     }
+    if (repair.method && p->common.dry_run) {
+        moec_warn("method %s decides while the layers run: which experts are listed here means nothing, only how many",
+                  repair.method->name);
+        job.stats = NULL; /* nor can be said what the removed ones served */
+    }
     job.plan = plan;
     MOEC_TRY(tool_carry_out(&job, err));
 done:

@@ -396,12 +396,30 @@ static moec_status check_room(const tool_job *j, moec_err *err)
     return st;
 }
 
+/* What writing the output will need is asked for now, not after the repair. */
+static moec_status check_writing(const tool_job *j, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_apply_result r = {0};
+    char need[32], have[32];
+    const moec_apply_options opt = {.out = j->output, .fingerprint = j->fingerprint, .max_memory = j->common->max_memory};
+    if (j->plan_only)
+        return MOEC_OK;
+    MOEC_TRY(moec_apply_estimate(&r, j->model, j->plan, &opt, err));
+    if (r.disk_free < r.disk_bytes)
+        st = moec_fail(err, MOEC_ENOFIT, "%s: the output needs %s of disk, %s are free", j->output,
+                       moec_size_text(need, sizeof need, r.disk_bytes), moec_size_text(have, sizeof have, r.disk_free));
+done:
+    return st;
+}
+
 static moec_status repair(moec_repair **out, const tool_job *j, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *work = NULL;
     moec_repair_opts o = *j->repair;
     MOEC_TRY(check_room(j, err));
+    MOEC_TRY(check_writing(j, err));
     MOEC_TRY(moec_format(&work, err, "%s.repair", j->output));
     o.work = work;
     o.resume = j->common->resume;

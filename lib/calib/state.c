@@ -122,7 +122,14 @@ void moec_checkpoint_release(moec_checkpoint *c)
 
 moec_status moec_checkpoint_remove(moec_checkpoint *c, moec_err *err)
 {
-    return moec_dir_remove(c->dir, err);
+    moec_status st = MOEC_OK;
+    char *state = NULL;
+    MOEC_TRY(moec_path_join(&state, c->dir, "state.json", err));
+    (void)unlink(state); /* first: what is left by a kill in between must not count as a run's work */
+    MOEC_TRY(moec_dir_remove(c->dir, err));
+done:
+    moec_free(state);
+    return st;
 }
 
 /* The arrays of a carry, in file order. */

@@ -21,6 +21,7 @@ typedef struct moec_checkpoint {
     int turn;       /* files of the last checkpoint end in this number, those of the next in the other */
     bool on_disk;   /* its hidden states are in hidden.N, not in carry.N */
     bool same;      /* the folder was left by a run of this id, with layers done or not */
+    bool other;     /* or by a run of another id */
     int lock;       /* the folder, locked; -1: not open */
 } moec_checkpoint;
 

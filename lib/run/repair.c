@@ -108,10 +108,18 @@ static moec_status make_room(run *u, moec_err *err)
     moec_status st = MOEC_OK;
     const size_t n = (size_t)u->n, values = n * (size_t)hidden_of(u);
     moec_pass_opts o = {.compute = u->o->compute, .watch = true, .max_memory = u->o->max_memory, .what = "repair"};
-    const uint64_t before = moec_resident_memory(), states = moec_hidden_bytes(u->n, hidden_of(u), 0, false, 1, 0);
-    o.fixed_bytes = own_bytes(u) + (size_t)states; /* the second pass has states of its own */
+    const uint64_t before = moec_resident_memory();
+    moec_pass_opts least = o;
+    moec_pass_plan second = {0}; /* the least that the second pass can do with is kept free for it */
+    least.max_memory = 1;
+    least.look = true;
+    if (moec_pass_estimate(&second, &u->twin.variant->model, u->n, moec_pass_max_seq(u->o->corpus), &least, NULL) == MOEC_OK)
+        second.bytes = before; /* a byte is never enough */
+    const uint64_t spare = second.bytes > before ? second.bytes - before : 0;
+    o.fixed_bytes = own_bytes(u) + (size_t)spare;
     MOEC_TRY(moec_pass_new(&u->first, u->m, u->o->corpus, &o, err));
-    o.fixed_bytes = (size_t)(u->first->plan.bytes - before - states);
+    const uint64_t counted = moec_resident_memory() + spare; /* what the first one has touched by now counts as resident */
+    o.fixed_bytes = u->first->plan.bytes > counted ? (size_t)(u->first->plan.bytes - counted) : 0;
     o.look = true;
     MOEC_TRY(moec_pass_new(&u->second, &u->twin.variant->model, u->o->corpus, &o, err));
     MOEC_TRY(number_chunks(u, err));
@@ -270,6 +278,8 @@ static moec_status fit(run *u, const moec_plan_layer *pl, moec_repair_task *t, m
         MOEC_TRY(moec_repair_ridge(&taken, t, &ridge, err));
     if (u->o->kind == MOEC_REPAIR_DEEP)
         MOEC_TRY(moec_repair_deep(&visits, t, &deep, err));
+    if (u->o->kind == MOEC_REPAIR_DEEP && one && visits == 0) /* the steps were too bold for the held-out tokens */
+        MOEC_TRY(moec_repair_ridge(&taken, t, &ridge, err));
     moec_note("layer %lld: %lld of %lld projections refitted, %lld visits taken", (long long)t->layer->index, (long long)taken,
               (long long)t->n_keep, (long long)visits);
 done:
@@ -316,6 +326,8 @@ static moec_status solve(run *u, int64_t set, const moec_draft *d, moec_err *err
     const double whole = (held ? all.held : all.fit) + 1e-30; /* nothing may be wanted */
     pl->error_before = (held ? before.held : before.fit) / whole;
     pl->error_after = (held ? after.held : after.fit) / whole;
+    if (!isfinite(pl->error_before) || !isfinite(pl->error_after))
+        st = moec_fail(err, MOEC_ENUMERIC, "layer %lld: what its experts leave is not finite", (long long)pl->layer);
 done:
     moec_free(bias);
     return st;
@@ -497,18 +509,31 @@ done:
     return st;
 }
 
-/* Hours of another run's work are not thrown away because an option differs. */
+static bool is_ours(const char *name)
+{
+    return strncmp(name, "state.json", 10) == 0 || strncmp(name, "layer-", 6) == 0;
+}
+
+/* Hours of another run's work are not thrown away because an option differs, nor is what somebody else has put there. */
 static moec_status clear_work(run *u, moec_err *err)
 {
-    moec_override *old = NULL;
-    size_t layers = 0;
-    if (u->o->resume && moec_override_open(&old, u->r->work.dir, false, NULL) == MOEC_OK)
-        layers = moec_override_count(old);
-    moec_override_close(old);
-    if (layers > 0)
-        return moec_fail(err, MOEC_EEXIST, "%s: holds repaired layers of another model, text or options; --no-resume discards them",
-                         u->r->work.dir);
-    return moec_checkpoint_clear(&u->r->work, err);
+    moec_status st = MOEC_OK;
+    const char *dir = u->r->work.dir;
+    char **name = NULL;
+    size_t n = 0, layers = 0;
+    MOEC_TRY(moec_dir_list(&name, &n, dir, err));
+    for (size_t i = 0; i < n; i++) {
+        layers += strncmp(name[i], "layer-", 6) == 0;
+        if (!is_ours(name[i]))
+            MOEC_TRY(moec_fail(err, MOEC_EEXIST, "%s: holds %s, which was not made by moecompress; move it away", dir, name[i]));
+    }
+    if (u->o->resume && u->r->work.other && layers > 0)
+        MOEC_TRY(moec_fail(err, MOEC_EEXIST, "%s: holds repaired layers of another model, text or options; --no-resume discards them",
+                           dir));
+    MOEC_TRY(moec_checkpoint_clear(&u->r->work, err));
+done:
+    moec_names_free(name, n);
+    return st;
 }
 
 static moec_status open_work(run *u, moec_err *err)
