@@ -8,7 +8,8 @@
 
 typedef struct prune_params {
     tool_common common;
-    const char *output, *stats, *method, *protect, *remove, *base;
+    const char *output, *stats, *protect, *remove, *base;
+    const char *method; /* NULL: not given */
     int64_t keep;
     const char *compat;
     int64_t pad, least;
@@ -29,7 +30,7 @@ static const moec_opt rows[] = {
      .help = "folder to write; with --plan-only the plan file (none: standard output), or for several shares the folder of the "
              "plans"},
     {"stats", 0, MOEC_TEXT(prune_params, stats), .value = "FILE", .help = "statistics that calibrate wrote"},
-    {"method", 0, MOEC_TEXT(prune_params, method), .fallback = "energy", .value = "NAME",
+    {"method", 0, MOEC_TEXT(prune_params, method), .value = "NAME",
      .help = "how experts are scored; energy by default: what an expert adds to the layer's output, squared, which is what repair "
              "fits, and the best selection before and after it on the models measured; reap has the most published results"},
     {"remove", 0, MOEC_TEXT(prune_params, remove), .value = "SHARE[,SHARE]",
@@ -77,8 +78,8 @@ static const moec_opt rows[] = {
 
 static void print_method(const moec_method *m)
 {
-    printf("%s\n    %s\n    %s\n    %s%s%s%s\n    needs", m->name, m->brief, m->formula, m->paper,
-           m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
+    printf("%s%s\n    %s\n    %s\n    %s%s%s%s\n    needs", m->name, m->is_default ? " (the default)" : "", m->brief, m->formula,
+           m->paper, m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
     for (int k = 0; k < m->n_needs; k++)
         printf(" %s", moec_stat_kinds[m->needs[k]].name);
     printf("%s\n", m->n_needs == 0 ? " no statistics" : "");
@@ -147,13 +148,13 @@ static moec_status parse_shares(shares *out, const char *text, moec_err *err)
 }
 
 /* "OUT/remove-12.5.json" for each share. */
-static moec_status write_nested(const tool_job *job, const prune_params *p, const moec_request *q, const shares *s,
-                                moec_err *err)
+static moec_status write_nested(const tool_job *job, const prune_params *p, const moec_method *me, const moec_request *q,
+                                const shares *s, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_plan *plan[SHARES_MAX] = {NULL};
     char *path[SHARES_MAX] = {NULL};
-    MOEC_TRY(moec_method_plans(plan, MOEC_PRUNE, p->method, q, s->at, s->n, err));
+    MOEC_TRY(moec_method_plans(plan, MOEC_PRUNE, me->name, q, s->at, s->n, err));
     for (int i = 0; i < s->n; i++) {
         MOEC_TRY(moec_format(&path[i], err, "%s/remove-%.6g.json", p->output, s->at[i] * 100.0));
         if (p->dtype > 0)
@@ -171,14 +172,13 @@ done:
 /* --- the job --------------------------------------------------------------------------------------------------------- */
 
 /* Options of one method go with no other. */
-static moec_status check_method_options(const prune_params *p, moec_err *err)
+static moec_status check_method_options(const prune_params *p, const moec_method *m, moec_err *err)
 {
-    const moec_method *m = moec_method_of_grain(MOEC_PRUNE, (moec_grain)p->grain.grain, p->method);
     const struct {
         const char *name;
         bool given;
     } own[] = {{"base", p->base != NULL}, {"stun-lambda1", p->lambda1 < 1.0 || p->lambda1 > 1.0}, {"stun-lambda2", p->lambda2 > 0.0}};
-    for (size_t i = 0; m && i < MOEC_COUNT(own); i++) {
+    for (size_t i = 0; i < MOEC_COUNT(own); i++) {
         const moec_opt *r = m->opts;
         while (r && r->kind != MOEC_OPT_END && strcmp(r->name, own[i].name) != 0)
             r++;
@@ -188,8 +188,11 @@ static moec_status check_method_options(const prune_params *p, moec_err *err)
     return MOEC_OK;
 }
 
-static moec_status check_params(const prune_params *p, const shares *s, const moec_opt_list *words, moec_err *err)
+/* *me: the method, by default the grain's. */
+static moec_status check_params(const moec_method **me, const prune_params *p, const shares *s, const moec_opt_list *words,
+                                moec_err *err)
 {
+    moec_status st = MOEC_OK;
     if (words->n < 1)
         return moec_fail(err, MOEC_EINVAL, "prune: MODEL is missing: the folder of the model");
     const bool experts = p->grain.grain == MOEC_GRAIN_EXPERTS;
@@ -208,8 +211,11 @@ static moec_status check_params(const prune_params *p, const shares *s, const mo
         return moec_fail(err, MOEC_EINVAL, "prune: --patterns, --betas, --allocation and --min-experts are for whole experts");
     if (s->n > 1 && (p->tasks.patterns || p->tasks.betas || p->tasks.weights))
         return moec_fail(err, MOEC_EINVAL, "prune: --patterns, --betas and --domain-weight go with one share at a time");
-    moec_status st = check_method_options(p, err);
-    return st == MOEC_OK ? tool_tasks_check(&p->tasks, rows, p->method, p->stats, err) : st;
+    MOEC_TRY(moec_method_take(me, MOEC_PRUNE, (moec_grain)p->grain.grain, p->method, err));
+    MOEC_TRY(check_method_options(p, *me, err));
+    MOEC_TRY(tool_tasks_check(&p->tasks, p->method, p->stats, err));
+done:
+    return st;
 }
 
 /* What the request borrows. */
@@ -255,18 +261,18 @@ static void release_sources(sources *o)
     moec_model_close(o->model);
 }
 
-static moec_status prune(const prune_params *p, const shares *s, int64_t drop, const char *dir, moec_err *err)
+static moec_status prune(const prune_params *p, const moec_method *me, const shares *s, int64_t drop, const char *dir,
+                         moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_plan *plan = NULL;
     sources o = {.stats_digest = {""}};
     const bool experts = p->grain.grain == MOEC_GRAIN_EXPERTS;
-    const char *method = tool_grain_method(&p->grain, p->method);
     moec_corpus corpus = {0};
     moec_repair_opts repair = {.corpus = &corpus};
     bool run_text;
     double began = moec_now();
-    MOEC_TRY(tool_repair_check(&repair, &run_text, &p->repair, p->method, err));
+    MOEC_TRY(tool_repair_check(&repair, &run_text, &p->repair, me->name, err));
     if (s->n > 1 && run_text)
         MOEC_TRY(moec_fail(err, MOEC_EINVAL, "prune: repair goes with one share at a time"));
     MOEC_TRY(open_sources(&o, p, dir, err));
@@ -285,19 +291,19 @@ static moec_status prune(const prune_params *p, const shares *s, int64_t drop, c
     if (p->protect)
         moec_say("protected: %lld expert%s", (long long)o.guard.count, tool_s(o.guard.count));
     if (s->n > 1) {
-        st = write_nested(&job, p, &q, s, err);
+        st = write_nested(&job, p, me, &q, s, err);
         goto done;
     }
     if (experts && s->n == 0 && p->keep == 0) { /* --top-k alone */
         MOEC_TRY(moec_plan_new(&plan, o.model, "", o.print.hex, err));
         MOEC_TRY(moec_plan_keep_all(plan, err));
     } else {
-        MOEC_TRY(tool_tasks_plan(&plan, &p->tasks, method, &q, err));
+        MOEC_TRY(tool_tasks_plan(&plan, &p->tasks, me->name, &q, err));
     }
     if (p->grain.top_k > 0)
         MOEC_TRY(moec_plan_set_top_k(plan, o.model, p->grain.top_k, err));
     if (q.grain == MOEC_GRAIN_NEURONS || q.grain == MOEC_GRAIN_WEIGHTS) {
-        job.thin = moec_method_of_grain(MOEC_PRUNE, q.grain, method);
+        job.thin = me;
         job.request = &q;
     }
     if (p->dtype > 0)
@@ -332,12 +338,13 @@ static int run(const moec_verb *verb, int argc, char **argv)
     moec_status st = MOEC_OK;
     if (p.methods)
         return tool_end(list_methods(&p, &err), &err);
+    const moec_method *me;
     int64_t drop; /* layers */
     MOEC_TRY(tool_grain_check(&drop, &p.grain, p.remove, p.keep, &err));
     if (p.remove && drop == 0)
         MOEC_TRY(parse_shares(&s, p.remove, &err));
-    MOEC_TRY(check_params(&p, &s, &words, &err));
-    MOEC_TRY(prune(&p, &s, drop, words.at[0], &err));
+    MOEC_TRY(check_params(&me, &p, &s, &words, &err));
+    MOEC_TRY(prune(&p, me, &s, drop, words.at[0], &err));
 done:
     return tool_end(st, &err);
 }

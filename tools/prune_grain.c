@@ -50,12 +50,6 @@ moec_status tool_grain_request(moec_request *q, const tool_grain_params *g, int6
     return MOEC_OK;
 }
 
-const char *tool_grain_method(const tool_grain_params *g, const char *method)
-{
-    static const char *const defaults[] = {"energy", "gate-weighted", "wanda", "similarity"};
-    return strcmp(method, defaults[0]) == 0 ? defaults[g->grain] : method;
-}
-
 static void print_layers(const moec_plan *p)
 {
     printf("dropped    layers");

@@ -38,8 +38,6 @@ moec_status tool_grain_check(int64_t *drop, const tool_grain_params *g, const ch
     MOEC_USE_RESULT;
 /** Puts grain, widths, pattern and share into a request. MOEC_EINVAL: a pattern that is none. */
 moec_status tool_grain_request(moec_request *q, const tool_grain_params *g, int64_t drop, moec_err *err) MOEC_USE_RESULT;
-/** The method: that of --method, or where it is the verb's default, the grain's. */
-const char *tool_grain_method(const tool_grain_params *g, const char *method);
 /** What became of neurons, weights and layers; `t`: counts, NULL where nothing was written. */
 void tool_grain_print(const moec_plan *p, const moec_model *m, const moec_thin_tally *t);
 void tool_grain_set(moec_json *o, const moec_plan *p, const moec_model *m, const moec_thin_tally *t);

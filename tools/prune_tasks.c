@@ -4,19 +4,11 @@
 #include <math.h>
 #include <string.h>
 
-static bool is_default(const moec_opt *r, const char *option, const char *value)
-{
-    while (r->kind != MOEC_OPT_END && strcmp(r->name, option) != 0)
-        r++;
-    return r->fallback && strcmp(r->fallback, value) == 0;
-}
-
-moec_status tool_tasks_check(const tool_tasks_params *t, const moec_opt *rows, const char *method, const char *stats,
-                             moec_err *err)
+moec_status tool_tasks_check(const tool_tasks_params *t, const char *method, const char *stats, moec_err *err)
 {
     if (!t->patterns != !t->task)
         return moec_fail(err, MOEC_EINVAL, "prune: --patterns STORE and --task NAME belong together");
-    if (t->patterns && strcmp(method, "tcess") != 0 && !is_default(rows, "method", method))
+    if (t->patterns && method)
         return moec_fail(err, MOEC_EINVAL, "prune: --patterns takes the place of --method %.40s; give one", method);
     if (t->task && strcmp(t->task, MOEC_TASK_NEAREST) == 0 && !stats)
         return moec_fail(err, MOEC_EINVAL, "prune: --task nearest needs the statistics of a prompt: --stats FILE");

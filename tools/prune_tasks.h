@@ -22,9 +22,8 @@ typedef struct tool_tasks_params {
      .help = "write thresholds of dynamic skipping into config.json (\"betas\": the median of the second weight over the "       \
              "first, a layer each; Lu et al., arXiv:2402.14800): only with two experts a token, needs --stats"}
 
-/** What does not go together. rows: the verb's options, in which the default of --method stands. MOEC_EINVAL. */
-moec_status tool_tasks_check(const tool_tasks_params *t, const moec_opt *rows, const char *method, const char *stats,
-                             moec_err *err) MOEC_USE_RESULT;
+/** What does not go together. method, stats: as given, NULL when not. MOEC_EINVAL. */
+moec_status tool_tasks_check(const tool_tasks_params *t, const char *method, const char *stats, moec_err *err) MOEC_USE_RESULT;
 /** The plan of the method, or with --patterns that of the task; with weights and betas recorded. */
 moec_status tool_tasks_plan(moec_plan **out, const tool_tasks_params *t, const char *method, const moec_request *q,
                             moec_err *err) MOEC_USE_RESULT;

@@ -157,6 +157,8 @@ MOEC_API moec_status moec_stats_check(const moec_stats *s, const moec_model *m, 
 
 /** Index of a domain. MOEC_EINVAL: there is none of that name; the nearest is suggested. */
 MOEC_API moec_status moec_stats_domain_find(int *out, const moec_stats *s, const char *name, moec_err *err) MOEC_USE_RESULT;
+/** How much domain d counts where all are mixed: its weight, 1 where it is the only one. */
+MOEC_API double moec_stats_weight(const moec_stats *s, int d);
 /** Sets domain[].weight from "NAME=W[,NAME=W]", W from 0 (the domain does not count) up; domains that are not named keep
  *  theirs. A name may hold '=' but no ','. MOEC_EINVAL: an entry without a weight, a weight negative or not finite, a
  *  name unknown (the nearest is suggested) or twice, nothing left above 0; then no weight is changed. */

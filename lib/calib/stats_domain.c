@@ -46,6 +46,11 @@ static moec_status read_weight(double *weight, const moec_stats *s, char *entry,
     return MOEC_OK;
 }
 
+double moec_stats_weight(const moec_stats *s, int d)
+{
+    return s->n_domains > 1 ? s->domain[d].weight : 1.0;
+}
+
 moec_status moec_stats_set_weights(moec_stats *s, const char *spec, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -102,7 +107,7 @@ moec_status moec_stats_betas(double *out, const moec_stats *s, moec_err *err)
         double count[RATIO_BINS] = {0};
         for (int d = 0; d < s->n_domains; d++) {
             const uint32_t *block = moec_stat_at(s, d, MOEC_STAT_RATIO_HIST, i / each);
-            const double weight = s->n_domains > 1 ? s->domain[d].weight : 1.0;
+            const double weight = moec_stats_weight(s, d);
             for (int64_t b = 0; b < RATIO_BINS; b++)
                 count[b] += weight * (double)block[i % each * RATIO_BINS + b];
         }

@@ -255,16 +255,27 @@ const moec_tensor *moec_sheet_at(const moec_sheet *s, size_t i)
 moec_status moec_sheet_commit(moec_sheet *s, moec_override *o, moec_err *err)
 {
     moec_status st = MOEC_OK;
+    bool published = false;
+    MOEC_TRY(MOEC_GROW(o->sheet, o->sheets_cap, o->sheets + 1, err)); /* nothing may fail once the file counts */
     if (msync(s->map, s->size, MS_SYNC) != 0) {
         st = moec_fail_errno(err, errno, s->tmp);
         goto done;
     }
-    MOEC_TRY(moec_file_publish(s->tmp, s->path, err));
-    MOEC_TRY(map_file(o, s->file, err));
-    MOEC_TRY(MOEC_GROW(o->sheet, o->sheets_cap, o->sheets + 1, err));
+    st = moec_file_publish(s->tmp, s->path, err);
+    published = !moec_path_exists(s->tmp); /* the folder's sync may have failed behind it */
+    if (published) {
+        close(s->fd); /* the map does without */
+        s->fd = -1;
+    }
+    if (st == MOEC_OK)
+        st = map_file(o, s->file, err);
+    if (st != MOEC_OK)
+        goto done;
     o->sheet[o->sheets++] = s; /* whoever points into its map may go on */
     s = NULL;
 done:
+    if (s && published)
+        unlink(s->path);
     moec_sheet_discard(s);
     return st;
 }
@@ -283,14 +294,6 @@ size_t moec_override_count(const moec_override *o)
     size_t n = 0;
     for (size_t i = 0; i < o->n; i++)
         n += o->at[i]->shard.ix.n;
-    return n;
-}
-
-uint64_t moec_override_bytes(const moec_override *o)
-{
-    uint64_t n = 0;
-    for (size_t i = 0; i < o->n; i++)
-        n += o->at[i]->shard.size - o->at[i]->shard.ix.data_at;
     return n;
 }
 

@@ -34,13 +34,13 @@ MOEC_API moec_status moec_sheet_new(moec_sheet **out, const moec_override *o, co
 /** Tensor i; its data may be written. Borrowed. */
 MOEC_API const moec_tensor *moec_sheet_at(const moec_sheet *s, size_t i);
 /** Syncs the file, gives it its name and adds it to the override; the sheet is gone. Pointers into it stay valid until the
- *  override is closed. MOEC_EIO, MOEC_ENOMEM, MOEC_EFORMAT (the override has one of the tensors): then it is gone as well. */
+ *  override is closed. MOEC_EIO, MOEC_ENOMEM, MOEC_EFORMAT (the override has one of the tensors): then the file is gone as
+ *  well. */
 MOEC_API moec_status moec_sheet_commit(moec_sheet *s, moec_override *o, moec_err *err) MOEC_USE_RESULT;
 /** Drops it and its file. NULL-safe. */
 MOEC_API void moec_sheet_discard(moec_sheet *s);
-/** Number of tensors and their bytes. */
+/** Number of tensors. */
 MOEC_API size_t moec_override_count(const moec_override *o);
-MOEC_API uint64_t moec_override_bytes(const moec_override *o);
 /** Hash of all names, types, shapes and bytes, in order of the files' names. Cost: one read. */
 MOEC_API moec_status moec_override_digest(moec_digest *out, const moec_override *o, moec_err *err) MOEC_USE_RESULT;
 

@@ -318,6 +318,9 @@ static moec_status run_expert(const lu *u, work *w, int64_t e, moec_err *err)
         add_bias(w->out, w->down_bias, u->m, d->hidden);
     }
 done:
+    moec_weight_drop(&x->gate);
+    moec_weight_drop(&x->up);
+    moec_weight_drop(&x->down);
     return st;
 }
 

@@ -37,7 +37,7 @@ double moec_grain_sum(double *out, const moec_stats *s, moec_stat kind, int64_t 
     double tokens = 0.0;
     memset(out, 0, (size_t)n * sizeof *out);
     for (int d = 0; d < s->n_domains; d++) {
-        const double w = s->n_domains > 1 ? s->domain[d].weight : 1.0;
+        const double w = moec_stats_weight(s, d);
         const double *sum = (const double *)moec_stat_at(s, d, kind, moe_layer) + expert * n;
         const uint64_t *count = moec_stat_at(s, d, MOEC_STAT_SELECTED, moe_layer);
         for (int64_t i = 0; i < n; i++)
@@ -53,7 +53,7 @@ moec_status moec_blocks_similarity(double *out, const moec_request *q, moec_err 
     double tokens = 0.0;
     memset(out, 0, (size_t)layers * sizeof *out);
     for (int d = 0; d < q->stats->n_domains; d++) {
-        const double w = q->stats->n_domains > 1 ? q->stats->domain[d].weight : 1.0;
+        const double w = moec_stats_weight(q->stats, d);
         const double *sum = moec_stat_at(q->stats, d, MOEC_STAT_COS_BLOCK, 0);
         const uint64_t *count = moec_stat_at(q->stats, d, MOEC_STAT_BLOCK_TOKENS, 0);
         for (int64_t i = 0; i < layers; i++)
@@ -120,6 +120,7 @@ const moec_method moec_method_block_similarity = {
     .name = "similarity",
     .kind = MOEC_PRUNE,
     .grain = MOEC_GRAIN_BLOCKS,
+    .is_default = true,
     .brief = "whole layers whose output is most like their input",
     .paper = "Towards Efficient Mixture of Experts: A Holistic Study of Compression Techniques",
     .arxiv = "2406.02500",

@@ -55,7 +55,8 @@ MOEC_API void moec_weights_scales(double *in, double *mid, bool *seen, const moe
 MOEC_API int64_t moec_weights_cut(float *w, int64_t n, const double *s, double share, int64_t some, int64_t of, double *scratch);
 /** OWL's share of each layer from its outlier value D (percent of scores above M times their mean, M = 5):
  *
- *    D' = (D - min) / (max - min) * 2 lambda,  share_l = share - (D'_l - mean D'),  lambda = 0.08; 0 or less becomes 0.01
+ *    D' = (D - min) / (max - min) * 2 lambda,  share_l = share - (D'_l - mean D'),  lambda = 0.08; 0 or less becomes 0.01, where the share
+ *    itself is 0 it becomes 0
  *
  *  All D equal: the share itself. At most 1. Source: Yin et al., arXiv:2310.05175. */
 MOEC_API void moec_weights_owl(double *ratio, const double *d, int64_t n, double share);

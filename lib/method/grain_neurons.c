@@ -131,6 +131,7 @@ const moec_method moec_method_gate_weighted = {
     .paper = "unpublished: as out-norm with the router's weight",
     .formula = "sum_t g_t^2 a_j^2 / n_e |d_j|^2",
     MOEC_NEURONS(gate_weighted, need_gsq),
+    .is_default = true,
 };
 const moec_method moec_method_mean_abs = {
     .name = "mean-abs",

@@ -32,7 +32,7 @@ static double sum_all(double *out, const moec_request *q, int64_t set, int64_t n
     double tokens = 0.0;
     memset(out, 0, (size_t)n * sizeof *out);
     for (int d = 0; d < q->stats->n_domains; d++) {
-        const double w = q->stats->n_domains > 1 ? q->stats->domain[d].weight : 1.0;
+        const double w = moec_stats_weight(q->stats, d);
         const double *sum = moec_stat_at(q->stats, d, MOEC_STAT_XIN_SQ, set);
         const uint64_t *count = moec_stat_at(q->stats, d, MOEC_STAT_SELECTED, set);
         for (int64_t e = 0; e < q->model->dims.experts; e++) {
@@ -209,6 +209,7 @@ const moec_method moec_method_wanda = {
     .arxiv = "2306.11695",
     .formula = "|W_oi| sqrt(E x_i^2)",
     MOEC_SPARSE_SEEN(wanda),
+    .is_default = true,
 };
 const moec_method moec_method_owl = {
     .name = "owl",

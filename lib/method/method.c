@@ -4,6 +4,7 @@
 #include "base/mem.h"
 #include "base/word.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define MOEC_METHOD(id) extern const moec_method moec_method_##id;
@@ -65,6 +66,7 @@ static moec_json *method_json(const moec_method *m)
     moec_json_set(o, "formula", moec_json_new_string(m->formula));
     moec_json_set(o, "needs", needs);
     moec_json_set(o, "options", options);
+    moec_json_set(o, "default", moec_json_new_bool(m->is_default));
     moec_json_set(o, "by_count", moec_json_new_bool(m->by_count));
     return o;
 }
@@ -78,17 +80,42 @@ moec_json *moec_method_list(moec_method_kind kind)
     return list;
 }
 
+/* Names of the methods of a grain: an array, whose length comes back, and in one text. */
+static size_t names_of(const char **names, char *text, size_t size, moec_method_kind kind, moec_grain grain)
+{
+    size_t n = 0, at = 0;
+    text[0] = '\0';
+    for (size_t i = 0; i < MOEC_COUNT(table); i++)
+        if (table[i]->kind == kind && table[i]->grain == grain) {
+            names[n++] = table[i]->name;
+            const int more = snprintf(text + at, size - at, "%s%s", n > 1 ? ", " : "", table[i]->name);
+            at = more > 0 && at + (size_t)more < size ? at + (size_t)more : size - 1;
+        }
+    return n;
+}
+
 static moec_status unknown(moec_method_kind kind, moec_grain grain, const char *name, moec_err *err)
 {
     const char *names[MOEC_COUNT(table)];
-    size_t n = 0;
+    char text[600];
+    const size_t n = names_of(names, text, sizeof text, kind, grain);
     for (size_t i = 0; i < MOEC_COUNT(table); i++)
-        if (table[i]->kind == kind && table[i]->grain == grain)
-            names[n++] = table[i]->name;
+        if (table[i]->kind == kind && strcmp(table[i]->name, name) == 0)
+            return moec_fail(err, MOEC_EINVAL, "--method %s goes with --grain %s; the methods of --grain %s are %s", name,
+                             moec_grain_name(table[i]->grain), moec_grain_name(grain), text);
     const char *near = moec_word_nearest(name, names, n);
     return moec_fail(err, MOEC_EINVAL, "--method %.60s: no such method%s%s%s%s; --methods lists them", name,
                      grain != MOEC_GRAIN_EXPERTS ? " of grain " : "", grain != MOEC_GRAIN_EXPERTS ? moec_grain_name(grain) : "",
                      near ? "; did you mean " : "", near ? near : "");
+}
+
+moec_status moec_method_take(const moec_method **out, moec_method_kind kind, moec_grain grain, const char *name, moec_err *err)
+{
+    *out = name ? moec_method_of_grain(kind, grain, name) : NULL;
+    for (size_t i = 0; !name && !*out && i < MOEC_COUNT(table); i++)
+        if (table[i]->kind == kind && table[i]->grain == grain && table[i]->is_default)
+            *out = table[i];
+    return *out ? MOEC_OK : unknown(kind, grain, name ? name : "", err);
 }
 
 static moec_status check_needs(const moec_method *me, const moec_request *q, moec_err *err)
@@ -132,9 +159,8 @@ moec_status moec_method_plan(moec_plan **out, moec_method_kind kind, const char 
     moec_status st = MOEC_OK;
     int64_t keep;
     *out = NULL;
-    const moec_method *me = moec_method_of_grain(kind, q->grain, name);
-    if (!me)
-        return unknown(kind, q->grain, name, err);
+    const moec_method *me;
+    MOEC_TRY(moec_method_take(&me, kind, q->grain, name, err));
     MOEC_TRY(check_options(me, q, err));
     MOEC_TRY(check_needs(me, q, err));
     if (me->grain == MOEC_GRAIN_EXPERTS)
@@ -166,11 +192,10 @@ moec_status moec_method_plans(moec_plan **out, moec_method_kind kind, const char
 {
     moec_status st = MOEC_OK;
     moec_request one = *q;
-    const moec_method *me = moec_method_find(kind, name);
+    const moec_method *me;
     for (int i = 0; i < n; i++)
         out[i] = NULL;
-    if (!me)
-        return unknown(kind, MOEC_GRAIN_EXPERTS, name, err);
+    MOEC_TRY(moec_method_take(&me, kind, MOEC_GRAIN_EXPERTS, name, err));
     if (me->by_count && n > 1)
         return moec_fail(err, MOEC_EINVAL, "method %s makes no ranking: its plans of different shares need not be contained in each "
                          "other; ask for one share at a time", me->name);

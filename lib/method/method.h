@@ -75,6 +75,7 @@ typedef struct moec_method {
     int n_needs;
     const moec_opt *opts;        /* options of its own, up to MOEC_OPT_END, or NULL */
     const void *row;             /* constants of a method that shares its function with others */
+    bool is_default;             /* of its kind and grain: taken where none is named */
     bool by_count;               /* who is kept depends on how many are: one count for all layers, plans need not nest */
     moec_status (*plan)(moec_plan **out, const struct moec_method *me, const moec_request *q, moec_err *err);
     /* Of a method that looks at tokens, layer by layer (see choose.h and run/repair.h); its plan has the counts only. NULL: the
@@ -86,12 +87,17 @@ typedef struct moec_method {
 MOEC_API const moec_method *moec_method_find(moec_method_kind kind, const char *name);
 /** The same of any grain. */
 MOEC_API const moec_method *moec_method_of_grain(moec_method_kind kind, moec_grain grain, const char *name);
+/** The same, where name is NULL the default of the grain. MOEC_EINVAL: it is a method of another grain (those of this one are
+ *  named), or there is none of that name (the nearest is suggested). */
+MOEC_API moec_status moec_method_take(const moec_method **out, moec_method_kind kind, moec_grain grain, const char *name,
+                                      moec_err *err) MOEC_USE_RESULT;
 /** Row i of the table, NULL behind the last. */
 MOEC_API const moec_method *moec_method_at(size_t i);
-/** [{"name", "grain", "brief", "paper", "arxiv", "formula", "needs", "options", "by_count"}] of one kind. */
+/** [{"name", "grain", "brief", "paper", "arxiv", "formula", "needs", "options", "default", "by_count"}] of one
+ *  kind. */
 MOEC_API moec_json *moec_method_list(moec_method_kind kind);
 
-/** Makes a plan by the method of q->grain that has this name. Checks first that the statistics are of this model and hold what
+/** Makes a plan by the method of q->grain that moec_method_take gives for this name. Checks first that the statistics are of this model and hold what
  *  the method needs.
  *  @return MOEC_OK; MOEC_EINVAL: no statistics where some are needed, share or keep out of range, nothing kept, more experts
  *          protected than kept, unknown method (the nearest is suggested); MOEC_EFORMAT: statistics of another model, a

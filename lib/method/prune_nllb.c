@@ -17,7 +17,7 @@ static void add_domain(double *score, const moec_stats *s, int d, int64_t l)
     const int64_t n = s->meta.experts, k = s->meta.top_k;
     const uint64_t *rank = moec_stat_at(s, d, MOEC_STAT_RANK, l);
     const double *gate = moec_stat_at(s, d, MOEC_STAT_GATE_TOP1_SUM, l);
-    const double tokens = (double)s->domain[d].tokens, weight = s->n_domains > 1 ? s->domain[d].weight : 1.0;
+    const double tokens = (double)s->domain[d].tokens, weight = moec_stats_weight(s, d);
     for (int64_t e = 0; e < n; e++) {
         const double first = (double)rank[e * k];
         if (first > 0.0 && tokens > 0.0)

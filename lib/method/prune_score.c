@@ -56,7 +56,7 @@ static void add_means(double *score, const moec_stats *s, const score_row *r, in
     for (int64_t e = 0; e < n; e++) {
         double sum = 0.0, count = 0.0;
         for (int d = 0; d < s->n_domains; d++) {
-            double weight = s->n_domains > 1 ? s->domain[d].weight : 1.0;
+            double weight = moec_stats_weight(s, d);
             sum += weight * cell(moec_stat_at(s, d, r->sum, l), r->sum, e);
             count += weight * cell(moec_stat_at(s, d, MOEC_STAT_SELECTED, l), MOEC_STAT_SELECTED, e);
         }
@@ -67,7 +67,7 @@ static void add_means(double *score, const moec_stats *s, const score_row *r, in
 static void add_per_token(double *score, const moec_stats *s, int d, const score_row *r, int64_t l, int64_t n)
 {
     const void *block = moec_stat_at(s, d, r->sum, l);
-    const double tokens = (double)s->domain[d].tokens, weight = s->n_domains > 1 ? s->domain[d].weight : 1.0;
+    const double tokens = (double)s->domain[d].tokens, weight = moec_stats_weight(s, d);
     for (int64_t e = 0; tokens > 0.0 && e < n; e++)
         score[e] += weight * cell(block, r->sum, e) / tokens;
 }
@@ -187,6 +187,7 @@ const moec_method moec_method_energy = {
     .paper = "not published; ours",
     .formula = "sum_t g_t[e]^2 |y_t[e]|^2",
     MOEC_SCORED(energy, need_gnorm_sq),
+    .is_default = true,
 };
 const moec_method moec_method_easy_ep = {
     .name = "easy-ep",

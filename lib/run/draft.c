@@ -173,20 +173,35 @@ done:
     return st;
 }
 
-static builder begin(const moec_model *m, const moec_plan *p, const moec_forms *forms, int64_t set, uint32_t parts)
+/* Which tensors there are, and room for pointers to them; `end` releases both, whatever became of it. */
+static moec_status begin(builder *b, const moec_tensor ***t, moec_draft *out, moec_err *err)
 {
-    return (builder){.m = m, .p = p, .forms = forms, .l = moec_set_layer(m, set), .set = set, .parts = parts};
+    moec_status st = MOEC_OK;
+    *out = (moec_draft){0};
+    *t = NULL;
+    b->l = moec_set_layer(b->m, b->set);
+    MOEC_TRY(collect(b, err));
+    MOEC_TRY(MOEC_NEW(*t, b->n, err));
+done:
+    return st;
+}
+
+static moec_status end(builder *b, const moec_tensor **t, moec_draft *out, moec_status st)
+{
+    moec_free(t);
+    release(b);
+    if (st != MOEC_OK)
+        moec_draft_release(out);
+    return st;
 }
 
 moec_status moec_draft_new(moec_draft *out, const moec_override *weights, const char *file, const moec_model *m,
                            const moec_plan *p, const moec_forms *forms, int64_t set, uint32_t parts, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    builder b = begin(m, p, forms, set, parts);
-    const moec_tensor **t = NULL;
-    *out = (moec_draft){0};
-    MOEC_TRY(collect(&b, err));
-    MOEC_TRY(MOEC_NEW(t, b.n, err));
+    builder b = {.m = m, .p = p, .forms = forms, .set = set, .parts = parts};
+    const moec_tensor **t;
+    MOEC_TRY(begin(&b, &t, out, err));
     MOEC_TRY(moec_sheet_new(&out->sheet, weights, file, b.tensor, b.n, err));
     for (size_t i = 0; i < b.n; i++) {
         t[i] = moec_sheet_at(out->sheet, i);
@@ -197,22 +212,16 @@ moec_status moec_draft_new(moec_draft *out, const moec_override *weights, const 
     }
     MOEC_TRY(views(out, &b, t, err));
 done:
-    moec_free(t);
-    release(&b);
-    if (st != MOEC_OK)
-        moec_draft_release(out);
-    return st;
+    return end(&b, t, out, st);
 }
 
 moec_status moec_draft_reopen(moec_draft *out, const moec_override *weights, const moec_model *m, const moec_plan *p,
                               const moec_forms *forms, int64_t set, uint32_t parts, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    builder b = begin(m, p, forms, set, parts);
-    const moec_tensor **t = NULL;
-    *out = (moec_draft){0};
-    MOEC_TRY(collect(&b, err));
-    MOEC_TRY(MOEC_NEW(t, b.n, err));
+    builder b = {.m = m, .p = p, .forms = forms, .set = set, .parts = parts};
+    const moec_tensor **t;
+    MOEC_TRY(begin(&b, &t, out, err));
     for (size_t i = 0; i < b.n; i++) {
         const moec_tensor *want = &b.tensor[i], *have = moec_override_find(weights, want->name);
         if (!have || have->dtype != want->dtype || have->rank != want->rank ||
@@ -225,11 +234,7 @@ moec_status moec_draft_reopen(moec_draft *out, const moec_override *weights, con
     }
     MOEC_TRY(views(out, &b, t, err));
 done:
-    moec_free(t);
-    release(&b);
-    if (st != MOEC_OK)
-        moec_draft_release(out);
-    return st;
+    return end(&b, t, out, st);
 }
 
 void moec_draft_release(moec_draft *d)

@@ -74,6 +74,20 @@ moec_status moec_preview_check(const moec_plan *p, const moec_override *weights,
     return st;
 }
 
+/* Weights that a plan rewrites and that a variant takes from the source all the same. */
+static moec_status check_shown(const moec_plan *p, moec_err *err)
+{
+    for (int64_t i = 0; i < p->n_sets; i++) {
+        const moec_plan_layer *l = &p->layer[i];
+        const uint32_t biases = l->rewritten & (MOEC_PART_ROUTER_BIAS | MOEC_PART_SELECTION_BIAS);
+        if (l->kind == MOEC_SET_HEADS ? l->rewritten != 0 : l->kind == MOEC_SET_MOE && biases != 0)
+            return moec_fail(err, MOEC_EINVAL, "%s layer %lld: the plan rewrites %s, which cannot be measured before it is applied; "
+                             "eval its output", moec_set_name(l->kind), (long long)l->layer,
+                             l->kind == MOEC_SET_HEADS ? "attention experts" : "biases of the router");
+    }
+    return MOEC_OK;
+}
+
 moec_status moec_preview_new(moec_preview *out, const moec_model *m, const moec_plan *p, const moec_override *weights,
                              moec_err *err)
 {
@@ -83,6 +97,7 @@ moec_status moec_preview_new(moec_preview *out, const moec_model *m, const moec_
     MOEC_TRY(moec_preview_check(p, weights, err));
     if (p->n_drop > 0)
         MOEC_TRY(moec_fail(err, MOEC_EINVAL, "a plan that drops layers cannot be measured before it is applied; eval its output"));
+    MOEC_TRY(check_shown(p, err));
     for (int64_t i = 0; i < p->n_sets; i++) {
         if (p->layer[i].kind != MOEC_SET_MOE)
             continue; /* attention experts are there already, MTP is not run */

@@ -22,8 +22,8 @@ MOEC_API moec_status moec_preview_check(const moec_plan *p, const moec_override 
 /** The variant of a plan that fits the model: top-k, groups, experts masked out (counts may differ from layer to layer, which
  *  no output could), weights of `weights` where layers are rewritten. plan->dtype does not show but in rewritten weights.
  *  `weights` is borrowed as long as the preview lives; NULL: the plan must rewrite nothing.
- *  MOEC_ENOMEM; what moec_preview_check and moec_draft_reopen return. Release with moec_preview_release, also
- *  after failure. */
+ *  MOEC_ENOMEM; MOEC_EINVAL: layers are dropped, biases of a router or attention experts are rewritten (no variant shows that);
+ *  what moec_preview_check and moec_draft_reopen return. Release with moec_preview_release, also after failure. */
 MOEC_API moec_status moec_preview_new(moec_preview *out, const moec_model *m, const moec_plan *p, const moec_override *weights,
                                       moec_err *err) MOEC_USE_RESULT;
 /** The same with all experts of MoE layers and their own weights still there. */

@@ -217,6 +217,13 @@ done:
 
 /* --- experts side by side -------------------------------------------------------------------------------------------- */
 
+static void drop(const moec_mlp *e)
+{
+    moec_weight_drop(&e->gate);
+    moec_weight_drop(&e->up);
+    moec_weight_drop(&e->down);
+}
+
 static moec_status each(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -226,9 +233,8 @@ static moec_status each(void *ctx, int worker, int64_t lo, int64_t hi, moec_err 
         st = moec_interrupted(err);
         if (st == MOEC_OK)
             st = j->me->grain == MOEC_GRAIN_NEURONS ? thin_expert(j, e, err) : cut_expert(j, e, err);
-        moec_weight_drop(&j->l->expert[e].gate);
-        moec_weight_drop(&j->l->expert[e].up);
-        moec_weight_drop(&j->l->expert[e].down);
+        drop(&j->l->expert[e]);
+        drop(&j->draft.expert[e]);
     }
     return st;
 }
@@ -236,9 +242,14 @@ static moec_status each(void *ctx, int worker, int64_t lo, int64_t hi, moec_err 
 static moec_status weigh(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
 {
     moec_status st = MOEC_OK;
+    const job *j = ctx;
     (void)worker;
-    for (int64_t e = lo; st == MOEC_OK && e < hi; e++)
-        st = weigh_expert(ctx, e, err);
+    for (int64_t e = lo; st == MOEC_OK && e < hi; e++) {
+        st = moec_interrupted(err);
+        if (st == MOEC_OK)
+            st = weigh_expert(j, e, err);
+        drop(&j->l->expert[e]);
+    }
     return st;
 }
 
@@ -251,14 +262,16 @@ static moec_status zeros(void *ctx, int worker, int64_t lo, int64_t hi, moec_err
     for (int64_t e = lo; st == MOEC_OK && e < hi; e++) {
         const moec_mlp *x = &j->draft.expert[e];
         const moec_weight *const w[] = {&x->gate, &x->up, &x->down};
+        st = moec_interrupted(err);
         j->count[e] = 0;
-        for (size_t k = 0; k < MOEC_COUNT(w); k++)
+        for (size_t k = 0; st == MOEC_OK && k < MOEC_COUNT(w); k++)
             for (int64_t r = 0; r < w[k]->rows; r += BLOCK) {
                 const int64_t n = w[k]->rows - r < BLOCK ? w[k]->rows - r : BLOCK;
                 moec_weight_read(buf, w[k]->cols, w[k], r, n, 0, w[k]->cols);
                 for (int64_t i = 0; i < n * w[k]->cols; i++)
                     j->count[e] += buf[i] == 0.0f;
             }
+        drop(x);
     }
     moec_free(buf);
     return st;

@@ -26,7 +26,9 @@ typedef struct moec_thin moec_thin;
  *  Results do not depend on the number of threads. Layers that an earlier run finished are taken over.
  *  @return MOEC_OK; MOEC_EINVAL: quantized weights without plan->dtype; MOEC_EEXIST: another run is at work in the folder;
  *          MOEC_ENUMERIC: a score or a value is not finite; MOEC_ENOFIT, MOEC_EINTR, MOEC_EIO, MOEC_ENOMEM.
- *  Cost: two reads of the experts (owl: four) and one write. Memory: some 100 rows of a matrix a worker. */
+ *  Cost: two reads of the experts (owl: four) and one write. Memory: some 100 rows of a matrix a worker, and
+ *  the mapped pages of the expert that it is at, which go back behind each. No limit is set on that (--max-memory bounds the
+ *  writing of the output, not this): fewer threads need less. */
 MOEC_API moec_status moec_thin_run(moec_thin **out, moec_plan *p, const moec_method *me, const moec_request *q,
                                    const moec_thin_opts *o, moec_err *err) MOEC_USE_RESULT;
 MOEC_API const moec_override *moec_thin_weights(const moec_thin *t);

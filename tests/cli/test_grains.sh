@@ -34,6 +34,12 @@ expect 2 'stats' prune "$demo" --grain neurons --remove 50% -o out
 expect 3 'act_sq.*--tier 1 collects it' prune "$demo" --stats zero.h5 --grain neurons --remove 50% -o out
 expect 3 'xin_sq.*--tier 1 collects it' prune "$demo" --stats zero.h5 --grain weights --method wanda --sparsity 50% -o out
 expect 2 'of grain neurons; did you mean' prune "$demo" --stats one.h5 --grain neurons --method out-nrm --remove 50% -o out
+expect 2 'reap goes with --grain experts; the methods of --grain weights are magnitude, wanda, owl' \
+    prune "$demo" --stats one.h5 --grain weights --method reap --sparsity 50% -o out
+expect 2 'energy goes with --grain experts' prune "$demo" --stats one.h5 --grain blocks --method energy --remove 1 -o out
+expect 2 'wanda goes with --grain weights; the methods of --grain experts are frequency,.* random' \
+    prune "$demo" --stats one.h5 --method wanda --remove 50% -o out
+expect 2 'base is not for method wanda' prune "$demo" --stats one.h5 --grain weights --sparsity 50% --base "$demo" -o out
 ok "nothing written" [ ! -e out ]
 prints 'neurons +96 -> 48' prune "$demo" --stats one.h5 --grain neurons --remove 50% -o narrow
 prints '"ok": true' verify narrow "$demo" --json
@@ -45,6 +51,10 @@ prints . prune "$demo" --stats one.h5 --grain neurons --remove 50% --plan-only -
 prints . apply "$demo" plan.json -o applied
 ok "apply writes what prune writes" cmp narrow/model-00001-of-00003.safetensors applied/model-00001-of-00003.safetensors
 prints . eval "$demo" --plan plan.json --text "$demo/samples.txt" --seq-len 64
+sed 's/"rewritten": \["gate"/"rewritten": ["router_bias", "gate"/' plan.json >biased.json
+cp -R plan.json.weights biased.json.weights
+expect 2 'moe layer 0: the plan rewrites biases of the router, which cannot be measured' \
+    eval "$demo" --plan biased.json --text "$demo/samples.txt" --seq-len 64
 mv plan.json.weights elsewhere
 expect 3 'not here|no such folder|are not' apply "$demo" plan.json -o again
 
@@ -77,5 +87,6 @@ expect 2 'a token uses 2 experts after the removal' prune "$demo" --stats zero.h
 ok "nothing written" [ ! -e none ]
 
 prints 'grain neurons' prune --methods
+prints 'energy .the default.' prune --methods
 prints '"grain": "blocks"' prune --methods --json
 finish

@@ -56,6 +56,8 @@ expect 2 'did you mean first' prune "$demo" --patterns tasks.json --task frist -
 expect 2 'needs the statistics of a prompt' prune "$demo" --patterns tasks.json --task nearest --keep 8 -o none
 expect 2 'belong together' prune "$demo" --patterns tasks.json --keep 8 -o none
 expect 2 'belong together' prune "$demo" --task first --stats stats.h5 --keep 8 -o none
+expect 2 'takes the place of --method energy' prune "$demo" --patterns tasks.json --task first --method energy \
+    --keep 8 -o none
 expect 2 'takes the place of --method frequency' prune "$demo" --patterns tasks.json --task first --method frequency --keep 8 -o none
 tiny_model tiny
 expect 3 'patterns of another model: MoE layers is 4 there, 1 here' prune tiny --patterns tasks.json --task first --keep 2 -o none
