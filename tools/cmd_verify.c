@@ -31,6 +31,9 @@ static void print_report(const moec_verify_report *r, const char *dir)
     printf("%s: %s; %" PRIu64 " tensors, %s, %" PRIu64 " files, checked %s\n", dir,
            r->problems == 0 ? "good" : "not good", r->tensors, moec_size_text(size, sizeof size, r->bytes), r->files,
            r->against_source ? "byte by byte against the source" : "against its manifest");
+    if (r->fitted > 0)
+        printf("%" PRIu64 " of the tensors were computed anew: names and shapes against the source, bytes against the manifest's hashes\n",
+               r->fitted);
     for (int i = 0; i < r->n_clients && r->problems == 0; i++)
         printf("%-14s %s: %s%s%s\n", r->client[i].name, r->client[i].loads ? "loads" : "does not load", r->client[i].reason,
                r->client[i].advice[0] ? "; but " : "", r->client[i].advice);

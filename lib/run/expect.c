@@ -163,6 +163,14 @@ moec_status moec_expect_all(const moec_expect *x, moec_err *err)
     return MOEC_OK;
 }
 
+uint64_t moec_expect_unknown(const moec_expect *x)
+{
+    uint64_t n = 0;
+    for (size_t i = 0; i < x->n; i++)
+        n += x->want[i].rewritten && !x->want[i].anew;
+    return n;
+}
+
 static moec_status differ(const item *it, const unsigned char *have, const unsigned char *want, uint64_t n, uint64_t at,
                           moec_err *err)
 {

@@ -18,6 +18,8 @@ MOEC_API moec_status moec_expect_shard(moec_expect *x, const void *front, size_t
                                        const char *name, moec_err *err) MOEC_USE_RESULT;
 /** MOEC_ESHAPE: a tensor that no shard has (the text names the first). */
 MOEC_API moec_status moec_expect_all(const moec_expect *x, moec_err *err) MOEC_USE_RESULT;
+/** Tensors that were computed anew and have nothing to be compared with. */
+MOEC_API uint64_t moec_expect_unknown(const moec_expect *x);
 /** Compares bytes [lo, hi) of a shard file with the source: a moec_check_fn with the moec_expect as context. MOEC_EIO: they
  *  differ (tensor and byte named), or the source cannot be read. Cost: one read of both. */
 MOEC_API moec_status moec_expect_range(void *x, size_t s, const unsigned char *file, uint64_t lo, uint64_t hi,

@@ -388,6 +388,7 @@ static moec_status check_tensors(bool *good, data_pass *d, moec_err *err)
     const verifier *v = d->v;
     uint64_t before = v->r->problems;
     MOEC_TRY(moec_expect_new(&d->x, v->opt->source, v->plan, NULL, err));
+    v->r->fitted = moec_expect_unknown(d->x);
     for (size_t s = 0; s < moec_ckpt_shards(v->m->ckpt); s++)
         MOEC_TRY(note(v, moec_expect_shard(d->x, d->file[s], (size_t)d->size[s], d->size[s],
                                            moec_ckpt_shard_name(v->m->ckpt, s), err), err));

@@ -20,6 +20,7 @@ typedef struct moec_client {
 typedef struct moec_verify_report {
     bool against_source, has_manifest;
     uint64_t files, tensors, bytes;          /* bytes: of all tensors */
+    uint64_t fitted;                         /* tensors whose values were computed anew: the manifest's hash is all there is */
     int64_t experts, top_k;
     uint64_t problems;                       /* 0: all is well */
     char problem[MOEC_VERIFY_SHOWN][400];    /* the first ones */
