@@ -4,11 +4,11 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/version.h"
-#include "calib/state.h"
 #include "method/choose.h"
 #include "method/repair.h"
 #include "num/vec.h"
 #include "run/preview.h"
+#include "run/work.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -27,8 +27,7 @@ static const double LAMBDA = 1e-2;
 static const double RATE = 0.1, FASTEST = 0.1;
 
 struct moec_repair {
-    moec_checkpoint work;
-    moec_override *weights;
+    moec_work work;
 };
 
 /* Both models, and what one layer is to do. */
@@ -352,7 +351,7 @@ static moec_status write_record(const run *u, const moec_plan_layer *pl, moec_er
     if (pl->score)
         moec_json_set(o, "score", moec_json_new_reals(pl->score, pl->n_experts));
     file_name(name, pl->layer, "json");
-    MOEC_TRY(moec_path_join(&path, u->r->work.dir, name, err));
+    MOEC_TRY(moec_path_join(&path, u->r->work.folder.dir, name, err));
     MOEC_TRY(moec_json_dump(&text, o, 0, err));
     MOEC_TRY(moec_file_write(path, text, strlen(text), err));
 done:
@@ -389,9 +388,9 @@ static moec_status read_record(bool *found, const run *u, moec_plan_layer *pl, m
     char name[64], *path = NULL;
     moec_json *v = NULL;
     file_name(name, pl->layer, "safetensors");
-    *found = u->o->kind == MOEC_REPAIR_NONE || moec_override_has(u->r->weights, name);
+    *found = u->o->kind == MOEC_REPAIR_NONE || moec_override_has(u->r->work.weights, name);
     file_name(name, pl->layer, "json");
-    MOEC_TRY(moec_path_join(&path, u->r->work.dir, name, err));
+    MOEC_TRY(moec_path_join(&path, u->r->work.folder.dir, name, err));
     const bool there = moec_path_exists(path);
     if (*found && !there && u->o->kind != MOEC_REPAIR_NONE)
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: is missing; --no-resume begins anew", path));
@@ -436,13 +435,13 @@ static moec_status fit_layer(run *u, int64_t set, moec_draft *draft, moec_err *e
     const moec_plan_layer *pl = &u->p->layer[set];
     char file[64];
     file_name(file, pl->layer, "safetensors");
-    MOEC_TRY(moec_draft_new(draft, u->r->weights, file, u->m, u->p, &u->twin.forms, set, parts_of(u, pl), err));
+    MOEC_TRY(moec_draft_new(draft, u->r->work.weights, file, u->m, u->p, &u->twin.forms, set, parts_of(u, pl), err));
     MOEC_TRY(moec_preview_set(&u->twin, u->p, set, draft, err));
     MOEC_TRY(solve(u, set, &u->twin.draft[set], err));
     MOEC_TRY(write_record(u, pl, err));
     moec_sheet *sheet = u->twin.draft[set].sheet;
     u->twin.draft[set].sheet = NULL;
-    MOEC_TRY(moec_sheet_commit(sheet, u->r->weights, err));
+    MOEC_TRY(moec_sheet_commit(sheet, u->r->work.weights, err));
 done:
     return st;
 }
@@ -457,7 +456,7 @@ static moec_status repair_layer(run *u, int64_t set, moec_err *err)
     bool found;
     MOEC_TRY(read_record(&found, u, pl, err));
     if (found && fits)
-        MOEC_TRY(moec_draft_reopen(&draft, u->r->weights, u->m, u->p, &u->twin.forms, set, parts_of(u, pl), err));
+        MOEC_TRY(moec_draft_reopen(&draft, u->r->work.weights, u->m, u->p, &u->twin.forms, set, parts_of(u, pl), err));
     if (!found) {
         MOEC_TRY(moec_pass_look(u->second, pl->layer, see_twin, u, err));
         MOEC_TRY(subtract_bias(u, &u->m->layer[pl->layer], err));
@@ -490,8 +489,8 @@ done:
 
 /* --- all of it ------------------------------------------------------------------------------------------------------- */
 
-/* Everything that decides the result. */
-static moec_status identity(moec_digest *out, const run *u, moec_err *err)
+/* For a run of everything that decides the result. */
+static moec_status open_work(run *u, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *plan = NULL, *text = NULL;
@@ -502,52 +501,10 @@ static moec_status identity(moec_digest *out, const run *u, moec_err *err)
                          u->o->fingerprint, words.hex, u->o->method ? u->o->method->name : "", (int)u->o->kind,
                          (int)u->o->compute, epochs_of(u->o), (unsigned long long)u->o->seed, EVERY, RIDGE_SWEEPS, DENSE, BATCH,
                          BLOCK_VALUES, LAMBDA, RATE, FASTEST, plan));
-    *out = moec_hash_bytes(text, strlen(text));
+    MOEC_TRY(moec_work_open(&u->r->work, u->o->work, text, u->o->resume, err));
 done:
     moec_free(plan);
     moec_free(text);
-    return st;
-}
-
-static bool is_ours(const char *name)
-{
-    return strncmp(name, "state.json", 10) == 0 || strncmp(name, "layer-", 6) == 0;
-}
-
-/* Hours of another run's work are not thrown away because an option differs, nor is what somebody else has put there. */
-static moec_status clear_work(run *u, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    const char *dir = u->r->work.dir;
-    char **name = NULL;
-    size_t n = 0, layers = 0;
-    MOEC_TRY(moec_dir_list(&name, &n, dir, err));
-    for (size_t i = 0; i < n; i++) {
-        layers += strncmp(name[i], "layer-", 6) == 0;
-        if (!is_ours(name[i]))
-            MOEC_TRY(moec_fail(err, MOEC_EEXIST, "%s: holds %s, which was not made by moecompress; move it away", dir, name[i]));
-    }
-    if (u->o->resume && u->r->work.other && layers > 0)
-        MOEC_TRY(moec_fail(err, MOEC_EEXIST, "%s: holds repaired layers of another model, text or options; --no-resume discards them",
-                           dir));
-    MOEC_TRY(moec_checkpoint_clear(&u->r->work, err));
-done:
-    moec_names_free(name, n);
-    return st;
-}
-
-static moec_status open_work(run *u, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    moec_digest id;
-    MOEC_TRY(identity(&id, u, err));
-    MOEC_TRY(moec_checkpoint_open(&u->r->work, u->o->work, id.hex, u->o->resume, err));
-    if (!u->r->work.same)
-        MOEC_TRY(clear_work(u, err));
-    MOEC_TRY(moec_override_open(&u->r->weights, u->r->work.dir, false, err));
-    if (moec_override_count(u->r->weights) > 0)
-        moec_say("%s: continuing", u->r->work.dir);
-done:
     return st;
 }
 
@@ -561,7 +518,7 @@ static moec_status record(run *u, moec_err *err)
     if (u->o->kind == MOEC_REPAIR_NONE)
         return MOEC_OK;
     o = moec_json_new_object();
-    MOEC_TRY(moec_preview_digest(&digest, u->p, u->r->weights, err));
+    MOEC_TRY(moec_preview_digest(&digest, u->p, u->r->work.weights, err));
     snprintf(u->p->weights, sizeof u->p->weights, "%s", digest.hex);
     MOEC_TRY(moec_corpus_digest(&digest, u->o->corpus, err));
     moec_json_set(o, "method", moec_json_new_string(names[u->o->kind]));
@@ -595,7 +552,7 @@ moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m
         return moec_fail(err, MOEC_EINVAL, "repair: %s has experts without a network, whose part in a layer's output it does not "
                          "take out", m->family->model_type);
     MOEC_TRY(MOEC_NEW(u.r, 1, err));
-    u.r->work.lock = -1;
+    u.r->work.folder.lock = -1;
     MOEC_TRY(moec_preview_begin(&u.twin, m, p, err));
     u.slots = u.twin.variant->model.dims.slots;
     u.ld = m->dims.experts + m->dims.null_experts;
@@ -630,24 +587,17 @@ done:
 
 const moec_override *moec_repair_weights(const moec_repair *r)
 {
-    return r->weights;
+    return r->work.weights;
 }
 
 moec_status moec_repair_keep(moec_repair *r, const char *dir, moec_err *err)
 {
-    if (rename(r->work.dir, dir) != 0)
-        return moec_fail(err, MOEC_EIO, "%s: cannot be named %s", r->work.dir, dir);
-    return MOEC_OK;
+    return moec_work_keep(&r->work, dir, err);
 }
 
 void moec_repair_close(moec_repair *r, bool remove)
 {
-    moec_err err = {MOEC_OK, ""};
-    if (!r)
-        return;
-    moec_override_close(r->weights);
-    if (remove && moec_checkpoint_remove(&r->work, &err) != MOEC_OK)
-        moec_warn("%s", err.text);
-    moec_checkpoint_release(&r->work);
+    if (r)
+        moec_work_close(&r->work, remove);
     moec_free(r);
 }

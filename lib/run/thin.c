@@ -6,8 +6,8 @@
 #include "base/mem.h"
 #include "base/par.h"
 #include "base/version.h"
-#include "calib/state.h"
 #include "run/preview.h"
+#include "run/work.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -18,8 +18,7 @@ static const uint32_t matrices = MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN;
 static const double outlier = 5.0; /* M of OWL */
 
 struct moec_thin {
-    moec_checkpoint work;
-    moec_override *weights;
+    moec_work work;
     moec_thin_tally tally;
 };
 
@@ -298,14 +297,14 @@ static moec_status make_set(job *j, moec_err *err)
     const int64_t E = j->m->dims.experts;
     snprintf(file, sizeof file, "set-%05lld.safetensors", (long long)j->set);
     j->l = moec_set_layer(j->m, j->set);
-    if (!moec_override_has(j->t->weights, file)) {
-        MOEC_TRY(moec_draft_new(&j->draft, j->t->weights, file, j->m, j->p, &j->forms, j->set, matrices, err));
+    if (!moec_override_has(j->t->work.weights, file)) {
+        MOEC_TRY(moec_draft_new(&j->draft, j->t->work.weights, file, j->m, j->p, &j->forms, j->set, matrices, err));
         MOEC_TRY(moec_par_for(E, 1, each, j, err));
         moec_sheet *sheet = j->draft.sheet;
         j->draft.sheet = NULL;
-        MOEC_TRY(moec_sheet_commit(sheet, j->t->weights, err));
+        MOEC_TRY(moec_sheet_commit(sheet, j->t->work.weights, err));
     } else {
-        MOEC_TRY(moec_draft_reopen(&j->draft, j->t->weights, j->m, j->p, &j->forms, j->set, matrices, err));
+        MOEC_TRY(moec_draft_reopen(&j->draft, j->t->work.weights, j->m, j->p, &j->forms, j->set, matrices, err));
     }
     MOEC_TRY(moec_par_for(E, 1, zeros, j, err));
     for (int64_t e = 0; e < E; e++) {
@@ -366,10 +365,7 @@ static moec_status open_work(job *j, const moec_thin_opts *o, moec_err *err)
     char *plan = NULL, *text = NULL;
     MOEC_TRY(moec_plan_to_text(&plan, j->p, err));
     MOEC_TRY(moec_format(&text, err, "thin 1 %s\n%s", moec_version(), plan));
-    MOEC_TRY(moec_checkpoint_open(&j->t->work, o->work, moec_hash_bytes(text, strlen(text)).hex, o->resume, err));
-    if (!j->t->work.same)
-        MOEC_TRY(moec_checkpoint_clear(&j->t->work, err));
-    MOEC_TRY(moec_override_open(&j->t->weights, j->t->work.dir, false, err));
+    MOEC_TRY(moec_work_open(&j->t->work, o->work, text, o->resume, err));
 done:
     moec_free(plan);
     moec_free(text);
@@ -387,7 +383,7 @@ moec_status moec_thin_run(moec_thin **out, moec_plan *p, const moec_method *me, 
     const size_t E = (size_t)q->model->dims.experts;
     *out = NULL;
     MOEC_TRY(MOEC_NEW(j.t, 1, err));
-    j.t->work.lock = -1;
+    j.t->work.folder.lock = -1;
     MOEC_TRY(MOEC_NEW(j.count, E, err));
     MOEC_TRY(MOEC_NEW(j.sum, E, err));
     MOEC_TRY(MOEC_NEW(share, (size_t)p->n_sets, err));
@@ -402,7 +398,7 @@ moec_status moec_thin_run(moec_thin **out, moec_plan *p, const moec_method *me, 
         moec_progress_step(&progress, 1);
     }
     MOEC_TRY(moec_ckpt_unchanged(q->model->ckpt, err));
-    MOEC_TRY(moec_preview_digest(&digest, p, j.t->weights, err));
+    MOEC_TRY(moec_preview_digest(&digest, p, j.t->work.weights, err));
     snprintf(p->weights, sizeof p->weights, "%s", digest.hex);
     moec_progress_finish(&progress);
     *out = j.t;
@@ -419,7 +415,7 @@ done:
 
 const moec_override *moec_thin_weights(const moec_thin *t)
 {
-    return t->weights;
+    return t->work.weights;
 }
 
 moec_thin_tally moec_thin_count(const moec_thin *t)
@@ -429,19 +425,12 @@ moec_thin_tally moec_thin_count(const moec_thin *t)
 
 moec_status moec_thin_keep(moec_thin *t, const char *dir, moec_err *err)
 {
-    if (rename(t->work.dir, dir) != 0)
-        return moec_fail(err, MOEC_EIO, "%s: cannot be named %s", t->work.dir, dir);
-    return MOEC_OK;
+    return moec_work_keep(&t->work, dir, err);
 }
 
 void moec_thin_close(moec_thin *t, bool remove)
 {
-    moec_err err = {MOEC_OK, ""};
-    if (!t)
-        return;
-    moec_override_close(t->weights);
-    if (remove && moec_checkpoint_remove(&t->work, &err) != MOEC_OK)
-        moec_warn("%s", err.text);
-    moec_checkpoint_release(&t->work);
+    if (t)
+        moec_work_close(&t->work, remove);
     moec_free(t);
 }
