@@ -31,8 +31,8 @@ static const moec_opt rows[] = {
              "plans"},
     {"stats", 0, MOEC_TEXT(prune_params, stats), .value = "FILE", .help = "statistics that calibrate wrote"},
     {"method", 0, MOEC_TEXT(prune_params, method), .value = "NAME",
-     .help = "how experts are scored; energy by default: what an expert adds to the layer's output, squared, which is what repair "
-             "fits, and the best selection before and after it on the models measured; reap has the most published results"},
+     .help = "how experts are scored; energy by default: what an expert adds to the layer's output, squared, which is the error that "
+             "repair lessens; reap has the most published results"},
     {"remove", 0, MOEC_TEXT(prune_params, remove), .value = "SHARE[,SHARE]",
      .help = "share of each layer's experts to remove, such as 25% or 0.25, rounded down; several, ascending, with --plan-only: "
              "plans OUT/remove-25.json and so on from one ranking, each contained in the one before"},
@@ -357,10 +357,13 @@ const moec_verb moec_verb_prune = {
              "expert tensors that stay are copied byte for byte and renumbered, routers lose the rows of the removed experts, "
              "config.json gets the new numbers, every other file is copied. Attention experts and multi-token-prediction "
              "layers are not seen by calibration: of them the same number is kept, by the norm of the router's rows. "
+             "With --text the weights that stay are fitted so that each layer gives again what the original's gave (--repair). "
              "With --grain, neurons, single weights or layers go instead of whole experts. "
              "The output is verified before it gets its name; a "
              "run that was stopped continues when it is started again.",
     .examples = "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 25% -o Qwen3-22B-A3B\n"
+                "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 50% --repair deep --seq-len 2048 -o Qwen3-15B-A3B --text "
+                "calibration.txt\n"
                 "moecompress prune Qwen3-30B-A3B --stats stats.h5 --method easy-ep --keep 64 --dry-run\n"
                 "moecompress prune Qwen3-30B-A3B --patterns tasks.json --task code --remove 50% -o Qwen3-code\n"
                 "moecompress prune Qwen3-30B-A3B --stats stats.h5 --remove 50% --protect super --plan-only -o plan.json\n"

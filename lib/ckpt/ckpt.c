@@ -352,16 +352,13 @@ uint64_t moec_ckpt_bytes(const moec_ckpt *c)
 moec_status moec_ckpt_fingerprint(moec_digest *out, const moec_ckpt *c, moec_err *err)
 {
     moec_hash *h;
-    char shape[256];
     moec_status st = moec_hash_new(&h, err);
     if (st != MOEC_OK)
         return st;
     for (size_t i = 0; i < c->n; i++) {
         const moec_tensor *t = &c->tensor[c->sorted[i]];
         const unsigned char *bytes = t->data;
-        moec_hash_text(h, t->name);
-        moec_hash_text(h, moec_dtypes[t->dtype].name);
-        moec_hash_text(h, moec_shape_text(shape, sizeof shape, t->rank, t->dim));
+        moec_tensor_hash(h, t);
         size_t n = t->bytes < 64 ? t->bytes : 64;
         moec_hash_add(h, bytes, n);
         moec_hash_add(h, bytes + (t->bytes - n) / 2, n);

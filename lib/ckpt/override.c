@@ -137,6 +137,17 @@ const moec_tensor *moec_override_find(const moec_override *o, const char *name)
     return t;
 }
 
+moec_status moec_override_get(const moec_tensor **out, const moec_override *o, const char *name, moec_dtype dtype, int rank,
+                              const int64_t *dim, moec_err *err)
+{
+    const moec_tensor *t = moec_override_find(o, name);
+    *out = t;
+    if (t && t->dtype == dtype && t->rank == rank && memcmp(t->dim, dim, (size_t)rank * sizeof *dim) == 0)
+        return MOEC_OK;
+    return moec_fail(err, MOEC_EFORMAT, "tensor %s is %s among the weights that were computed anew", name,
+                     t ? "of another form" : "not");
+}
+
 static const part *file_of(const moec_override *o, const char *file)
 {
     for (size_t i = 0; i < o->n; i++)
@@ -300,16 +311,13 @@ size_t moec_override_count(const moec_override *o)
 moec_status moec_override_digest(moec_digest *out, const moec_override *o, moec_err *err)
 {
     moec_hash *h;
-    char shape[256];
     moec_status st = moec_hash_new(&h, err);
     if (st != MOEC_OK)
         return st;
     for (size_t i = 0; i < o->n; i++)
         for (size_t k = 0; k < o->at[i]->shard.ix.n; k++) {
             const moec_tensor *t = &o->at[i]->tensor[k];
-            moec_hash_text(h, t->name);
-            moec_hash_text(h, moec_dtypes[t->dtype].name);
-            moec_hash_text(h, moec_shape_text(shape, sizeof shape, t->rank, t->dim));
+            moec_tensor_hash(h, t);
             moec_hash_add(h, t->data, t->bytes);
             moec_pages_drop(t->data, t->bytes);
         }

@@ -18,6 +18,9 @@ MOEC_API moec_status moec_override_open(moec_override **out, const char *dir, bo
 MOEC_API void moec_override_close(moec_override *o);
 /** By name; NULL when there is none. Valid until the override is closed. */
 MOEC_API const moec_tensor *moec_override_find(const moec_override *o, const char *name);
+/** Tensor `name`, which must have this type and shape. MOEC_EFORMAT: it is not there, or has another form. */
+MOEC_API moec_status moec_override_get(const moec_tensor **out, const moec_override *o, const char *name, moec_dtype dtype, int rank,
+                                       const int64_t *dim, moec_err *err) MOEC_USE_RESULT;
 /** Is there a file of this name? */
 MOEC_API bool moec_override_has(const moec_override *o, const char *file);
 /** Where a tensor's bytes are. */

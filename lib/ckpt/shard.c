@@ -68,3 +68,11 @@ moec_tensor moec_shard_tensor(const moec_shard *s, size_t i)
     memcpy(t.dim, e->dim, sizeof t.dim);
     return t;
 }
+
+void moec_tensor_hash(moec_hash *h, const moec_tensor *t)
+{
+    char shape[256];
+    moec_hash_text(h, t->name);
+    moec_hash_text(h, moec_dtypes[t->dtype].name);
+    moec_hash_text(h, moec_shape_text(shape, sizeof shape, t->rank, t->dim));
+}

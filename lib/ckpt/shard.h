@@ -2,6 +2,7 @@
 #ifndef MOEC_CKPT_SHARD_H
 #define MOEC_CKPT_SHARD_H
 
+#include "base/hash.h"
 #include "ckpt/safetensors.h"
 
 #include <time.h>
@@ -22,5 +23,7 @@ MOEC_API moec_status moec_shard_open(moec_shard *out, const char *dir, const cha
 MOEC_API void moec_shard_close(moec_shard *s);
 /** Tensor i of its index, a view into the map. */
 MOEC_API moec_tensor moec_shard_tensor(const moec_shard *s, size_t i);
+/** Adds what a tensor is, not its bytes: name, type, shape. */
+MOEC_API void moec_tensor_hash(moec_hash *h, const moec_tensor *t);
 
 #endif

@@ -307,10 +307,7 @@ static moec_status run_expert(const lu *u, work *w, int64_t e, moec_err *err)
         add_bias(w->a, w->gate_bias, u->m, wide);
         add_bias(w->b, w->up_bias, u->m, wide);
     }
-    if (u->model.family->activation == MOEC_ACT_SWIGLU_CLAMPED)
-        moec_swiglu_clamped(w->a, w->b, values, (float)d->act_limit, (float)d->act_alpha);
-    else
-        moec_silu_mul(w->a, w->b, values);
+    moec_activate(w->a, w->b, values, &u->model);
     MOEC_TRY(moec_gemm_weight(w->out, w->a, u->m, &x->down, MOEC_COMPUTE_F32, NULL, err));
     if (l->down_bias) {
         const moec_dtype_traits *type = &moec_dtypes[l->down_bias->dtype];

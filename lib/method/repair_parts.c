@@ -161,14 +161,6 @@ int64_t moec__piece_floats(const moec_repair_task *t, int64_t width)
     return MOEC_REPAIR_BLOCK * 2 * (t->model->dims.hidden + width);
 }
 
-void moec__activate(float *gate, const float *up, int64_t n, const moec_model *m)
-{
-    if (m->family->activation == MOEC_ACT_SWIGLU_CLAMPED)
-        moec_swiglu_clamped(gate, up, n, (float)m->dims.act_limit, (float)m->dims.act_alpha);
-    else
-        moec_silu_mul(gate, up, n);
-}
-
 /* out [n,rows] = x w^T + bias */
 static void product(float *out, const float *x, const float *w, const float *bias, int64_t n, int64_t rows, int64_t cols)
 {
@@ -190,7 +182,7 @@ void moec__piece_act(float *act, const float **applied, float *room, const moec_
     }
     product(act, x, p->gate, p->gate_bias, n, p->width, hidden);
     product(up, x, p->up, p->up_bias, n, p->width, hidden);
-    moec__activate(act, up, n * p->width, t->model);
+    moec_activate(act, up, n * p->width, t->model);
     *applied = on_input ? NULL : gate;
 }
 

@@ -74,8 +74,6 @@ MOEC_API void moec__piece_act(float *act, const float **applied, float *room, co
 /* dst [n,H] of the tokens += sign * what the piece gives them. */
 MOEC_API moec_status moec__piece_add(float *dst, float sign, const moec_repair_task *t, const moec_piece *p,
                                      const moec_tokens *k, const moec_room *room, moec_err *err) MOEC_USE_RESULT;
-/* a [n] rows: gate = act(gate, up). */
-MOEC_API void moec__activate(float *gate, const float *up, int64_t n, const moec_model *m);
 
 /* --- repair_step.c: gradients of one batch ----------------------------------------------------------------------------- */
 

@@ -349,7 +349,7 @@ static moec_status run_up(void *ctx, int worker, int64_t from, int64_t to, moec_
         add_bias(f->u + at, width, i.p->up_bias ? i.p->up_bias + i.lo : NULL, i.rows, i.n);
         for (int64_t r = 0; r < i.rows; r++) {
             memcpy(f->a + at + r * width, f->g + at + r * width, (size_t)i.n * sizeof *f->a);
-            moec__activate(f->a + at + r * width, f->u + at + r * width, i.n, f->t->model);
+            moec_activate(f->a + at + r * width, f->u + at + r * width, i.n, f->t->model);
         }
     }
     return MOEC_OK;

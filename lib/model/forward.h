@@ -91,6 +91,9 @@ MOEC_API void moec_route(float *scores, int32_t *ids, float *gates, const float 
 /** Biases of gate and up of experts [first, first + n) to float32, [n,I] each; the layer has gate_up_bias. */
 MOEC_API void moec_expert_bias(float *gate, float *up, const moec_model *m, const moec_layer *l, int64_t first, int64_t n);
 
+/** gate[i] = act(gate[i]) up[i] by the model's activation, n values. Any thread. */
+MOEC_API void moec_activate(float *gate, const float *up, int64_t n, const moec_model *m);
+
 /** Bytes of one layer's tensors. */
 MOEC_API uint64_t moec_layer_bytes(const moec_model *m, int64_t layer);
 /** Bytes of one expert's matrices and scales. */

@@ -183,6 +183,14 @@ static void scale_tokens(float *panels, const float *scale, int64_t n, int64_t w
     }
 }
 
+void moec_activate(float *gate, const float *up, int64_t n, const moec_model *m)
+{
+    if (m->family->activation == MOEC_ACT_SWIGLU_CLAMPED)
+        moec_swiglu_clamped(gate, up, n, (float)m->dims.act_limit, (float)m->dims.act_alpha);
+    else
+        moec_silu_mul(gate, up, n);
+}
+
 typedef struct glu {
     const moec_forward *f;
     float *gate, *up;
@@ -193,14 +201,10 @@ typedef struct glu {
 static moec_status activate(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
 {
     const glu *a = ctx;
-    const moec_dims *d = &a->f->m->dims;
-    int64_t from = lo * a->width * MOEC_PANEL, values = (hi - lo) * a->width * MOEC_PANEL;
+    const int64_t from = lo * a->width * MOEC_PANEL;
     (void)worker;
     (void)err;
-    if (a->f->m->family->activation == MOEC_ACT_SWIGLU_CLAMPED)
-        moec_swiglu_clamped(a->gate + from, a->up + from, values, (float)d->act_limit, (float)d->act_alpha);
-    else
-        moec_silu_mul(a->gate + from, a->up + from, values);
+    moec_activate(a->gate + from, a->up + from, (hi - lo) * a->width * MOEC_PANEL, a->f->m);
     return MOEC_OK;
 }
 

@@ -223,14 +223,8 @@ moec_status moec_draft_reopen(moec_draft *out, const moec_override *weights, con
     const moec_tensor **t;
     MOEC_TRY(begin(&b, &t, out, err));
     for (size_t i = 0; i < b.n; i++) {
-        const moec_tensor *want = &b.tensor[i], *have = moec_override_find(weights, want->name);
-        if (!have || have->dtype != want->dtype || have->rank != want->rank ||
-            memcmp(have->dim, want->dim, (size_t)want->rank * sizeof *want->dim) != 0) {
-            st = moec_fail(err, MOEC_EFORMAT, "tensor %s is %s among the weights that were computed anew", want->name,
-                           have ? "of another form" : "not");
-            goto done;
-        }
-        t[i] = have;
+        const moec_tensor *want = &b.tensor[i];
+        MOEC_TRY(moec_override_get(&t[i], weights, want->name, want->dtype, want->rank, want->dim, err));
     }
     MOEC_TRY(views(out, &b, t, err));
 done:

@@ -136,10 +136,10 @@ static moec_status add_rewritten(builder *b, const char *name, const moec_cast *
     b->l->tensor_bytes += n;
     if (!b->weights)
         return moec_out_fill(b->l->files, "", 1, n, err);
-    const moec_tensor *t = moec_override_find(b->weights, name);
-    if (!t || t->dtype != c->dtype || t->rank != c->rank || memcmp(t->dim, dim, (size_t)c->rank * sizeof *dim) != 0)
-        return moec_fail(err, MOEC_EFORMAT, "tensor %s is %s among the weights that were computed anew", name,
-                         t ? "of another form" : "not");
+    const moec_tensor *t;
+    moec_status st = moec_override_get(&t, b->weights, name, c->dtype, c->rank, dim, err);
+    if (st != MOEC_OK)
+        return st;
     moec_override_place(&fd, &at, b->weights, t);
     return moec_out_bytes(b->l->files, fd, at, n, err);
 }

@@ -838,3 +838,21 @@ def seed_of(spec):
 def windows_of(seed, lengths=(9, 70, 2, 33, 57), vocab=316):
     rng = torch.Generator().manual_seed(seed)
     return [torch.randint(3, vocab, (n,), generator=rng).tolist() for n in lengths]
+
+
+def run_rows(rows, a, folder, run_row):
+    """run_row(a, spec, seed, work) for every row whose name contains a.only, each in an emptied folder below a.keep or `folder`.
+    Prints how many were as expected and returns an exit code: 0 when all were, and there was one."""
+    good = bad = 0
+    for spec in rows:
+        if a.only and a.only not in spec["name"]:
+            continue
+        work = os.path.join(a.keep or folder, spec["name"])
+        shutil.rmtree(work, ignore_errors=True)
+        os.makedirs(work)
+        if run_row(a, spec, seed_of(spec), work):
+            good += 1
+        else:
+            bad += 1
+    print(f"{good} families as expected, {bad} not")
+    return 1 if bad or not good else 0

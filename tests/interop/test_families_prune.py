@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -267,20 +266,8 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     print(f"transformers {transformers.__version__}, torch {torch.__version__}; logits, of the largest")
-    good = bad = 0
     with tempfile.TemporaryDirectory() as folder:
-        for spec in families.ROWS:
-            if a.only and a.only not in spec["name"]:
-                continue
-            work = os.path.join(a.keep or folder, spec["name"])
-            shutil.rmtree(work, ignore_errors=True)
-            os.makedirs(work)
-            if run_row(a, spec, families.seed_of(spec), work):
-                good += 1
-            else:
-                bad += 1
-    print(f"{good} families as expected, {bad} not")
-    return 1 if bad or not good else 0
+        return families.run_rows(families.ROWS, a, folder, run_row)
 
 
 if __name__ == "__main__":
