@@ -52,7 +52,7 @@ MOEC_API moec_status moec_group_kmeans(int32_t *centre, double *objective, const
                                        int restarts, moec_err *err) MOEC_USE_RESULT;
 /** Spectral: rows of the K eigenvectors of the normalised Laplacian I - S^-1/2 A S^-1/2 with the smallest eigenvalues (A =
  *  affinity [E,E] symmetric and not below 0, S its row sums), scaled to length 1, clustered by k-means as above. UNCURL
- *  (arXiv 2409.01141): affinity from router logits. Cost: E^3. */
+ *  (arXiv 2409.01483): affinity from router logits. Cost: E^3. */
 MOEC_API moec_status moec_group_spectral(int32_t *centre, const moec_group_task *t, const double *affinity, int restarts,
                                          moec_err *err) MOEC_USE_RESULT;
 

@@ -8,6 +8,7 @@
 #ifndef MOEC_METHOD_MERGE_H
 #define MOEC_METHOD_MERGE_H
 
+#include "base/json.h"
 #include "base/log.h"
 #include "method/align.h"
 #include "method/group.h"
@@ -85,7 +86,7 @@ typedef struct moec_merge_recipe {
     moec_merge_router router;
     bool original;                /* groups are formed on what the original's layer sees, not behind layers that are merged already */
     bool decide;                  /* merged or only pruned: each group takes what repair gets further with on held-out tokens */
-    int64_t group_size;           /* pseudo: 16 */
+    int group_size;               /* pseudo: 16 */
     int restarts;                 /* k-means, spectral: 32 */
     double rank;                  /* subspace: share of min(rows, columns) that stays; 1: all */
     bool whiten;                  /* subspace: of W C^1/2, C the second moments of each expert's input (Sub-MoE's intra-expert variant) */
@@ -170,8 +171,12 @@ typedef struct moec_merge_tally {
 MOEC_API moec_status moec_merge_fill_all(moec_merge_tally *out, const moec_merge_target *to, const moec_merge_task *t,
                                          const moec_merge_groups *g, const moec_merge_recipe *r, moec_err *err) MOEC_USE_RESULT;
 
-/* Names of the settings, as options and plans have them; NULL behind the last. */
-MOEC_API extern const char *const moec_merge_distance_names[], *const moec_merge_grouping_names[], *const moec_merge_mass_names[],
-    *const moec_merge_align_names[], *const moec_merge_fill_names[], *const moec_merge_router_names[];
+/** Changes one setting: "KEY=VALUE", keys and values as moec_merge_settings lists them. MOEC_EINVAL: no such key (the nearest is
+ *  suggested) or value (those that there are are named). */
+MOEC_API moec_status moec_merge_set(moec_merge_recipe *r, const char *spec, moec_err *err) MOEC_USE_RESULT;
+/** {"distance": "logits", ..}: all settings that mean something with this fill. */
+MOEC_API moec_json *moec_merge_json(const moec_merge_recipe *r);
+/** "KEY=A|B|C", a line a setting, into out [size]. */
+MOEC_API void moec_merge_settings(char *out, size_t size);
 
 #endif

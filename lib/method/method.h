@@ -128,6 +128,12 @@ MOEC_API moec_status moec_no_statistic(const moec_method *me, const moec_stats *
  *  Errors: moec_method_plan. Cost: O(L E log E). Same result on any number of threads. */
 MOEC_API moec_status moec_select(moec_plan **out, const moec_method *me, const moec_request *q, const double *score,
                                  moec_err *err) MOEC_USE_RESULT;
+/** A plan of a method that looks at tokens: counts, protection and what calibration saw, no scores; who is kept is chosen while the
+ *  layers run. Errors: moec_select. */
+MOEC_API moec_status moec_plan_counts(moec_plan **out, const moec_method *me, const moec_request *q, moec_err *err)
+    MOEC_USE_RESULT;
+/** Forgets the scores of a plan's layers. */
+MOEC_API void moec_plan_drop_scores(moec_plan *p);
 /** K of the formula above. MOEC_EINVAL: out of range, or not of the model's form: top-k that cannot shrink, groups that
  *  cannot share K, padding that is not exact. */
 MOEC_API moec_status moec_kept_experts(int64_t *out, const moec_request *q, moec_err *err) MOEC_USE_RESULT;

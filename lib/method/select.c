@@ -271,3 +271,24 @@ done:
     moec_free(count);
     return st;
 }
+
+void moec_plan_drop_scores(moec_plan *p)
+{
+    for (int64_t i = 0; i < p->n_layers; i++) {
+        moec_free(p->layer[i].score);
+        p->layer[i].score = NULL;
+    }
+}
+
+moec_status moec_plan_counts(moec_plan **out, const moec_method *me, const moec_request *q, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    double *score = NULL;
+    *out = NULL;
+    MOEC_TRY(MOEC_NEW(score, (size_t)(q->model->moe_layers * q->model->dims.experts), err));
+    MOEC_TRY(moec_select(out, me, q, score, err));
+    moec_plan_drop_scores(*out);
+done:
+    moec_free(score);
+    return st;
+}

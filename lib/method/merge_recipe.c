@@ -1,0 +1,157 @@
+/* The settings of a merge by name. */
+#include "base/opt.h"
+#include "base/word.h"
+#include "method/merge.h"
+
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const distances[] = {"logits", "centred-logits", "mean-output", "output-cosine", "output", "gated-output",
+                                        "weights", "router-rows", NULL};
+static const char *const groupings[] = {"nearest", "pseudo", "average", "ward", "complete", "single", "k-means", "spectral",
+                                        "pruning", NULL};
+static const char *const masses[] = {"count", "gate", "gate-sq", "reap", "energy", "ream", "equal", NULL};
+static const char *const aligns[] = {"none", "plain", "canonical", "activations", NULL};
+static const char *const fills[] = {"average", "subspace", "segments", NULL};
+static const char *const routers[] = {"keep", "mean", "weighted", "add", "lse", NULL};
+static const char *const switches[] = {"off", "on", NULL};
+
+typedef enum setting_kind { NAMED, SWITCH, COUNT, REAL } setting_kind;
+typedef struct setting {
+    const char *key;
+    setting_kind kind;
+    size_t offset;
+    const char *const *names;
+    double lo, hi;
+} setting;
+
+#define AT(field) offsetof(moec_merge_recipe, field)
+static const setting settings[] = {
+    {"distance", NAMED, AT(distance), distances, 0, 0},
+    {"grouping", NAMED, AT(grouping), groupings, 0, 0},
+    {"saliency", NAMED, AT(saliency), masses, 0, 0},
+    {"weights", NAMED, AT(weights), masses, 0, 0},
+    {"align", NAMED, AT(align), aligns, 0, 0},
+    {"fill", NAMED, AT(fill), fills, 0, 0},
+    {"router", NAMED, AT(router), routers, 0, 0},
+    {"original", SWITCH, AT(original), switches, 0, 0},
+    {"decide", SWITCH, AT(decide), switches, 0, 0},
+    {"group-size", COUNT, AT(group_size), NULL, 2, 65535},
+    {"restarts", COUNT, AT(restarts), NULL, 1, 10000},
+    {"rank", REAL, AT(rank), NULL, 0, 1},
+    {"whiten", SWITCH, AT(whiten), switches, 0, 0},
+    {"alpha", REAL, AT(segment.alpha), NULL, -1, 1},
+    {"segment-gate", REAL, AT(segment.gate), NULL, 0, 1e6},
+    {"segment-up", REAL, AT(segment.up), NULL, 0, 1e6},
+    {"segment-down", REAL, AT(segment.down), NULL, 0, 1e6},
+    {"segment-canonical", SWITCH, AT(segment.canonical), switches, 0, 0},
+    {"segment-response", SWITCH, AT(segment.response), switches, 0, 0},
+    {"segment-same-norm", SWITCH, AT(segment.same_norm), switches, 0, 0},
+    {"segment-sum-same-source", SWITCH, AT(segment.sum_same_source), switches, 0, 0},
+    {"segment-rounds", COUNT, AT(segment.rounds), NULL, 1, 10000},
+};
+
+/* Which of them; -1. */
+static int index_of(const char *const *names, const char *word, size_t len)
+{
+    for (int i = 0; names[i]; i++)
+        if (strlen(names[i]) == len && memcmp(names[i], word, len) == 0)
+            return i;
+    return -1;
+}
+
+static moec_status refuse(const char *key, const char *const *names, const char *word, moec_err *err)
+{
+    char list[300];
+    size_t at = 0, n = 0;
+    for (; names[n]; n++) {
+        const int more = snprintf(list + at, sizeof list - at, "%s%s", n > 0 ? ", " : "", names[n]);
+        at = more > 0 && at + (size_t)more < sizeof list ? at + (size_t)more : sizeof list - 1;
+    }
+    return moec_fail(err, MOEC_EINVAL, "%s=%.60s: is none of %s", key, word, list);
+}
+
+static moec_status set_value(moec_merge_recipe *r, const setting *s, const char *word, moec_err *err)
+{
+    char *at = (char *)r + s->offset, *end;
+    if (s->names) {
+        const int i = index_of(s->names, word, strlen(word));
+        if (i < 0)
+            return refuse(s->key, s->names, word, err);
+        if (s->kind == SWITCH)
+            *(bool *)at = i == 1;
+        else
+            memcpy(at, &i, sizeof i); /* an enum without negative values is an unsigned int here: the same bytes */
+        return MOEC_OK;
+    }
+    const double v = strtod(word, &end);
+    if (end == word || *end || !(v >= s->lo && v <= s->hi) || (s->kind == COUNT && v != (double)(int64_t)v))
+        return moec_fail(err, MOEC_EINVAL, "%s=%.60s: is no %snumber from %g to %g", s->key, word, s->kind == COUNT ? "whole " : "",
+                         s->lo, s->hi);
+    if (s->kind == REAL)
+        *(double *)(void *)at = v;
+    else
+        *(int *)(void *)at = (int)v;
+    return MOEC_OK;
+}
+
+moec_status moec_merge_set(moec_merge_recipe *r, const char *spec, moec_err *err)
+{
+    char key[40], word[80];
+    const char *names[sizeof settings / sizeof *settings];
+    const size_t n = sizeof settings / sizeof *settings, len = strcspn(spec, "=");
+    if (spec[len] != '=' || len >= sizeof key || strlen(spec + len + 1) >= sizeof word)
+        return moec_fail(err, MOEC_EINVAL, "--set %.100s: is not KEY=VALUE", spec);
+    snprintf(key, sizeof key, "%.*s", (int)len, spec);
+    snprintf(word, sizeof word, "%s", spec + len + 1);
+    for (size_t i = 0; i < n; i++) {
+        names[i] = settings[i].key;
+        if (strcmp(settings[i].key, key) == 0)
+            return moec_within(err, set_value(r, &settings[i], word, err), "--set");
+    }
+    const char *near = moec_word_nearest(key, names, n);
+    return moec_fail(err, MOEC_EINVAL, "--set %s: there is no such setting%s%s; merge --methods lists them", key,
+                     near ? "; did you mean " : "", near ? near : "");
+}
+
+moec_json *moec_merge_json(const moec_merge_recipe *r)
+{
+    moec_json *o = moec_json_new_object();
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        const setting *s = &settings[i];
+        const char *at = (const char *)r + s->offset;
+        if (strncmp(s->key, "segment", 7) == 0 || s->offset == AT(segment.alpha)) {
+            if (r->fill != MOEC_FILL_SEGMENTS)
+                continue;
+        }
+        int word = 0;
+        if (s->kind == NAMED)
+            memcpy(&word, at, sizeof word);
+        moec_json_set(o, s->key, s->kind == NAMED    ? moec_json_new_string(s->names[word])
+                                 : s->kind == SWITCH ? moec_json_new_bool(*(const bool *)at)
+                                 : s->kind == REAL   ? moec_json_new_real(*(const double *)(const void *)at)
+                                                     : moec_json_new_int(*(const int *)(const void *)at));
+    }
+    return o;
+}
+
+void moec_merge_settings(char *out, size_t size)
+{
+    size_t at = 0;
+    out[0] = '\0';
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        const setting *s = &settings[i];
+        char values[200] = "";
+        size_t v = 0;
+        for (size_t k = 0; s->names && s->names[k] && v < sizeof values - 1; k++) {
+            const int more = snprintf(values + v, sizeof values - v, "%s%s", k > 0 ? "|" : "", s->names[k]);
+            v = more > 0 && v + (size_t)more < sizeof values ? v + (size_t)more : sizeof values - 1;
+        }
+        if (!s->names)
+            snprintf(values, sizeof values, "%g..%g", s->lo, s->hi);
+        const int more = snprintf(out + at, size - at, "%s%s=%s", i > 0 ? "\n" : "", s->key, values);
+        at = more > 0 && at + (size_t)more < size ? at + (size_t)more : size - 1;
+    }
+}
