@@ -33,4 +33,17 @@ MOEC_API bool moec_cholesky(double *a, int64_t n) MOEC_USE_RESULT;
  *  threads at once, on different rows. */
 MOEC_API void moec_cholesky_solve(double *b, const double *factor, int64_t n, int64_t rows);
 
+typedef enum moec_eigen_end { MOEC_EIGEN_LARGEST, MOEC_EIGEN_SMALLEST } moec_eigen_end;
+/** The r largest or smallest eigenvalues of a symmetric matrix a [n,n] in float64 and their eigenvectors, a v = value v; by
+ *  LAPACK's dsyevr (tridiagonal form; bisection and inverse iteration, where all are wanted relatively robust representations).
+ *  Largest is by value, not by magnitude.
+ *  @param values  [r] descending for the largest, ascending for the smallest.
+ *  @param vectors [r,n] a row each, orthonormal; of the entries of largest magnitude the first is positive. Of equal eigenvalues
+ *                 only the space is given by a, the vectors are some basis of it.
+ *  @param a       the lower triangle is read, and lost; what lies above it is neither read nor written.
+ *  0 <= r <= n. MOEC_ENUMERIC: a is not finite, or LAPACK did not converge; MOEC_ENOMEM. Cost: 4/3 n^3 + 2 r n^2 operations.
+ *  Memory: some 60 n values. Safe from several threads at once. */
+MOEC_API moec_status moec_eigen(double *values, double *vectors, double *a, int64_t n, int64_t r, moec_eigen_end end,
+                                moec_err *err) MOEC_USE_RESULT;
+
 #endif
