@@ -59,16 +59,10 @@ MOEC_API moec_status moec_group_linkage(int32_t *centre, double *height, const m
  *  the first of equal ones, in each block. Sub-MoE (arXiv 2506.23266, 3.1). Cost: restarts * rounds * E^2. */
 MOEC_API moec_status moec_group_kmeans(int32_t *centre, double *objective, const moec_group_task *t, const double *kernel,
                                        int restarts, moec_err *err) MOEC_USE_RESULT;
-<<<<<<< ours
-/** Spectral: rows of the K eigenvectors of the normalised Laplacian I - S^-1/2 A S^-1/2 with the smallest eigenvalues (A =
- *  affinity [E,E] symmetric and not below 0, S its row sums), scaled to length 1, clustered by k-means as above. UNCURL
- *  (arXiv 2409.01483): affinity from router logits. Cost: E^3. */
-=======
 /** Spectral: rows of the eigenvectors, as many as groups are made, of the normalised Laplacian I - S^-1/2 A S^-1/2 with the
  *  smallest eigenvalues (A = affinity [E,E] symmetric and not below 0, S its row sums, the diagonal in both as it is given),
  *  scaled to length 1, clustered by k-means as above. An expert with S = 0 is a component of its own. UNCURL
- *  (arXiv 2409.01141): affinity from router logits. Cost: E^3. */
->>>>>>> theirs
+ *  (arXiv 2409.01483): affinity from router logits. Cost: E^3. */
 MOEC_API moec_status moec_group_spectral(int32_t *centre, const moec_group_task *t, const double *affinity, int restarts,
                                          moec_err *err) MOEC_USE_RESULT;
 
