@@ -46,5 +46,6 @@
 #include "run/repair.h"
 #include "run/thin.h"
 #include "run/verify.h"
+#include "run/work.h"
 
 #endif

@@ -1,5 +1,6 @@
 /* apply: carries out a plan file. */
 #include "output.h"
+#include "output_weights.h"
 
 typedef struct apply_params {
     tool_common common;
@@ -23,23 +24,18 @@ static moec_status apply(const apply_params *p, const char *dir, const char *fil
     moec_model *m = NULL;
     moec_plan *plan = NULL;
     moec_override *weights = NULL;
-    char *folder = NULL;
     moec_digest print;
     double began = moec_now();
     MOEC_TRY(moec_plan_read(&plan, file, err));
     MOEC_TRY(moec_model_open(&m, dir, err));
     MOEC_TRY(moec_ckpt_fingerprint(&print, m->ckpt, err));
     MOEC_TRY(moec_within(err, moec_plan_check(plan, m, print.hex, err), "%s", file)); /* before anything is printed from it */
-    if (plan->weights[0]) {
-        MOEC_TRY(tool_weights_folder(&folder, file, err));
-        MOEC_TRY(moec_override_open(&weights, folder, false, err));
-    }
+    MOEC_TRY(tool_weights_open(&weights, plan, file, err));
     const tool_job job = {.weights = weights, .common = &p->common, .model = m, .fingerprint = print.hex, .plan = plan,
                           .output = p->output, .compat = p->compat, .began = began};
     MOEC_TRY(tool_carry_out(&job, err));
 done:
     moec_override_close(weights);
-    moec_free(folder);
     moec_model_close(m);
     moec_plan_free(plan);
     return st;

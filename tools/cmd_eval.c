@@ -1,5 +1,5 @@
 /* eval: how good a model is on text, and how far it is from the model it was made from. */
-#include "output.h"
+#include "output_weights.h"
 #include "tool_text.h"
 
 #include <math.h>
@@ -100,23 +100,19 @@ done:
 static moec_status choose(subject *s, const moec_model **out, const eval_params *p, const moec_model *m, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    char *folder = NULL;
     *out = m;
     if (!p->plan && p->top_k == 0 && !(p->mass > 0.0))
         return MOEC_OK;
     MOEC_TRY(plan_of(&s->plan, p, m, err));
     if (p->top_k > 0)
         MOEC_TRY(moec_plan_set_top_k(s->plan, m, p->top_k, err));
-    if (s->plan->weights[0]) {
-        MOEC_TRY(tool_weights_folder(&folder, p->plan, err));
-        MOEC_TRY(moec_override_open(&s->weights, folder, false, err));
-    }
+    if (p->plan)
+        MOEC_TRY(tool_weights_open(&s->weights, s->plan, p->plan, err));
     MOEC_TRY(moec_preview_new(&s->preview, m, s->plan, s->weights, err));
     if (p->mass > 0.0)
         moec_variant_keep_mass(s->preview.variant, p->mass);
     *out = &s->preview.variant->model;
 done:
-    moec_free(folder);
     return st;
 }
 

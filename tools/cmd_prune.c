@@ -26,9 +26,7 @@ static const char *const allocations[] = {"uniform", "global", "mass", NULL}; /*
 static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
 
 static const moec_opt rows[] = {
-    {"output", 'o', MOEC_TEXT(prune_params, output), .value = "OUT",
-     .help = "folder to write; with --plan-only the plan file (none: standard output), or for several shares the folder of the "
-             "plans"},
+    TOOL_HEADING("what is removed"),
     {"stats", 0, MOEC_TEXT(prune_params, stats), .value = "FILE", .help = "statistics that calibrate wrote"},
     {"method", 0, MOEC_TEXT(prune_params, method), .value = "NAME",
      .help = "how experts are scored; energy by default: what an expert adds to the layer's output, squared, which is the error that "
@@ -41,6 +39,9 @@ static const moec_opt rows[] = {
     {"protect", 0, MOEC_TEXT(prune_params, protect), .value = "FILE|super",
      .help = "experts that stay whatever their score: a file of lines 'LAYER EXPERT' or JSON {\"LAYER\": [experts]}, or super: "
              "the few whose outputs are far larger than all others'"},
+    {"mtp", 0, MOEC_CHOICE(prune_params, mtp), .choices = policies, .fallback = "keep", .value = "keep|drop",
+     .help = "multi-token-prediction layers: prune them to the same count, or leave them out"},
+    TOOL_HEADING("whole experts"),
     {"allocation", 0, MOEC_CHOICE(prune_params, allocation), .choices = allocations, .fallback = "uniform",
      .value = "uniform|global|mass",
      .help = "how many each layer keeps: the same number; out of one pool of all layers by its share of the layer's score; or as "
@@ -48,29 +49,35 @@ static const moec_opt rows[] = {
              "dead experts out; elsewhere no client loads them and only --plan-only and --dry-run go"},
     {"min-experts", 0, MOEC_INT(prune_params, least), .lo = 0, .hi = 65535, .fallback = "0", .value = "N",
      .help = "global, mass: experts that each layer keeps at least; 0: top-k, and for mass 4"},
-    MOEC_BASE_ROW(prune_params, base),
-    MOEC_STUN_ROWS(prune_params, lambda1, lambda2),
     {"groups", 0, MOEC_CHOICE(prune_params, groups), .choices = policies, .fallback = "keep", .value = "keep|drop",
      .help = "where the router chooses among groups of experts (DeepSeek): keep the same number of each group, or drop the "
              "groups and choose among all experts at once, which changes the routing"},
-    {"mtp", 0, MOEC_CHOICE(prune_params, mtp), .choices = policies, .fallback = "keep", .value = "keep|drop",
-     .help = "multi-token-prediction layers: prune them to the same count, or leave them out"},
     {"pad-to", 0, MOEC_INT(prune_params, pad), .lo = 0, .hi = 65535, .fallback = "0", .value = "N",
      .help = "write N experts a layer, dead ones behind those that are kept (of each group, where the router chooses among groups: "
              "N is a multiple of their number): for a client that needs a certain count; only where the router's bias can rule them "
              "out exactly. They cost disk and memory, no time"},
+    MOEC_BASE_ROW(prune_params, base),
+    MOEC_STUN_ROWS(prune_params, lambda1, lambda2),
+    TOOL_HEADING("texts and tasks"),
+    TOOL_TASKS_ROWS(prune_params, tasks),
+    TOOL_HEADING("neurons, weights, layers, experts a token"),
+    TOOL_GRAIN_ROWS(prune_params, grain),
+    TOOL_HEADING("repair"),
+    TOOL_REPAIR_ROWS(prune_params, repair),
+    TOOL_HEADING("output"),
+    {"output", 'o', MOEC_TEXT(prune_params, output), .value = "OUT",
+     .help = "folder to write; with --plan-only the plan file (none: standard output), or for several shares the folder of the "
+             "plans"},
     {"dtype", 0, MOEC_CHOICE(prune_params, dtype), .choices = dtypes, .fallback = "source", .value = "source|bf16|f16|f32",
      .help = "number format of the weights written; source copies them byte for byte, FP8 and MXFP4 included"},
-    TOOL_GRAIN_ROWS(prune_params, grain),
-    TOOL_TASKS_ROWS(prune_params, tasks),
-    TOOL_REPAIR_ROWS(prune_params, repair),
     TOOL_COMPAT_ROW(prune_params, compat),
     {"plan-only", 0, MOEC_FLAG(prune_params, plan_only), .help = "write the plan as JSON, for apply, and no model"},
-    {"methods", 0, MOEC_FLAG(prune_params, methods), .help = "list the methods and leave"},
-    TOOL_SEED_ROW(prune_params),
     TOOL_DRY_RUN_ROW(prune_params),
     TOOL_OVERWRITE_ROW(prune_params),
     TOOL_RESUME_ROW(prune_params),
+    TOOL_HEADING("running"),
+    {"methods", 0, MOEC_FLAG(prune_params, methods), .help = "list the methods and leave"},
+    TOOL_SEED_ROW(prune_params),
     TOOL_MEMORY_ROW(prune_params),
     TOOL_COMMON_ROWS(prune_params),
     TOOL_END_ROW,
@@ -211,6 +218,9 @@ static moec_status check_params(const moec_method **me, const prune_params *p, c
         return moec_fail(err, MOEC_EINVAL, "prune: --patterns, --betas, --allocation and --min-experts are for whole experts");
     if (s->n > 1 && (p->tasks.patterns || p->tasks.betas || p->tasks.weights))
         return moec_fail(err, MOEC_EINVAL, "prune: --patterns, --betas and --domain-weight go with one share at a time");
+    if (p->repair.input.text.n == 0 && tool_text_options_given(&p->repair.input))
+        return moec_fail(err, MOEC_EINVAL, "prune: --seq-len, --max-windows, --tokens and --bos say how --text is read; give --text "
+                         "FILE, or leave them out");
     MOEC_TRY(moec_method_take(me, MOEC_PRUNE, (moec_grain)p->grain.grain, p->method, err));
     MOEC_TRY(check_method_options(p, *me, err));
     MOEC_TRY(tool_tasks_check(&p->tasks, p->method, p->stats, err));
@@ -261,6 +271,19 @@ static void release_sources(sources *o)
     moec_model_close(o->model);
 }
 
+/* Experts see other things in longer windows. Merged statistics have no one length. */
+static void say_seq_len(const moec_stats *s, int64_t seq_len)
+{
+    moec_err err = {MOEC_OK, ""};
+    moec_json *options = NULL;
+    int64_t n;
+    if (moec_json_parse(&options, s->meta.options, strlen(s->meta.options), "options", &err) == MOEC_OK &&
+        moec_json_int(moec_json_get(options, "seq_len"), &n) && n != seq_len)
+        moec_say("--text is read in windows of %lld tokens, the statistics were collected with --seq-len %lld", (long long)seq_len,
+                 (long long)n);
+    moec_json_free(options);
+}
+
 static moec_status prune(const prune_params *p, const moec_method *me, const shares *s, int64_t drop, const char *dir,
                          moec_err *err)
 {
@@ -300,6 +323,7 @@ static moec_status prune(const prune_params *p, const moec_method *me, const sha
     } else {
         MOEC_TRY(tool_tasks_plan(&plan, &p->tasks, me->name, &q, err));
     }
+    tool_grain_say(plan, &q);
     if (p->grain.top_k > 0)
         MOEC_TRY(moec_plan_set_top_k(plan, o.model, p->grain.top_k, err));
     if (q.grain == MOEC_GRAIN_NEURONS || q.grain == MOEC_GRAIN_WEIGHTS) {
@@ -309,6 +333,8 @@ static moec_status prune(const prune_params *p, const moec_method *me, const sha
     if (p->dtype > 0)
         plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
     if (run_text) {
+        if (o.stats)
+            say_seq_len(o.stats, p->repair.input.seq_len);
         MOEC_TRY(tool_read_text(&corpus, &p->repair.input, o.model, p->common.seed, err));
         job.repair = &repair;
     }

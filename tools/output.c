@@ -1,6 +1,7 @@
 /* See output.h. */
 #include "output.h"
 #include "output_served.h"
+#include "output_weights.h"
 #include "prune_grain.h"
 
 #include <inttypes.h>
@@ -9,6 +10,7 @@
 
 /* Bytes a second that the time estimate counts with: a plain solid-state disk, read and written at once. */
 static const double nominal_rate = 500e6;
+enum { MANIFEST_BYTES = 1 << 30 };
 
 typedef struct tally {
     int64_t unseen, unseen_kept, guarded;
@@ -128,8 +130,12 @@ static void print_score(double v)
         printf(" %12.6g", v);
 }
 
-static void print_plan(const moec_plan *p, const moec_model *m)
+static void print_plan(const moec_plan *p, const moec_model *m, const moec_thin_tally *t)
 {
+    if (tool_grain_of(p) != MOEC_GRAIN_EXPERTS) {
+        tool_grain_table(p, m, t);
+        return;
+    }
     printf("%5s %8s %6s %8s %8s %10s %12s %12s\n", "layer", "experts", "kept", "removed", "unseen", "protected",
            "least kept", "most removed");
     for (int64_t i = 0; i < p->n_layers; i++) {
@@ -173,7 +179,19 @@ static void print_repair(const moec_plan *p)
            "ratio 1: not changed\n\n");
 }
 
-static void print_sizes(const tool_job *j, const moec_apply_result *r, const moec_thin_tally *t)
+static void print_cost(const tool_job *j, const moec_work_cost *c)
+{
+    char a[32], b[32];
+    if (!j->repair && !j->thin)
+        return;
+    printf("%s     %s of disk beside the output, %s of memory", j->repair ? "repair" : "thin  ", moec_size_text(a, sizeof a, c->disk),
+           moec_size_text(b, sizeof b, c->memory));
+    if (j->repair)
+        printf(", %" PRIu64 " token passes", c->token_passes);
+    printf("; its time is not estimated\n");
+}
+
+static void print_sizes(const tool_job *j, const moec_apply_result *r, const moec_thin_tally *t, const moec_work_cost *cost)
 {
     char a[32], b[32], c[32], d[32];
     if (r->source_bytes == 0)
@@ -190,8 +208,7 @@ static void print_sizes(const tool_job *j, const moec_apply_result *r, const moe
         printf("disk       %s needed%s%s%s\n", moec_size_text(a, sizeof a, r->disk_bytes), j->output ? ", " : "",
                j->output ? moec_size_text(c, sizeof c, r->disk_free) : "", j->output ? " free" : "");
         printf("memory     %s at most\n", moec_size_text(d, sizeof d, r->memory_bytes));
-        if (j->repair || j->thin)
-            printf("not here   time, memory and temporary disk of %s\n", j->repair ? "running --text through the model" : "computing weights");
+        print_cost(j, cost);
         printf("time       about %.0f s on a disk of 500 MB/s\n", ceil(2.0 * (double)r->disk_bytes / nominal_rate));
         return;
     }
@@ -257,13 +274,15 @@ static moec_json *result_json(const tool_job *j, const moec_apply_result *r, con
     return o;
 }
 
-static moec_status report(const tool_job *j, const moec_apply_result *r, const moec_thin_tally *t, moec_err *err)
+/* `t`: of a run; `cost`: of a dry one. */
+static moec_status report(const tool_job *j, const moec_apply_result *r, const moec_thin_tally *t, const moec_work_cost *cost,
+                          moec_err *err)
 {
     moec_json *plan = NULL;
     if (!j->common->json) {
-        print_plan(j->plan, j->model);
+        print_plan(j->plan, j->model, t);
         print_repair(j->plan);
-        print_sizes(j, r, t);
+        print_sizes(j, r, t, cost);
         return j->common->dry_run && j->stats ? tool_print_served(j->plan, j->stats, err) : MOEC_OK;
     }
     moec_json *o = result_json(j, r, t);
@@ -275,6 +294,11 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, const m
         }
         moec_json_set(o, "dry_run", moec_json_new_bool(true));
         moec_json_set(o, "estimate_is_of_writing_only", moec_json_new_bool(j->repair || j->thin));
+        if (j->repair || j->thin) {
+            moec_json_set(o, "work_disk_bytes", moec_json_new_int((int64_t)cost->disk));
+            moec_json_set(o, "work_memory_bytes", moec_json_new_int((int64_t)cost->memory));
+            moec_json_set(o, "token_passes", moec_json_new_int((int64_t)cost->token_passes));
+        }
         moec_json_set(o, "disk_free_bytes", j->output ? moec_json_new_int((int64_t)r->disk_free) : moec_json_new_null());
         moec_json_set(o, "estimated_memory_bytes", moec_json_new_int((int64_t)r->memory_bytes));
         moec_json_set(o, "estimated_seconds", moec_json_new_real(ceil(2.0 * (double)r->disk_bytes / nominal_rate)));
@@ -293,7 +317,7 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, const m
 
 /* --- the job --------------------------------------------------------------------------------------------------------- */
 
-static moec_status save_plan(const moec_plan *p, const char *path, moec_err *err)
+static moec_status save_plan(const tool_job *j, const moec_plan *p, const char *path, moec_err *err)
 {
     char *text = NULL;
     moec_status st = MOEC_OK;
@@ -302,6 +326,8 @@ static moec_status save_plan(const moec_plan *p, const char *path, moec_err *err
         MOEC_TRY(moec_file_write(path, text, strlen(text), err));
     else
         fputs(text, stdout);
+    if (path && j->common->overwrite && !p->weights[0])
+        tool_weights_drop(path);
 done:
     moec_free(text);
     return st;
@@ -325,17 +351,18 @@ static moec_status print_saved(const tool_job *j, moec_json *o, moec_err *err)
     return tool_print_json(o, err);
 }
 
-static moec_status write_plan(const tool_job *j, moec_err *err)
+static moec_status write_plan(const tool_job *j, const moec_thin_tally *t, moec_err *err)
 {
     moec_status st = MOEC_OK;
     if (j->output)
         MOEC_TRY(tool_may_write(j->output, TOOL_FILE_PLAN, j->common->overwrite, err));
-    MOEC_TRY(save_plan(j->plan, j->output, err));
+    MOEC_TRY(save_plan(j, j->plan, j->output, err));
     if (j->output && j->common->json)
         MOEC_TRY(print_saved(j, saved_json(j, j->plan, j->output), err));
     else if (j->output) {
-        print_plan(j->plan, j->model);
+        print_plan(j->plan, j->model, t);
         print_repair(j->plan);
+        tool_grain_print(j->plan, j->model, t);
         if (j->plan->weights[0])
             printf("plan       %s, its weights in %s.weights: they belong together\n", j->output, j->output);
     }
@@ -357,7 +384,7 @@ moec_status tool_write_plans(const tool_job *job, moec_plan *const *plan, const 
     }
     list = moec_json_new_array();
     for (int i = 0; i < n; i++) {
-        MOEC_TRY(save_plan(plan[i], path[i], err));
+        MOEC_TRY(save_plan(job, plan[i], path[i], err));
         moec_json_push(list, saved_json(job, plan[i], path[i]));
         if (!job->common->json)
             printf("%s: %" PRId64 " of %" PRId64 " experts in %" PRId64 " layers\n", path[i], moec_plan_total(plan[i]),
@@ -384,16 +411,8 @@ static moec_status check_room(const tool_job *j, moec_err *err)
         return moec_fail(err, MOEC_EEXIST, "%s: is there already; --overwrite replaces it", j->output);
     if (!j->plan_only)
         return MOEC_OK;
-    char *folder;
     moec_status st = tool_may_write(j->output, TOOL_FILE_PLAN, j->common->overwrite, err);
-    if (st == MOEC_OK)
-        st = tool_weights_folder(&folder, j->output, err);
-    if (st != MOEC_OK)
-        return st;
-    if (!j->common->overwrite && moec_path_exists(folder))
-        st = moec_fail(err, MOEC_EEXIST, "%s: is there already; --overwrite replaces it", folder);
-    moec_free(folder);
-    return st;
+    return st == MOEC_OK ? tool_weights_may_write(j->output, j->common->overwrite, err) : st;
 }
 
 /* What writing the output will need is asked for now, not after the repair. */
@@ -413,14 +432,37 @@ done:
     return st;
 }
 
+/* OUT is made by a run that was killed before its folder of work was gone: the folder goes now, lest it be taken for the work of
+ * another run. */
+static moec_status forget_work(const tool_job *j, const char *work, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_err why = {MOEC_OK, ""};
+    char *path = NULL;
+    moec_json *manifest = NULL;
+    moec_plan *made = NULL;
+    if (j->plan_only || !j->output)
+        return MOEC_OK;
+    MOEC_TRY(moec_path_join(&path, j->output, MOEC_MANIFEST, err));
+    if (moec_path_exists(path) && moec_json_read(&manifest, path, MANIFEST_BYTES, &why) == MOEC_OK &&
+        moec_plan_from_json(&made, moec_json_get(manifest, "plan"), path, &why) == MOEC_OK)
+        st = moec_work_forget(work, made, err);
+done:
+    moec_plan_free(made);
+    moec_json_free(manifest);
+    moec_free(path);
+    return st;
+}
+
 static moec_status repair(moec_repair **out, const tool_job *j, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *work = NULL;
     moec_repair_opts o = *j->repair;
+    MOEC_TRY(moec_format(&work, err, "%s.repair", j->output ? j->output : ""));
+    MOEC_TRY(forget_work(j, work, err));
     MOEC_TRY(check_room(j, err));
     MOEC_TRY(check_writing(j, err));
-    MOEC_TRY(moec_format(&work, err, "%s.repair", j->output));
     o.work = work;
     o.resume = j->common->resume;
     o.max_memory = j->common->max_memory;
@@ -436,32 +478,35 @@ static moec_status thin(moec_thin **out, const tool_job *j, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *work = NULL;
+    MOEC_TRY(moec_format(&work, err, "%s.thin", j->output ? j->output : ""));
+    MOEC_TRY(forget_work(j, work, err));
     MOEC_TRY(check_room(j, err));
-    MOEC_TRY(moec_format(&work, err, "%s.thin", j->output));
-    const moec_thin_opts o = {.work = work, .resume = j->common->resume};
+    snprintf(j->plan->weights, sizeof j->plan->weights, "not made yet");
+    MOEC_TRY(check_writing(j, err));
+    j->plan->weights[0] = '\0';
+    const moec_thin_opts o = {.work = work, .resume = j->common->resume, .max_memory = j->common->max_memory};
     MOEC_TRY(moec_thin_run(out, j->plan, j->thin, j->request, &o, err));
 done:
     moec_free(work);
     return st;
 }
 
-/* PLAN.weights, what goes with a plan file whose weights are computed anew: r or t. */
-static moec_status keep_weights(moec_repair *r, moec_thin *t, const tool_job *j, moec_err *err)
+/* Of a dry run: what computing weights would take, before anything is written. */
+static moec_status estimate_work(moec_work_cost *out, const tool_job *j, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    char *dir = NULL;
-    MOEC_TRY(tool_weights_folder(&dir, j->output, err));
-    if (moec_path_exists(dir))
-        MOEC_TRY(moec_dir_remove(dir, err)); /* of an older plan of that name: --overwrite was given, or check_room had refused */
-    MOEC_TRY(r ? moec_repair_keep(r, dir, err) : moec_thin_keep(t, dir, err));
+    if (j->repair) {
+        moec_repair_opts o = *j->repair;
+        o.max_memory = j->common->max_memory;
+        MOEC_TRY(moec_repair_estimate(out, j->plan, j->model, &o, err));
+    }
+    if (j->thin) {
+        const moec_thin_opts o = {.max_memory = j->common->max_memory};
+        MOEC_TRY(moec_thin_estimate(out, j->plan, j->model, &o, err));
+        snprintf(j->plan->weights, sizeof j->plan->weights, "not made by a dry run");
+    }
 done:
-    moec_free(dir);
     return st;
-}
-
-moec_status tool_weights_folder(char **out, const char *plan_file, moec_err *err)
-{
-    return moec_format(out, err, "%s.weights", plan_file);
 }
 
 moec_status tool_carry_out(const tool_job *j, moec_err *err)
@@ -471,6 +516,7 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     moec_repair *fixed = NULL;
     moec_thin *thinned = NULL;
     moec_thin_tally thin_tally;
+    moec_work_cost cost = {0};
     moec_apply_options opt = {.out = j->output, .fingerprint = j->fingerprint, .overwrite = j->common->overwrite,
                               .resume = j->common->resume, .max_memory = j->common->max_memory, .weights = j->weights};
     MOEC_TRY(check_clients(j, err));
@@ -479,8 +525,8 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
         MOEC_TRY(repair(&fixed, j, err));
         opt.weights = j->plan->weights[0] ? moec_repair_weights(fixed) : NULL;
     }
-    if (j->thin && j->common->dry_run)
-        snprintf(j->plan->weights, sizeof j->plan->weights, "not made by a dry run");
+    if (j->common->dry_run)
+        MOEC_TRY(estimate_work(&cost, j, err));
     if (j->thin && !j->common->dry_run) {
         MOEC_TRY(thin(&thinned, j, err));
         opt.weights = moec_thin_weights(thinned);
@@ -488,8 +534,8 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     }
     if (j->plan_only && !j->common->dry_run) {
         if ((fixed || thinned) && j->plan->weights[0])
-            MOEC_TRY(keep_weights(fixed, thinned, j, err));
-        st = write_plan(j, err);
+            MOEC_TRY(tool_weights_keep(fixed, thinned, j->output, err));
+        st = write_plan(j, thinned ? &thin_tally : NULL, err);
         goto done;
     }
     if (j->common->dry_run) {
@@ -501,7 +547,7 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     } else {
         MOEC_TRY(moec_apply(&r, j->model, j->plan, &opt, err));
     }
-    MOEC_TRY(report(j, &r, thinned ? &thin_tally : NULL, err));
+    MOEC_TRY(report(j, &r, thinned ? &thin_tally : NULL, &cost, err));
 done:
     moec_repair_close(fixed, st == MOEC_OK && !(j->plan_only && j->plan->weights[0]));
     moec_thin_close(thinned, st == MOEC_OK && !j->plan_only);

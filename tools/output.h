@@ -33,7 +33,4 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err) MOEC_USE_RESULT;
 moec_status tool_write_plans(const tool_job *job, moec_plan *const *plan, const char *const *path, int n, moec_err *err)
     MOEC_USE_RESULT;
 
-/** Where the weights stand that go with a plan file. Free with moec_free. */
-moec_status tool_weights_folder(char **out, const char *plan_file, moec_err *err) MOEC_USE_RESULT;
-
 #endif

@@ -2,6 +2,7 @@
 #include "prune_grain.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,6 +49,60 @@ moec_status tool_grain_request(moec_request *q, const tool_grain_params *g, int6
     if (end == second || *end || q->some < 1 || q->of <= q->some || q->of > 1024)
         return moec_fail(err, MOEC_EINVAL, "--pattern %.40s: expected N:M, such as 2:4, with N below M and M up to 1024", g->pattern);
     return MOEC_OK;
+}
+
+void tool_grain_say(const moec_plan *p, const moec_request *q)
+{
+    const double all = (double)q->model->dims.expert_width, asked = ceil(all - all * q->share - 1e-9);
+    if (q->grain == MOEC_GRAIN_NEURONS && q->width == 0 && (double)p->width < asked)
+        moec_say("neurons: removing %.4g %% of %.0f would leave %.0f; %" PRId64 " stay (%.4g %% are removed), a width that --align "
+                 "allows", 100.0 * q->share, all, asked, p->width, 100.0 * (1.0 - (double)p->width / all));
+}
+
+moec_grain tool_grain_of(const moec_plan *p)
+{
+    if (p->width > 0)
+        return MOEC_GRAIN_NEURONS;
+    if (p->n_drop > 0)
+        return MOEC_GRAIN_BLOCKS;
+    return moec_plan_rewrites(p) && !p->repair ? MOEC_GRAIN_WEIGHTS : MOEC_GRAIN_EXPERTS;
+}
+
+static void table_of_zeros(const moec_plan *p, const moec_model *m, const moec_thin_tally *t)
+{
+    const uint64_t values = (uint64_t)(3 * m->dims.experts * m->dims.hidden * m->dims.expert_width);
+    printf("%5s %14s %14s %8s\n", "layer", "weights", "zeros", "share");
+    for (int64_t i = 0; i < p->n_sets; i++)
+        if (p->layer[i].rewritten)
+            printf("%5" PRId64 " %14" PRIu64 " %14" PRIu64 " %6.2f %%%s\n", p->layer[i].layer, values, t->set_zeros[i],
+                   100.0 * (double)t->set_zeros[i] / (double)values, i < p->n_layers ? "" : "   multi-token prediction");
+}
+
+/* Of the layers of the source; a plan that was edited may have no similarities. */
+static void table_of_layers(const moec_plan *p, const moec_model *m)
+{
+    moec_err err = {MOEC_OK, ""};
+    moec_json *options = NULL;
+    if (moec_json_parse(&options, p->options, strlen(p->options), "options", &err) == MOEC_OK) {
+        const moec_json *list = moec_json_get(options, "similarity");
+        if (moec_json_len(list) == (size_t)m->dims.layers)
+            printf("%5s %12s\n", "layer", "similarity");
+        for (int64_t i = 0; moec_json_len(list) == (size_t)m->dims.layers && i < m->dims.layers; i++) {
+            double v = 0.0;
+            (void)moec_json_real(moec_json_at(list, (size_t)i), &v);
+            printf("%5" PRId64 " %12.6g%s\n", i, v, moec_plan_layer_number(p, i) < 0 ? "   dropped" : "");
+        }
+    }
+    moec_json_free(options);
+}
+
+void tool_grain_table(const moec_plan *p, const moec_model *m, const moec_thin_tally *t)
+{
+    if (p->n_drop > 0)
+        table_of_layers(p, m);
+    if (t && p->width == 0)
+        table_of_zeros(p, m, t);
+    printf("method %s\n", p->method);
 }
 
 static void print_layers(const moec_plan *p)

@@ -38,6 +38,12 @@ moec_status tool_grain_check(int64_t *drop, const tool_grain_params *g, const ch
     MOEC_USE_RESULT;
 /** Puts grain, widths, pattern and share into a request. MOEC_EINVAL: a pattern that is none. */
 moec_status tool_grain_request(moec_request *q, const tool_grain_params *g, int64_t drop, moec_err *err) MOEC_USE_RESULT;
+/** Says when fewer neurons stay than --remove asked for, since the width became a multiple of --align. */
+void tool_grain_say(const moec_plan *p, const moec_request *q);
+/** What a plan removes, by what stands in it. */
+moec_grain tool_grain_of(const moec_plan *p);
+/** Layer by layer what a plan of a grain other than experts removes: zeros, or which layers. `t` as below. */
+void tool_grain_table(const moec_plan *p, const moec_model *m, const moec_thin_tally *t);
 /** What became of neurons, weights and layers; `t`: counts, NULL where nothing was written. */
 void tool_grain_print(const moec_plan *p, const moec_model *m, const moec_thin_tally *t);
 void tool_grain_set(moec_json *o, const moec_plan *p, const moec_model *m, const moec_thin_tally *t);

@@ -37,6 +37,7 @@ typedef struct tool_common {
 #define TOOL_DRY_RUN_ROW(T)                                                                                            \
     {.name = "dry-run", MOEC_FLAG(T, common.dry_run),                                                                  \
      .help = "print the plan, sizes, memory and time estimate; write nothing"}
+#define TOOL_HEADING(text) {.kind = MOEC_OPT_HEADING, .help = text}
 #define TOOL_END_ROW {.kind = MOEC_OPT_END}
 
 /** Parses argv into params (whose first member is the tool_common) and applies what is common: threads, message level.

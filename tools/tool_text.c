@@ -2,8 +2,14 @@
 #include "tool_text.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 
 const char *const tool_compute_names[] = {[MOEC_COMPUTE_F32] = "f32", [MOEC_COMPUTE_BF16] = "bf16", NULL};
+
+bool tool_text_options_given(const tool_text *t)
+{
+    return t->seq_len != strtoll(TOOL_SEQ_LEN, NULL, 10) || t->max_windows > 0 || t->tokens > 0 || t->bos;
+}
 
 moec_status tool_read_text(moec_corpus *out, const tool_text *t, const moec_model *model, int64_t seed, moec_err *err)
 {

@@ -13,12 +13,14 @@ typedef struct tool_text {
 
 extern const char *const tool_compute_names[];
 
+#define TOOL_SEQ_LEN "512" /* by default */
+
 /* T: the verb's parameter struct, f its tool_text. */
 #define TOOL_TEXT_ROWS_OF(T, f)                                                                                        \
     {.name = "text", .letter = 't', MOEC_LIST(T, f.text), .value = "[NAME=]FILE[:WEIGHT]",                         \
      .help = "text to run: files, or a folder of *.txt and *.ids; each file is one domain. A file ending in .ids holds " \
              "token ids, one window a line"},                                                                          \
-    {.name = "seq-len", MOEC_INT(T, f.seq_len), .fallback = "512", .lo = 2, .hi = 1 << 20, .value = "N",           \
+    {.name = "seq-len", MOEC_INT(T, f.seq_len), .fallback = TOOL_SEQ_LEN, .lo = 2, .hi = 1 << 20, .value = "N",           \
      .help = "tokens of a window"},                                                                                    \
     {.name = "max-windows", MOEC_INT(T, f.max_windows), .fallback = "0", .lo = 0, .hi = 1e12, .value = "N",        \
      .help = "at most N windows of each file; 0: all"},                                                                \
@@ -41,5 +43,8 @@ extern const char *const tool_compute_names[];
  *  many ill-formed UTF-8 parts were replaced. Errors of moec_corpus_read and moec_tokenizer_load; MOEC_EINVAL without --text. */
 moec_status tool_read_text(moec_corpus *out, const tool_text *t, const moec_model *model, int64_t seed, moec_err *err)
     MOEC_USE_RESULT;
+
+/** Does anything say how text is to be read, in another way than the defaults? */
+bool tool_text_options_given(const tool_text *t);
 
 #endif

@@ -155,6 +155,7 @@ static moec_status set_value(void *params, const moec_opt *row, const char *text
     case MOEC_OPT_CHOICE:
         return set_choice(to, row, text, err);
     case MOEC_OPT_END:
+    case MOEC_OPT_HEADING:
         break;
     }
     return moec_fail(err, MOEC_EINVAL, "--%s: option of unknown kind", row->name);
@@ -164,6 +165,7 @@ static size_t field_size(moec_opt_kind kind)
 {
     static const size_t size[] = {
         [MOEC_OPT_END] = 0,
+        [MOEC_OPT_HEADING] = 0,
         [MOEC_OPT_FLAG] = sizeof(bool),
         [MOEC_OPT_INT] = sizeof(int64_t),
         [MOEC_OPT_REAL] = sizeof(double),
@@ -180,6 +182,8 @@ static moec_status set_defaults(void *params, const moec_verb *verb, moec_err *e
 {
     int n = 0;
     for (const moec_opt *row = verb->opts; row->kind != MOEC_OPT_END; row++, n++) {
+        if (row->kind == MOEC_OPT_HEADING)
+            continue;
         memset(field(params, row), 0, field_size(row->kind));
         moec_status st = row->fallback ? set_value(params, row, row->fallback, false, err) : MOEC_OK;
         if (st != MOEC_OK)
@@ -209,7 +213,8 @@ static moec_status unknown_option(const parser *p, const char *name, size_t len)
     size_t n = 0;
     char word[64];
     for (const moec_opt *row = p->verb->opts; row->kind != MOEC_OPT_END && n < MOEC_COUNT(names); row++)
-        names[n++] = row->name;
+        if (row->kind != MOEC_OPT_HEADING)
+            names[n++] = row->name;
     snprintf(word, sizeof word, "%.*s", (int)(len < 63 ? len : 63), name);
     const char *near = moec_word_nearest(word, names, n);
     if (near)
@@ -263,6 +268,8 @@ static moec_status take_long(parser *p, const char *arg)
     const char *equals = strchr(arg, '=');
     size_t len = equals ? (size_t)(equals - arg) : strlen(arg);
     for (const moec_opt *row = p->verb->opts; row->kind != MOEC_OPT_END; row++) {
+        if (row->kind == MOEC_OPT_HEADING)
+            continue;
         bool flag = row->kind == MOEC_OPT_FLAG;
         bool is = strlen(row->name) == len && memcmp(row->name, arg, len) == 0;
         bool is_no = flag && len > 3 && memcmp(arg, "no-", 3) == 0 && strlen(row->name) == len - 3 &&
@@ -365,6 +372,7 @@ static moec_json *value_json(const void *params, const moec_opt *row)
     case MOEC_OPT_CHOICE:
         return moec_json_new_string(row->choices[*(const int *)at]);
     case MOEC_OPT_END:
+    case MOEC_OPT_HEADING:
         break;
     }
     return moec_json_new_null();
@@ -374,7 +382,8 @@ moec_json *moec_opt_json(const void *params, const moec_verb *verb)
 {
     moec_json *out = moec_json_new_object();
     for (const moec_opt *row = verb->opts; row->kind != MOEC_OPT_END; row++)
-        moec_json_set(out, row->name, value_json(params, row));
+        if (row->kind != MOEC_OPT_HEADING)
+            moec_json_set(out, row->name, value_json(params, row));
     return out;
 }
 

@@ -13,6 +13,7 @@
 
 typedef enum moec_opt_kind {
     MOEC_OPT_END,
+    MOEC_OPT_HEADING, /* no option: help and the man page put `help` over the rows behind it */
     MOEC_OPT_FLAG,   /* bool: --name, --no-name */
     MOEC_OPT_INT,    /* int64_t in [lo, hi] */
     MOEC_OPT_REAL,   /* double in [lo, hi] */

@@ -102,9 +102,14 @@ void moec_opt_help(FILE *to, const moec_verb *verb)
 {
     fprintf(to, "usage: moecompress %s %s\n\n", verb->name, verb->args);
     print_wrapped(to, verb->about ? verb->about : verb->brief, 0, 0);
-    fprintf(to, "\noptions:\n");
+    if (verb->opts->kind != MOEC_OPT_HEADING)
+        fprintf(to, "\noptions:\n");
     for (const moec_opt *row = verb->opts; row->kind != MOEC_OPT_END; row++) {
         char name[96], text[1800];
+        if (row->kind == MOEC_OPT_HEADING) {
+            fprintf(to, "\n%s:\n", row->help);
+            continue;
+        }
         spell_option(name, sizeof name, row);
         spell_help(text, sizeof text, row);
         int at = fprintf(to, "  %s%s", row->letter ? "" : "    ", name);
@@ -160,6 +165,11 @@ static void man_verb(FILE *to, const moec_verb *verb)
     print_roff(to, verb->about ? verb->about : verb->brief);
     for (const moec_opt *row = verb->opts; row->kind != MOEC_OPT_END; row++) {
         char name[96], text[1800];
+        if (row->kind == MOEC_OPT_HEADING) {
+            fputs(".PP\n.I ", to);
+            print_roff(to, row->help);
+            continue;
+        }
         spell_option(name, sizeof name, row);
         spell_help(text, sizeof text, row);
         fputs(".TP\n.B ", to);
@@ -204,7 +214,8 @@ static void bash_verb(FILE *to, const moec_verb *verb)
     fprintf(to, "    %s)\n        options=\"--help", verb->name);
     for (const moec_opt *row = verb->opts; row->kind != MOEC_OPT_END; row++) {
         bool on = row->kind == MOEC_OPT_FLAG && row->fallback && strcmp(row->fallback, "on") == 0;
-        fprintf(to, " --%s%s", on ? "no-" : "", row->name);
+        if (row->kind != MOEC_OPT_HEADING)
+            fprintf(to, " --%s%s", on ? "no-" : "", row->name);
     }
     fputs("\"\n        case \"$before\" in\n", to);
     for (const moec_opt *row = verb->opts; row->kind != MOEC_OPT_END; row++) {

@@ -21,8 +21,9 @@ static moec_status read_state(moec_checkpoint *c, const char *path, moec_err *er
         return st;
     const char *id = moec_json_string(moec_json_get(v, "id"));
     c->same = id && strcmp(id, c->id) == 0;
-    if (!c->same) {
-        moec_say("%s: is of another model, text or options; starting anew", c->dir);
+    c->other = !c->same;
+    if (c->other) {
+        moec_say("%s: is of another model, text or options; it is not continued", c->dir);
     } else if (moec_json_int(moec_json_get(v, "layers_done"), &done) && moec_json_int(moec_json_get(v, "turn"), &turn) &&
                moec_json_bool(moec_json_get(v, "states_on_disk"), &on_disk) && done > 0 && (turn == 0 || turn == 1)) {
         c->layers_done = done;

@@ -11,7 +11,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { MAX_FILES = 65536 };
+enum { MAX_FILES = 65536, HASH_BYTES = 1 << 24 };
 
 /* A file and its tensors by name. Allocated one by one: pointers to tensors must outlive the list's growth. */
 typedef struct part {
@@ -161,6 +161,31 @@ bool moec_override_has(const moec_override *o, const char *file)
     return file_of(o, file) != NULL;
 }
 
+/* Pages go back behind each block: a layer may be larger than memory. */
+static moec_status hash_map(moec_digest *out, const unsigned char *map, size_t size, moec_err *err)
+{
+    moec_hash *h;
+    moec_status st = moec_hash_new(&h, err);
+    if (st != MOEC_OK)
+        return st;
+    for (size_t at = 0; at < size; at += HASH_BYTES) {
+        const size_t n = size - at < HASH_BYTES ? size - at : HASH_BYTES;
+        moec_hash_add(h, map + at, n);
+        moec_pages_drop(map + at, n);
+    }
+    *out = moec_hash_digest(h);
+    moec_hash_free(h);
+    return MOEC_OK;
+}
+
+moec_status moec_override_file_digest(moec_digest *out, const moec_override *o, const char *file, moec_err *err)
+{
+    const part *p = file_of(o, file);
+    if (!p)
+        return moec_fail(err, MOEC_EFORMAT, "%s/%s: is not there", o->dir, file);
+    return hash_map(out, p->shard.map, p->shard.size, err);
+}
+
 void moec_override_place(int *fd, uint64_t *at, const moec_override *o, const moec_tensor *t)
 {
     *fd = -1;
@@ -261,6 +286,11 @@ done:
 const moec_tensor *moec_sheet_at(const moec_sheet *s, size_t i)
 {
     return &s->tensor[i];
+}
+
+moec_status moec_sheet_digest(moec_digest *out, const moec_sheet *s, moec_err *err)
+{
+    return hash_map(out, s->map, s->size, err);
 }
 
 moec_status moec_sheet_commit(moec_sheet *s, moec_override *o, moec_err *err)

@@ -23,6 +23,9 @@ MOEC_API moec_status moec_override_get(const moec_tensor **out, const moec_overr
                                        const int64_t *dim, moec_err *err) MOEC_USE_RESULT;
 /** Is there a file of this name? */
 MOEC_API bool moec_override_has(const moec_override *o, const char *file);
+/** Hash of that file's bytes. MOEC_EFORMAT: there is none; MOEC_ENOMEM. Cost: one read. */
+MOEC_API moec_status moec_override_file_digest(moec_digest *out, const moec_override *o, const char *file, moec_err *err)
+    MOEC_USE_RESULT;
 /** Where a tensor's bytes are. */
 MOEC_API void moec_override_place(int *fd, uint64_t *at, const moec_override *o, const moec_tensor *t);
 /* A file of an override that is being made: its tensors lie in writable maps of the file, so that memory does not bound
@@ -40,6 +43,9 @@ MOEC_API const moec_tensor *moec_sheet_at(const moec_sheet *s, size_t i);
  *  override is closed. MOEC_EIO, MOEC_ENOMEM, MOEC_EFORMAT (the override has one of the tensors): then the file is gone as
  *  well. */
 MOEC_API moec_status moec_sheet_commit(moec_sheet *s, moec_override *o, moec_err *err) MOEC_USE_RESULT;
+/** Hash of the file's bytes as they are now; after moec_sheet_commit moec_override_file_digest gives the same. MOEC_ENOMEM.
+ *  Cost: one read. */
+MOEC_API moec_status moec_sheet_digest(moec_digest *out, const moec_sheet *s, moec_err *err) MOEC_USE_RESULT;
 /** Drops it and its file. NULL-safe. */
 MOEC_API void moec_sheet_discard(moec_sheet *s);
 /** Number of tensors. */

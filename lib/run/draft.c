@@ -231,6 +231,20 @@ done:
     return end(&b, t, out, st);
 }
 
+moec_status moec_draft_bytes(uint64_t *all, uint64_t *largest, const moec_model *m, const moec_plan *p, const moec_forms *forms,
+                             int64_t set, uint32_t parts, moec_err *err)
+{
+    builder b = {.m = m, .p = p, .forms = forms, .set = set, .parts = parts};
+    moec_status st = collect(&b, err);
+    *all = *largest = 0;
+    for (size_t i = 0; st == MOEC_OK && i < b.n; i++) {
+        *all += b.tensor[i].bytes;
+        *largest = b.tensor[i].bytes > *largest ? b.tensor[i].bytes : *largest;
+    }
+    release(&b);
+    return st;
+}
+
 void moec_draft_release(moec_draft *d)
 {
     moec_sheet_discard(d->sheet);

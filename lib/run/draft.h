@@ -23,6 +23,9 @@ typedef struct moec_draft {
 MOEC_API moec_status moec_draft_new(moec_draft *out, const moec_override *weights, const char *file, const moec_model *m,
                                     const moec_plan *p, const moec_forms *forms, int64_t set, uint32_t parts, moec_err *err)
     MOEC_USE_RESULT;
+/** Bytes of these tensors together, and of the largest. MOEC_EINVAL as above, MOEC_ENOMEM. */
+MOEC_API moec_status moec_draft_bytes(uint64_t *all, uint64_t *largest, const moec_model *m, const moec_plan *p,
+                                      const moec_forms *forms, int64_t set, uint32_t parts, moec_err *err) MOEC_USE_RESULT;
 /** Drops what was not committed. Of a zeroed one too. */
 MOEC_API void moec_draft_release(moec_draft *d);
 /** Gives a variant's layer the views of the kept experts, and the router if it is in the draft. */

@@ -248,7 +248,9 @@ static moec_status compare(const item *it, const unsigned char *data, uint64_t l
         return MOEC_OK;
     if (w->rewritten) {
         const unsigned char *want = (const unsigned char *)w->anew->data + lo;
-        return memcmp(data + lo, want, (size_t)(hi - lo)) == 0 ? MOEC_OK : differ(it, data + lo, want, hi - lo, lo, err);
+        moec_status same = memcmp(data + lo, want, (size_t)(hi - lo)) == 0 ? MOEC_OK : differ(it, data + lo, want, hi - lo, lo, err);
+        moec_pages_drop(want, (size_t)(hi - lo)); /* all of them together may be as large as the output */
+        return same;
     }
     for (uint64_t at = lo, n, from; st == MOEC_OK && at < hi; at += n) {
         const bool live = moec_fate_source(&from, &n, w->forms, w->i, w->fate, at) && !w->dead;

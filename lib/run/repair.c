@@ -46,6 +46,7 @@ typedef struct run {
     float *weight;             /* [n] */
     int32_t *ids;              /* [n,slots] */
     float *gates;
+    int64_t seen, few;         /* experts whose tokens were counted, and those with fewer of them than neurons */
     moec_progress progress;
 } run;
 
@@ -102,20 +103,28 @@ static size_t own_bytes(const run *u)
            moec_repair_bytes(u->m, u->n, u->slots, BLOCK_VALUES) + (u->o->method ? moec_choose_bytes(u->m) : 0);
 }
 
-static moec_status make_room(run *u, moec_err *err)
+/* Of the first pass. `spare`: the least that the second can do with is kept free for it. */
+static moec_pass_opts pass_opts(uint64_t *spare, const run *u)
 {
-    moec_status st = MOEC_OK;
-    const size_t n = (size_t)u->n, values = n * (size_t)hidden_of(u);
     moec_pass_opts o = {.compute = u->o->compute, .watch = true, .max_memory = u->o->max_memory, .what = "repair"};
     const uint64_t before = moec_resident_memory();
     moec_pass_opts least = o;
-    moec_pass_plan second = {0}; /* the least that the second pass can do with is kept free for it */
+    moec_pass_plan second = {0};
     least.max_memory = 1;
     least.look = true;
     if (moec_pass_estimate(&second, &u->twin.variant->model, u->n, moec_pass_max_seq(u->o->corpus), &least, NULL) == MOEC_OK)
         second.bytes = before; /* a byte is never enough */
-    const uint64_t spare = second.bytes > before ? second.bytes - before : 0;
-    o.fixed_bytes = own_bytes(u) + (size_t)spare;
+    *spare = second.bytes > before ? second.bytes - before : 0;
+    o.fixed_bytes = own_bytes(u) + (size_t)*spare;
+    return o;
+}
+
+static moec_status make_room(run *u, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const size_t n = (size_t)u->n, values = n * (size_t)hidden_of(u);
+    uint64_t spare;
+    moec_pass_opts o = pass_opts(&spare, u);
     MOEC_TRY(moec_pass_new(&u->first, u->m, u->o->corpus, &o, err));
     const uint64_t counted = moec_resident_memory() + spare; /* what the first one has touched by now counts as resident */
     o.fixed_bytes = u->first->plan.bytes > counted ? (size_t)(u->first->plan.bytes - counted) : 0;
@@ -295,6 +304,31 @@ static moec_status kept_bias(float **out, const moec_layer *l, const moec_plan_l
     return st;
 }
 
+/* A down projection has as many unknowns in each row as the expert has neurons. */
+static moec_status count_few(run *u, const moec_plan_layer *pl, moec_err *err)
+{
+    int64_t *tokens;
+    moec_status st = MOEC_NEW(tokens, (size_t)pl->n_experts, err);
+    if (st != MOEC_OK)
+        return st;
+    for (int64_t i = 0; i < u->n_fit * u->slots; i++)
+        if (u->ids[i] >= 0 && u->ids[i] < pl->n_experts) /* others are null experts */
+            tokens[u->ids[i]]++;
+    for (int64_t k = 0; k < pl->n_keep; k++)
+        u->few += tokens[pl->keep[k]] < u->m->dims.expert_width;
+    u->seen += pl->n_keep;
+    moec_free(tokens);
+    return MOEC_OK;
+}
+
+static void say_few(const run *u)
+{
+    if (u->few > 0)
+        moec_warn("of %lld experts that were fitted %lld saw fewer of the %lld tokens than they have neurons (%lld): they stay near "
+                  "their old weights, more text fits them better", (long long)u->seen, (long long)u->few, (long long)u->n_fit,
+                  (long long)u->m->dims.expert_width);
+}
+
 /* The task of a layer whose sample is there, on the twin's layer as the draft shows it. */
 static moec_status solve(run *u, int64_t set, const moec_draft *d, moec_err *err)
 {
@@ -308,6 +342,7 @@ static moec_status solve(run *u, int64_t set, const moec_draft *d, moec_err *err
         for (int64_t i = 0; l->removed && l->removed[e] && i < u->n; i++)
             u->logits[i * u->ld + e] = -INFINITY;
     moec_route(u->logits, u->ids, u->gates, u->logits, twin, l, u->n);
+    MOEC_TRY(count_few(u, pl, err));
     MOEC_TRY(kept_bias(&bias, l, pl, err));
     moec_repair_task t = {.model = twin, .layer = l, .keep = pl->keep, .n_keep = pl->n_keep, .n = u->n, .n_fit = u->n_fit,
                           .x = u->x, .rest = u->y, .weight = u->weight, .ids = u->ids, .gates = u->gates, .slots = u->slots,
@@ -337,8 +372,9 @@ static void file_name(char out[64], int64_t layer, const char *end)
     snprintf(out, 64, "layer-%05lld.%s", (long long)layer, end);
 }
 
-/* What was found out about a layer stands beside its weights: errors, and who was chosen. */
-static moec_status write_record(const run *u, const moec_plan_layer *pl, moec_err *err)
+/* What was found out about a layer stands beside its weights: errors, who was chosen, and a hash by which a later run knows
+ * the weights (of `sheet`; NULL: there are none). */
+static moec_status write_record(const run *u, const moec_plan_layer *pl, const moec_sheet *sheet, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char name[64], *path = NULL, *text = NULL;
@@ -350,6 +386,11 @@ static moec_status write_record(const run *u, const moec_plan_layer *pl, moec_er
     moec_json_set(o, "keep", moec_json_new_ints(pl->keep, pl->n_keep));
     if (pl->score)
         moec_json_set(o, "score", moec_json_new_reals(pl->score, pl->n_experts));
+    if (sheet) {
+        moec_digest hash;
+        MOEC_TRY(moec_sheet_digest(&hash, sheet, err));
+        moec_json_set(o, "weights", moec_json_new_string(hash.hex));
+    }
     file_name(name, pl->layer, "json");
     MOEC_TRY(moec_path_join(&path, u->r->work.folder.dir, name, err));
     MOEC_TRY(moec_json_dump(&text, o, 0, err));
@@ -381,6 +422,20 @@ static bool read_keep(moec_plan_layer *pl, const moec_json *v)
     return true;
 }
 
+/* Are the layer's weights the ones that the record was written for? */
+static moec_status check_weights(const run *u, const moec_plan_layer *pl, const moec_json *record, moec_err *err)
+{
+    char name[64];
+    moec_digest have = {""};
+    const char *said = moec_json_string(moec_json_get(record, "weights"));
+    file_name(name, pl->layer, "safetensors");
+    moec_status st = moec_override_file_digest(&have, u->r->work.weights, name, err);
+    if (st == MOEC_OK && (!said || strcmp(said, have.hex) != 0))
+        st = moec_fail(err, MOEC_EFORMAT, "%s/%s: is not what was written there (its hash differs); --no-resume begins anew",
+                       u->r->work.folder.dir, name);
+    return st;
+}
+
 /* `found`: the layer was done by an earlier run. */
 static moec_status read_record(bool *found, const run *u, moec_plan_layer *pl, moec_err *err)
 {
@@ -401,7 +456,9 @@ static moec_status read_record(bool *found, const run *u, moec_plan_layer *pl, m
     const bool errors = u->o->kind == MOEC_REPAIR_NONE || (moec_json_real(moec_json_get(v, "before"), &pl->error_before) &&
                                                            moec_json_real(moec_json_get(v, "after"), &pl->error_after));
     if (!errors || !read_keep(pl, v))
-        st = moec_fail(err, MOEC_EFORMAT, "%s: damaged; --no-resume begins anew", path);
+        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: damaged; --no-resume begins anew", path));
+    if (u->o->kind != MOEC_REPAIR_NONE)
+        MOEC_TRY(check_weights(u, pl, v, err));
 done:
     moec_json_free(v);
     moec_free(path);
@@ -438,8 +495,8 @@ static moec_status fit_layer(run *u, int64_t set, moec_draft *draft, moec_err *e
     MOEC_TRY(moec_draft_new(draft, u->r->work.weights, file, u->m, u->p, &u->twin.forms, set, parts_of(u, pl), err));
     MOEC_TRY(moec_preview_set(&u->twin, u->p, set, draft, err));
     MOEC_TRY(solve(u, set, &u->twin.draft[set], err));
-    MOEC_TRY(write_record(u, pl, err));
     moec_sheet *sheet = u->twin.draft[set].sheet;
+    MOEC_TRY(write_record(u, pl, sheet, err));
     u->twin.draft[set].sheet = NULL;
     MOEC_TRY(moec_sheet_commit(sheet, u->r->work.weights, err));
 done:
@@ -466,7 +523,7 @@ static moec_status repair_layer(run *u, int64_t set, moec_err *err)
     if (found || !fits)
         MOEC_TRY(moec_preview_set(&u->twin, u->p, set, found && fits ? &draft : NULL, err));
     if (!found)
-        MOEC_TRY(fits ? fit_layer(u, set, &draft, err) : write_record(u, pl, err));
+        MOEC_TRY(fits ? fit_layer(u, set, &draft, err) : write_record(u, pl, NULL, err));
     if (fits)
         pl->rewritten = parts_of(u, pl);
 done:
@@ -497,11 +554,11 @@ static moec_status open_work(run *u, moec_err *err)
     moec_digest words;
     MOEC_TRY(moec_plan_to_text(&plan, u->p, err));
     MOEC_TRY(moec_corpus_digest(&words, u->o->corpus, err));
-    MOEC_TRY(moec_format(&text, err, "repair 1 %s\n%s\n%s %s\n%d %d %d %llu\n%d %d %d %d %d %g %g %g\n%s", moec_version(),
+    MOEC_TRY(moec_format(&text, err, "repair 2 %s\n%s\n%s %s\n%d %d %d %llu\n%d %d %d %d %d %g %g %g\n%s", moec_version(),
                          u->o->fingerprint, words.hex, u->o->method ? u->o->method->name : "", (int)u->o->kind,
                          (int)u->o->compute, epochs_of(u->o), (unsigned long long)u->o->seed, EVERY, RIDGE_SWEEPS, DENSE, BATCH,
                          BLOCK_VALUES, LAMBDA, RATE, FASTEST, plan));
-    MOEC_TRY(moec_work_open(&u->r->work, u->o->work, text, u->o->resume, err));
+    MOEC_TRY(moec_work_open(&u->r->work, u->o->work, text, u->o->resume, true, err));
 done:
     moec_free(plan);
     moec_free(text);
@@ -536,11 +593,50 @@ done:
     return st;
 }
 
-static void start_progress(run *u)
+static uint64_t token_passes(const run *u)
 {
     const uint64_t n = (uint64_t)u->n, used = (uint64_t)(u->n_fit * u->slots);
     const uint64_t sweeps = u->o->kind == MOEC_REPAIR_NONE ? 0 : RIDGE_SWEEPS, layer = 3 * n + used * (sweeps + (uint64_t)epochs_of(u->o));
-    moec_progress_start(&u->progress, "repair", "token passes", layer * (uint64_t)u->m->dims.layers, 0);
+    return layer * (uint64_t)u->m->dims.layers;
+}
+
+/* What needs no more than the plan and the text. */
+static moec_status begin(run *u, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    if (u->m->family->n_tail > 0)
+        return moec_fail(err, MOEC_EINVAL, "repair: %s has experts without a network, whose part in a layer's output it does not "
+                         "take out", u->m->family->model_type);
+    MOEC_TRY(moec_preview_begin(&u->twin, u->m, u->p, err));
+    u->slots = u->twin.variant->model.dims.slots;
+    u->ld = u->m->dims.experts + u->m->dims.null_experts;
+    MOEC_TRY(place_windows(u, err));
+    if (u->n > INT32_MAX || moec_plan_rewrites(u->p) || u->p->n_drop > 0)
+        st = moec_fail(err, MOEC_EINVAL, u->n > INT32_MAX ? "repair: more than 2^31 tokens" : "repair: the plan has weights computed "
+                       "anew, or drops layers");
+done:
+    return st;
+}
+
+moec_status moec_repair_estimate(moec_work_cost *out, moec_plan *p, const moec_model *m, const moec_repair_opts *o, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    run u = {.m = m, .p = p, .o = o};
+    moec_pass_plan pass;
+    uint64_t spare, all, largest;
+    *out = (moec_work_cost){0};
+    MOEC_TRY(begin(&u, err));
+    for (int64_t i = 0; i < p->n_layers && o->kind != MOEC_REPAIR_NONE; i++) {
+        MOEC_TRY(moec_draft_bytes(&all, &largest, m, p, &u.twin.forms, i, parts_of(&u, &p->layer[i]), err));
+        out->disk += all;
+    }
+    const moec_pass_opts po = pass_opts(&spare, &u);
+    MOEC_TRY(moec_pass_estimate(&pass, m, u.n, moec_pass_max_seq(o->corpus), &po, err));
+    out->memory = pass.bytes;
+    out->token_passes = token_passes(&u);
+done:
+    release(&u);
+    return st;
 }
 
 moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m, const moec_repair_opts *o, moec_err *err)
@@ -548,21 +644,12 @@ moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m
     moec_status st = MOEC_OK;
     run u = {.m = m, .p = p, .o = o};
     *out = NULL;
-    if (m->family->n_tail > 0)
-        return moec_fail(err, MOEC_EINVAL, "repair: %s has experts without a network, whose part in a layer's output it does not "
-                         "take out", m->family->model_type);
     MOEC_TRY(MOEC_NEW(u.r, 1, err));
     u.r->work.folder.lock = -1;
-    MOEC_TRY(moec_preview_begin(&u.twin, m, p, err));
-    u.slots = u.twin.variant->model.dims.slots;
-    u.ld = m->dims.experts + m->dims.null_experts;
-    MOEC_TRY(place_windows(&u, err));
-    if (u.n > INT32_MAX || moec_plan_rewrites(p) || p->n_drop > 0)
-        MOEC_TRY(moec_fail(err, MOEC_EINVAL, u.n > INT32_MAX ? "repair: more than 2^31 tokens" : "repair: the plan has "
-                           "weights computed anew, or drops layers"));
+    MOEC_TRY(begin(&u, err));
     MOEC_TRY(make_room(&u, err)); /* nothing is left behind where there is none */
     MOEC_TRY(open_work(&u, err));
-    start_progress(&u);
+    moec_progress_start(&u.progress, "repair", "token passes", token_passes(&u), 0);
     MOEC_TRY(moec_pass_embed(u.first, err));
     MOEC_TRY(moec_pass_embed(u.second, err));
     for (int64_t l = 0; l < m->dims.layers; l++) {
@@ -577,6 +664,7 @@ moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m
     MOEC_TRY(moec_ckpt_unchanged(m->ckpt, err));
     MOEC_TRY(record(&u, err));
     moec_progress_finish(&u.progress);
+    say_few(&u);
     *out = u.r;
     u.r = NULL;
 done:

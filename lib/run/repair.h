@@ -15,8 +15,8 @@
 #define MOEC_RUN_REPAIR_H
 
 #include "calib/pass.h"
-#include "ckpt/override.h"
 #include "method/method.h"
+#include "run/work.h"
 
 /* What is fitted: nothing; down projections in closed form (moec_repair_ridge); gate, up and down by
  * gradient steps (moec_repair_deep), with the router where a whole layer has at most 2^22 weights, else behind a ridge solution. */
@@ -49,6 +49,9 @@ typedef struct moec_repair moec_repair;
  *  Cost: for each layer three forward passes and what repair.h of lib/method says. */
 MOEC_API moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m, const moec_repair_opts *o,
                                      moec_err *err) MOEC_USE_RESULT;
+/** What that run would take; the plan stays as it is. Errors of moec_repair_run that are known at the start. */
+MOEC_API moec_status moec_repair_estimate(moec_work_cost *out, moec_plan *p, const moec_model *m, const moec_repair_opts *o,
+                                          moec_err *err) MOEC_USE_RESULT;
 MOEC_API const moec_override *moec_repair_weights(const moec_repair *r);
 /** Moves the folder to `dir`, where it stays. MOEC_EIO. */
 MOEC_API moec_status moec_repair_keep(moec_repair *r, const char *dir, moec_err *err) MOEC_USE_RESULT;

@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/opt.h"
 #include "base/par.h"
 #include "base/version.h"
 #include "run/preview.h"
@@ -20,6 +21,7 @@ static const double outlier = 5.0; /* M of OWL */
 struct moec_thin {
     moec_work work;
     moec_thin_tally tally;
+    uint64_t *zeros; /* [sets] */
 };
 
 /* One set at a time. */
@@ -37,6 +39,7 @@ typedef struct job {
     uint64_t *count;  /* [E] zeros; outliers */
     double *sum;      /* [E] of scores */
     double limit;     /* above it a score is an outlier */
+    int64_t grain;    /* experts that a worker takes at once: as many workers as memory allows */
 } job;
 
 static int64_t larger(int64_t a, int64_t b)
@@ -299,17 +302,18 @@ static moec_status make_set(job *j, moec_err *err)
     j->l = moec_set_layer(j->m, j->set);
     if (!moec_override_has(j->t->work.weights, file)) {
         MOEC_TRY(moec_draft_new(&j->draft, j->t->work.weights, file, j->m, j->p, &j->forms, j->set, matrices, err));
-        MOEC_TRY(moec_par_for(E, 1, each, j, err));
+        MOEC_TRY(moec_par_for(E, j->grain, each, j, err));
         moec_sheet *sheet = j->draft.sheet;
         j->draft.sheet = NULL;
         MOEC_TRY(moec_sheet_commit(sheet, j->t->work.weights, err));
     } else {
         MOEC_TRY(moec_draft_reopen(&j->draft, j->t->work.weights, j->m, j->p, &j->forms, j->set, matrices, err));
     }
-    MOEC_TRY(moec_par_for(E, 1, zeros, j, err));
+    MOEC_TRY(moec_par_for(E, j->grain, zeros, j, err));
     for (int64_t e = 0; e < E; e++) {
         j->t->tally.unseen += j->me->n_needs > 0 && !was_seen(j, e);
         j->t->tally.zeros += j->count[e];
+        j->t->zeros[j->set] += j->count[e];
         j->t->tally.values += 3 * (uint64_t)(j->draft.expert[e].gate.rows * j->m->dims.hidden);
     }
 done:
@@ -326,11 +330,11 @@ static moec_status outliers(double *out, job *j, moec_err *err)
     double sum = 0.0, count = 0.0;
     j->l = moec_set_layer(j->m, j->set);
     j->limit = (double)INFINITY;
-    MOEC_TRY(moec_par_for(E, 1, weigh, j, err));
+    MOEC_TRY(moec_par_for(E, j->grain, weigh, j, err));
     for (int64_t e = 0; e < E; e++)
         sum += j->sum[e];
     j->limit = outlier * sum / values;
-    MOEC_TRY(moec_par_for(E, 1, weigh, j, err));
+    MOEC_TRY(moec_par_for(E, j->grain, weigh, j, err));
     for (int64_t e = 0; e < E; e++)
         count += (double)j->count[e];
     *out = 100.0 * count / values;
@@ -357,6 +361,65 @@ done:
     return st;
 }
 
+/* --- memory ---------------------------------------------------------------------------------------------------------- */
+
+/* `all`: bytes of an output's set. */
+static uint64_t worker_bytes(const moec_model *m, const moec_plan *p, uint64_t all)
+{
+    const uint64_t H = (uint64_t)m->dims.hidden, I = (uint64_t)m->dims.expert_width, most = H > I ? H : I;
+    uint64_t expert = 0;
+    for (int64_t i = 0; i < p->n_sets; i++)
+        for (int64_t e = 0; p->layer[i].rewritten && e < m->dims.experts; e++) {
+            const uint64_t b = moec_expert_bytes(moec_set_layer(m, i), e);
+            expert = b > expert ? b : expert;
+        }
+    return BLOCK * most * sizeof(float) + (H + 6 * I + 2 * most) * sizeof(double) + expert + all / (uint64_t)m->dims.experts +
+           (1u << 20); /* and a stack */
+}
+
+/* *workers: how many there may be. */
+static moec_status estimate(moec_work_cost *out, int64_t *workers, const moec_plan *p, const moec_model *m,
+                            const moec_forms *forms, const moec_thin_opts *o, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    uint64_t most = 0, largest = 0;
+    char have[32], need[32];
+    *out = (moec_work_cost){0};
+    for (int64_t i = 0; i < p->n_sets; i++) {
+        uint64_t all = 0, one = 0;
+        if (p->layer[i].rewritten)
+            MOEC_TRY(moec_draft_bytes(&all, &one, m, p, forms, i, matrices, err));
+        out->disk += all;
+        most = all > most ? all : most;
+        largest = one > largest ? one : largest;
+    }
+    const uint64_t each = worker_bytes(m, p, most), before = moec_resident_memory() + (4u << 20);
+    const int64_t threads = moec_par_threads();
+    for (*workers = threads < m->dims.experts ? threads : m->dims.experts; *workers > 0; --*workers) {
+        const uint64_t busy = (uint64_t)*workers * each;
+        out->memory = before + (busy > largest ? busy : largest);
+        if (o->max_memory == 0 || out->memory <= o->max_memory)
+            return MOEC_OK;
+    }
+    st = moec_fail(err, MOEC_ENOFIT, "--max-memory %s is too little: %s is the least this run can do with",
+                   moec_size_text(have, sizeof have, o->max_memory), moec_size_text(need, sizeof need, out->memory));
+done:
+    return st;
+}
+
+moec_status moec_thin_estimate(moec_work_cost *out, const moec_plan *p, const moec_model *m, const moec_thin_opts *o,
+                               moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_forms forms = {0};
+    int64_t workers;
+    MOEC_TRY(moec_forms_new(&forms, m, p, err));
+    MOEC_TRY(estimate(out, &workers, p, m, &forms, o, err));
+done:
+    moec_forms_release(&forms);
+    return st;
+}
+
 /* --- all of it ------------------------------------------------------------------------------------------------------- */
 
 static moec_status open_work(job *j, const moec_thin_opts *o, moec_err *err)
@@ -365,7 +428,7 @@ static moec_status open_work(job *j, const moec_thin_opts *o, moec_err *err)
     char *plan = NULL, *text = NULL;
     MOEC_TRY(moec_plan_to_text(&plan, j->p, err));
     MOEC_TRY(moec_format(&text, err, "thin 1 %s\n%s", moec_version(), plan));
-    MOEC_TRY(moec_work_open(&j->t->work, o->work, text, o->resume, err));
+    MOEC_TRY(moec_work_open(&j->t->work, o->work, text, o->resume, false, err));
 done:
     moec_free(plan);
     moec_free(text);
@@ -381,13 +444,21 @@ moec_status moec_thin_run(moec_thin **out, moec_plan *p, const moec_method *me, 
     moec_digest digest;
     double *share = NULL;
     const size_t E = (size_t)q->model->dims.experts;
+    moec_work_cost cost;
+    int64_t workers;
     *out = NULL;
     MOEC_TRY(MOEC_NEW(j.t, 1, err));
     j.t->work.folder.lock = -1;
+    MOEC_TRY(MOEC_NEW(j.t->zeros, (size_t)p->n_sets, err));
+    j.t->tally.set_zeros = j.t->zeros;
     MOEC_TRY(MOEC_NEW(j.count, E, err));
     MOEC_TRY(MOEC_NEW(j.sum, E, err));
     MOEC_TRY(MOEC_NEW(share, (size_t)p->n_sets, err));
     MOEC_TRY(moec_forms_new(&j.forms, q->model, p, err));
+    MOEC_TRY(estimate(&cost, &workers, p, q->model, &j.forms, o, err));
+    j.grain = (q->model->dims.experts + workers - 1) / workers;
+    if (workers >= moec_par_threads())
+        j.grain = 1; /* shares out better */
     MOEC_TRY(open_work(&j, o, err));
     MOEC_TRY(shares(share, &j, err));
     moec_progress_start(&progress, "thinning", "layers", (uint64_t)p->n_sets, 0);
@@ -430,7 +501,9 @@ moec_status moec_thin_keep(moec_thin *t, const char *dir, moec_err *err)
 
 void moec_thin_close(moec_thin *t, bool remove)
 {
-    if (t)
-        moec_work_close(&t->work, remove);
+    if (!t)
+        return;
+    moec_work_close(&t->work, remove);
+    moec_free(t->zeros);
     moec_free(t);
 }

@@ -3,17 +3,19 @@
 #ifndef MOEC_RUN_THIN_H
 #define MOEC_RUN_THIN_H
 
-#include "ckpt/override.h"
 #include "method/grain.h"
+#include "run/work.h"
 
 typedef struct moec_thin_opts {
     const char *work; /* the folder is WORK.partial */
     bool resume;
+    uint64_t max_memory; /* 0: no bound */
 } moec_thin_opts;
 
 typedef struct moec_thin_tally {
     int64_t unseen;         /* experts that no token selected and that were judged by their weights, MTP layers' among them */
     uint64_t zeros, values; /* of all experts' matrices as they are now */
+    const uint64_t *set_zeros; /* [sets of the plan], until moec_thin_close */
 } moec_thin_tally;
 
 typedef struct moec_thin moec_thin;
@@ -25,12 +27,17 @@ typedef struct moec_thin moec_thin;
  *  output of gate, up and down loses the same number of inputs.
  *  Results do not depend on the number of threads. Layers that an earlier run finished are taken over.
  *  @return MOEC_OK; MOEC_EINVAL: quantized weights without plan->dtype; MOEC_EEXIST: another run is at work in the folder;
- *          MOEC_ENUMERIC: a score or a value is not finite; MOEC_ENOFIT, MOEC_EINTR, MOEC_EIO, MOEC_ENOMEM.
- *  Cost: two reads of the experts (owl: four) and one write. Memory: some 100 rows of a matrix a worker, and
- *  the mapped pages of the expert that it is at, which go back behind each. No limit is set on that (--max-memory bounds the
- *  writing of the output, not this): fewer threads need less. */
+ *          MOEC_ENUMERIC: a score or a value is not finite; MOEC_ENOFIT (disk; max_memory, as moec_thin_estimate
+ *          says), MOEC_EINTR, MOEC_EIO, MOEC_ENOMEM.
+ *  Cost: two reads of the experts (owl: four) and one write. Memory: moec_thin_estimate. */
 MOEC_API moec_status moec_thin_run(moec_thin **out, moec_plan *p, const moec_method *me, const moec_request *q,
                                    const moec_thin_opts *o, moec_err *err) MOEC_USE_RESULT;
+/** What that run would take. Memory: what is resident now and the larger of the largest tensor written and, for each worker, some
+ *  100 rows of a matrix with the mapped pages of the expert that it is at, of source and output, which go back behind each. Under
+ *  max_memory there are fewer workers than threads. MOEC_ENOFIT: one worker is too much for it, the text says how much would
+ *  do; MOEC_EINVAL, MOEC_ENOMEM. */
+MOEC_API moec_status moec_thin_estimate(moec_work_cost *out, const moec_plan *p, const moec_model *m, const moec_thin_opts *o,
+                                        moec_err *err) MOEC_USE_RESULT;
 MOEC_API const moec_override *moec_thin_weights(const moec_thin *t);
 MOEC_API moec_thin_tally moec_thin_count(const moec_thin *t);
 /** Moves the folder to `dir`, where it stays. MOEC_EIO. */

@@ -3,50 +3,96 @@
 
 #include "base/file.h"
 #include "base/log.h"
+#include "base/mem.h"
+#include "run/preview.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
+/* "layer-00012.json", "set-00003.safetensors", and what writing them is called before it is done. */
 static bool is_layer(const char *name)
 {
-    return strncmp(name, "layer-", 6) == 0 || strncmp(name, "set-", 4) == 0;
+    static const char *const ends[] = {".safetensors", ".safetensors.tmp", ".json", ".json.tmp"};
+    const size_t head = strncmp(name, "layer-", 6) == 0 ? 6 : strncmp(name, "set-", 4) == 0 ? 4 : 0;
+    const size_t digits = strspn(name + head, "0123456789");
+    for (size_t i = 0; head > 0 && digits >= 5 && i < MOEC_COUNT(ends); i++)
+        if (strcmp(name + head + digits, ends[i]) == 0)
+            return true;
+    return false;
 }
 
-/* Hours of another run's work are not thrown away because an option differs, nor is what somebody else has put there. */
-static moec_status clear(moec_work *w, bool resume, moec_err *err)
+/* `layers`: files of layers. */
+static moec_status only_ours(size_t *layers, const char *dir, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char **name = NULL;
-    size_t n = 0, layers = 0;
-    MOEC_TRY(moec_dir_list(&name, &n, w->folder.dir, err));
+    size_t n = 0;
+    *layers = 0;
+    MOEC_TRY(moec_dir_list(&name, &n, dir, err));
     for (size_t i = 0; i < n; i++) {
-        layers += is_layer(name[i]);
-        if (!is_layer(name[i]) && strncmp(name[i], "state.json", 10) != 0)
-            MOEC_TRY(moec_fail(err, MOEC_EEXIST, "%s: holds %s, which was not made by moecompress; move it away", w->folder.dir,
-                               name[i]));
+        *layers += is_layer(name[i]);
+        if (!is_layer(name[i]) && strcmp(name[i], "state.json") != 0 && strcmp(name[i], "state.json.tmp") != 0)
+            MOEC_TRY(moec_fail(err, MOEC_EEXIST, "%s: holds %s, which was not made by moecompress; move it away", dir, name[i]));
     }
-    if (resume && w->folder.other && layers > 0)
-        MOEC_TRY(moec_fail(err, MOEC_EEXIST, "%s: holds finished layers of another model, text or options; --no-resume discards "
-                           "them", w->folder.dir));
-    MOEC_TRY(moec_checkpoint_clear(&w->folder, err));
 done:
     moec_names_free(name, n);
     return st;
 }
 
-moec_status moec_work_open(moec_work *w, const char *path, const char *identity, bool resume, moec_err *err)
+moec_status moec_work_ours(const char *dir, moec_err *err)
+{
+    size_t layers;
+    return only_ours(&layers, dir, err);
+}
+
+/* Hours of another run's work are not thrown away because an option differs, nor is what somebody else has put there. */
+static moec_status clear(moec_work *w, bool guard, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    size_t layers;
+    MOEC_TRY(only_ours(&layers, w->folder.dir, err));
+    if (guard && w->folder.other && layers > 0)
+        MOEC_TRY(moec_fail(err, MOEC_EEXIST, "%s: holds finished layers of another model, text or options; --no-resume discards "
+                           "them", w->folder.dir));
+    MOEC_TRY(moec_checkpoint_clear(&w->folder, err));
+done:
+    return st;
+}
+
+moec_status moec_work_open(moec_work *w, const char *path, const char *identity, bool resume, bool guard, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const moec_digest id = moec_hash_bytes(identity, strlen(identity));
     *w = (moec_work){.folder.lock = -1};
     MOEC_TRY(moec_checkpoint_open(&w->folder, path, id.hex, resume, err));
     if (!w->folder.same)
-        MOEC_TRY(clear(w, resume, err));
+        MOEC_TRY(clear(w, resume && guard, err));
     MOEC_TRY(moec_override_open(&w->weights, w->folder.dir, false, err));
     if (moec_override_count(w->weights) > 0)
         moec_say("%s: continuing", w->folder.dir);
 done:
+    return st;
+}
+
+moec_status moec_work_forget(const char *path, const moec_plan *done, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_work w = {.folder.lock = -1};
+    char *dir = NULL;
+    moec_err other = {MOEC_OK, ""};
+    bool same = false;
+    MOEC_TRY(moec_format(&dir, err, "%s.partial", path));
+    if (!done->weights[0] || !moec_path_is_dir(dir) || moec_work_ours(dir, &other) != MOEC_OK)
+        goto done;
+    if (moec_checkpoint_open(&w.folder, path, "", false, &other) == MOEC_OK) /* locks it */
+        same = moec_override_open(&w.weights, dir, false, &other) == MOEC_OK &&
+               moec_preview_check(done, w.weights, &other) == MOEC_OK;
+    if (same)
+        moec_say("%s: is what a finished run left; removed", dir);
+done:
+    moec_work_close(&w, same);
+    moec_free(dir);
     return st;
 }
 

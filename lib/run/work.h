@@ -5,18 +5,34 @@
 
 #include "calib/state.h"
 #include "ckpt/override.h"
+#include "method/plan.h"
 
 typedef struct moec_work {
     moec_checkpoint folder;
     moec_override *weights;
 } moec_work;
 
+/* What such work takes, before it is done. */
+typedef struct moec_work_cost {
+    uint64_t disk;         /* bytes of the folder in the end */
+    uint64_t memory;       /* resident, as planned; with max_memory below it */
+    uint64_t token_passes; /* as the progress line counts them, 0 where no text is run */
+} moec_work_cost;
+
 /** Opens PATH.partial for a run that `identity` describes, takes over what such a run left there, and locks it. Files of
  *  layers begin with "layer-" or "set-". Release with moec_work_close, also after failure.
- *  MOEC_EEXIST: another run is at work there, layers of a run of another identity are there (unless resume is off), or something
- *  that this program did not make; MOEC_EFORMAT: a file of it is damaged; MOEC_EIO, MOEC_ENOMEM. */
-MOEC_API moec_status moec_work_open(moec_work *w, const char *path, const char *identity, bool resume, moec_err *err)
-    MOEC_USE_RESULT;
+ *  guard: the work is dear, so that layers of a run of another identity are refused and not discarded, unless resume is off.
+ *  MOEC_EEXIST: another run is at work there, such layers are there, or something that this program did not make
+ *  (moec_work_ours); MOEC_EFORMAT: a file of it is damaged; MOEC_EIO, MOEC_ENOMEM. */
+MOEC_API moec_status moec_work_open(moec_work *w, const char *path, const char *identity, bool resume, bool guard,
+                                    moec_err *err) MOEC_USE_RESULT;
+/** Does a folder hold nothing but what such work is made of, so that it may be removed? MOEC_EEXIST: no, the text names what;
+ *  MOEC_EIO, MOEC_ENOMEM. */
+MOEC_API moec_status moec_work_ours(const char *dir, moec_err *err) MOEC_USE_RESULT;
+/** Removes PATH.partial where its weights are those that the plan `done` was carried out with: what a run leaves that was killed
+ *  between giving the output its name and its last step. Work that another output needs, or that cannot be read, stays.
+ *  MOEC_ENOMEM. Cost: one read of the weights. */
+MOEC_API moec_status moec_work_forget(const char *path, const moec_plan *done, moec_err *err) MOEC_USE_RESULT;
 /** Gives the folder the name `dir`, under which it stays. MOEC_EIO. */
 MOEC_API moec_status moec_work_keep(const moec_work *w, const char *dir, moec_err *err) MOEC_USE_RESULT;
 /** `remove`: the folder goes, too. Of a zeroed one that was never opened: folder.lock must be -1. */

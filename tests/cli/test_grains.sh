@@ -42,10 +42,19 @@ expect 2 'wanda goes with --grain weights; the methods of --grain experts are fr
 expect 2 'base is not for method wanda' prune "$demo" --stats one.h5 --grain weights --sparsity 50% --base "$demo" -o out
 ok "nothing written" [ ! -e out ]
 prints 'neurons +96 -> 48' prune "$demo" --stats one.h5 --grain neurons --remove 50% -o narrow
+ok "no table of kept experts" [ "$(grep -c 'most removed' "$work/stdout")" -eq 0 ]
+ok "no rounding is said where there is none" [ "$(grep -c 'would leave' "$work/stderr")" -eq 0 ]
 prints '"ok": true' verify narrow "$demo" --json
 ok "the key of the width" grep -q '"moe_intermediate_size": 48' narrow/config.json
 ok "no work is left" [ ! -e narrow.thin.partial ]
 prints 'neurons +96 -> 64' prune "$demo" --stats one.h5 --grain neurons --remove 25% --align 64 --dry-run
+ok "and why" grep -q 'removing 25 % of 96 would leave 72; 64 stay (33.33 %' "$work/stderr"
+prints 'thin +4.50 MiB of disk beside the output, .* of memory' prune "$demo" --stats one.h5 --grain neurons --remove 25% --dry-run
+expect 4 'is too little: [0-9.]+ MiB is the least' \
+    prune "$demo" --stats one.h5 --grain neurons --remove 50% --max-memory 2MiB --plan-only -o small.json
+expect 4 'is too little: [0-9.]+ MiB is the least' \
+    prune "$demo" --stats one.h5 --grain weights --sparsity 50% --max-memory 2MiB --plan-only -o small.json
+ok "nothing written" [ -z "$(find . -name 'small*')" ]
 expect 3 'there already' prune "$demo" --stats one.h5 --grain neurons --remove 50% -o narrow
 prints . prune "$demo" --stats one.h5 --grain neurons --remove 50% --plan-only -o plan.json
 prints . apply "$demo" plan.json -o applied
@@ -56,15 +65,34 @@ cp -R plan.json.weights biased.json.weights
 expect 3 'digest' \
     eval "$demo" --plan biased.json --text "$demo/samples.txt" --seq-len 64
 mv plan.json.weights elsewhere
-expect 3 'not here|no such folder|are not' apply "$demo" plan.json -o again
+expect 3 "plan.json.weights: the folder of the plan's weights is missing" apply "$demo" plan.json -o again
+expect 3 "plan.json.weights: the folder of the plan's weights is missing" \
+    eval "$demo" --plan plan.json --text "$demo/samples.txt" --seq-len 64
+mkdir plan.json.weights
+expect 3 "plan.json.weights: the plan's weights should be in there, and none are" apply "$demo" plan.json -o again
+# a plan without weights in the place of one with them
+rmdir plan.json.weights
+mv elsewhere plan.json.weights
+prints . prune "$demo" --stats one.h5 --remove 50% --plan-only --overwrite -o plan.json
+ok "weights of the older plan are gone" [ ! -e plan.json.weights ]
+mkdir plan.json.weights
+echo mine >plan.json.weights/notes.txt
+expect 0 'were not removed: .*holds notes.txt, which was not made' \
+    prune "$demo" --stats one.h5 --remove 50% --plan-only --overwrite -o plan.json
+expect 3 'holds notes.txt, which was not made' \
+    prune "$demo" --stats one.h5 --grain neurons --remove 50% --plan-only --overwrite -o plan.json
+ok "what others made stays" [ -s plan.json.weights/notes.txt ]
 
 # weights
 prints 'zeros +1769472 of 3538944 weights of experts .50.00 %.; a dense file is not smaller' prune "$demo" --stats one.h5 --grain weights --pattern 2:4 -o sparse
+ok "zeros of each layer" [ "$(grep -c ' 884736 *442368  50.00 %' "$work/stdout")" -eq 4 ]
 prints '"zeros": 1769472' prune "$demo" --grain weights --method magnitude --sparsity 50% --overwrite --json -o sparse
 prints '"ok": true' verify sparse "$demo" --json
 
 # layers
 prints 'layers +4 -> 3' prune "$demo" --stats zero.h5 --grain blocks --remove 1 -o short
+ok "the layer and its similarity" [ "$(grep -cE '^ +[0-3] +0[.][0-9]+   dropped$' "$work/stdout")" -eq 1 ]
+ok "no table of kept experts" [ "$(grep -c 'most removed' "$work/stdout")" -eq 0 ]
 prints '"ok": true' verify short "$demo" --json
 prints 'layers +4 -> 2' prune "$demo" --stats zero.h5 --grain blocks --remove 50% --dry-run
 expect 2 'the model has 4' prune "$demo" --stats zero.h5 --grain blocks --remove 4 -o none

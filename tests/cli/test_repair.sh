@@ -66,11 +66,53 @@ if [ -z "$sanitized" ]; then
     ok "as uninterrupted" diff -r deep killed
 fi
 
+# --- work that is left -------------------------------------------------------------------------------------------------
+# A plan's weights are the folder of work under another name.
+cp -r plan.json.weights finished.repair.partial
+# shellcheck disable=SC2086
+expect 0 'continuing' prune $common -o finished --repair deep $texts
+ok "as computed" diff -r deep finished
+cp -r plan.json.weights finished.repair.partial
+# shellcheck disable=SC2086
+expect 3 'is there already' prune $common -o finished --repair deep $texts
+ok "what a finished run left is gone" [ ! -e finished.repair.partial ]
+cp -r plan.json.weights finished.repair.partial
+# shellcheck disable=SC2086
+expect 0 'what a finished run left; removed' prune $common -o finished --overwrite $texts
+ok "and does not stand in the way of another" diff -r ridge finished
+cp -r plan.json.weights finished.repair.partial
+# shellcheck disable=SC2086
+expect 3 'is there already' prune $common -o finished $texts
+ok "work of another output stays" [ -s finished.repair.partial/layer-00000.safetensors ]
+# shellcheck disable=SC2086
+expect 3 'layers of another model, text or options; --no-resume' prune $common -o finished --overwrite $texts
+ok "and is there still" [ -s finished.repair.partial/layer-00000.safetensors ]
+cp -r plan.json.weights hashed.repair.partial
+printf x | dd of=hashed.repair.partial/layer-00002.safetensors bs=1 seek=70000 conv=notrunc 2>/dev/null
+# shellcheck disable=SC2086
+expect 3 'layer-00002.safetensors: is not what was written there' prune $common -o hashed --repair deep $texts
+ok "nothing written" [ ! -e hashed ]
+rm -r hashed.repair.partial finished.repair.partial
+
+# --- what is said ------------------------------------------------------------------------------------------------------
+head -n 6 calib.txt >little.txt
+expect 0 'of 32 experts that were fitted [0-9]+ saw fewer of the [0-9]+ tokens than they have neurons .96.' \
+    prune "$model" --stats stats.h5 --remove 50% --seq-len 128 -o few --text little.txt
+expect 0 'windows of 64 tokens, the statistics were collected with --seq-len 128' \
+    prune "$model" --stats stats.h5 --remove 50% --seq-len 64 --dry-run --text little.txt
+prints 'repair +1.12 MiB of disk beside the output, .* of memory, [0-9]+ token passes' \
+    prune "$model" --stats stats.h5 --remove 50% --seq-len 128 --dry-run --text little.txt
+ok "nothing to note" [ "$(grep -c 'were collected with' "$work/stderr")" -eq 0 ]
+# 4 layers of 8 experts, three matrices of 96 x 192, and the router's rows, in two bytes
+prints '"work_disk_bytes": 3551232,' prune "$model" --stats stats.h5 --remove 50% --repair deep --dry-run --json --text little.txt
+
 mkdir lone.json.weights
 # --- bad input ---------------------------------------------------------------------------------------------------------
 # shellcheck disable=SC2086
 {
     expect 2 'give --text' prune $common -o x --repair
+    expect 2 'say how --text is read' prune $common -o x --seq-len 128
+    expect 2 'say how --text is read' prune $common -o x --tokens 128
     expect 2 'repair none was given' prune $common -o x --repair none --text calib.txt
     expect 2 'goes with --repair deep' prune $common -o x --repair ridge --repair-epochs 3 --text calib.txt
     expect 3 'is there already' prune $common -o plain $texts
@@ -98,6 +140,6 @@ printf x | dd of=moved.json.weights/layer-00002.safetensors bs=1 seek=70000 conv
 expect 3 'digest' apply "$model" moved.json -o x
 expect 3 'digest' eval "$model" --plan moved.json --seq-len 128 --text held.txt
 rm -r moved.json.weights
-expect 3 'no such folder' apply "$model" moved.json -o x
+expect 3 'moved.json.weights: the folder of the plan.s weights is missing' apply "$model" moved.json -o x
 ok "nothing is left behind" [ -z "$(find . -maxdepth 1 -name "x*")" ]
 finish

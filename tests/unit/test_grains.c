@@ -478,6 +478,49 @@ static void test_resume(void **state)
 
 /* --- layers ---------------------------------------------------------------------------------------------------------- */
 
+/* Fewer workers under a bound, the same bytes; too tight a bound says what would do. */
+static void test_memory(void **state)
+{
+    (void)state;
+    tiny_spec spec = tiny_of("qwen3_moe");
+    spec.dtype = MOEC_BF16;
+    open_new(&spec);
+    moec_stats *s = make(1);
+    moec_request q = request(s, MOEC_GRAIN_NEURONS);
+    q.width = model->dims.expert_width / 2;
+    moec_plan *p = plan("mean-abs", &q);
+    const moec_method *me = moec_method_of_grain(MOEC_PRUNE, q.grain, "mean-abs");
+    moec_thin_opts o = {.work = work};
+    moec_work_cost one, many, bound;
+    moec_thin *t = NULL;
+    moec_thin_tally tally;
+    moec_err err = {MOEC_OK, ""};
+    uint64_t bytes = 0;
+    moec_par_set_threads(1);
+    assert_int_equal(moec_thin_estimate(&one, p, model, &o, &err), MOEC_OK);
+    moec_par_set_threads(4);
+    assert_int_equal(moec_thin_estimate(&many, p, model, &o, &err), MOEC_OK);
+    assert_true(many.memory >= one.memory + (3u << 20)); /* 1 MiB and more a worker */
+    o.max_memory = one.memory + (many.memory - one.memory) / 2;
+    assert_int_equal(moec_thin_estimate(&bound, p, model, &o, &err), MOEC_OK);
+    assert_true(bound.memory <= o.max_memory);
+    assert_int_equal(moec_thin_run(&t, p, me, &q, &o, &err), MOEC_OK);
+    for (int64_t i = 0; i < p->n_layers; i++)
+        bytes += 3u * 2u * (uint64_t)(p->layer[i].n_keep * model->dims.hidden * q.width);
+    assert_int_equal(bound.disk, bytes);
+    const moec_digest with = moec_hash_bytes(p->weights, strlen(p->weights));
+    moec_thin_close(t, true);
+    (void)run_thin(p, "mean-abs", &q, &tally);
+    assert_string_equal(with.hex, moec_hash_bytes(p->weights, strlen(p->weights)).hex);
+    moec_par_set_threads(0);
+    o.max_memory = 1 << 20;
+    assert_int_equal(moec_thin_run(&t, p, me, &q, &o, &err), MOEC_ENOFIT);
+    assert_non_null(strstr(err.text, "is the least this run can do with"));
+    assert_null(t);
+    moec_plan_free(p);
+    moec_stats_free(s);
+}
+
 static void test_blocks(void **state)
 {
     (void)state;
@@ -565,6 +608,7 @@ int main(void)
         cmocka_unit_test(test_neuron_scores),  cmocka_unit_test(test_neurons_kept), cmocka_unit_test(test_score_is_the_error),
         cmocka_unit_test(test_width),          cmocka_unit_test(test_shared_width), cmocka_unit_test(test_neurons_written),
         cmocka_unit_test(test_weights_written), cmocka_unit_test(test_cut),         cmocka_unit_test(test_owl),
-        cmocka_unit_test(test_resume),         cmocka_unit_test(test_blocks),         cmocka_unit_test(test_top_k)};
+        cmocka_unit_test(test_resume),         cmocka_unit_test(test_blocks),         cmocka_unit_test(test_top_k),
+        cmocka_unit_test(test_memory)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -22,6 +22,7 @@ typedef struct params {
 
 static const char *const colours[] = {"red", "green", "blue", NULL};
 static const moec_opt rows[] = {
+    {.kind = MOEC_OPT_HEADING, .help = "what is painted"},
     {"flag", 'f', MOEC_FLAG(params, flag), .help = "switch something"},
     {"on", 0, MOEC_FLAG(params, on), .fallback = "on", .help = "do something"},
     {"number", 'n', MOEC_INT(params, number), .fallback = "5", .lo = 1, .hi = 10, .value = "N", .help = "how many"},
@@ -30,6 +31,7 @@ static const moec_opt rows[] = {
     {"share", 0, MOEC_SHARE(params, share), .fallback = "25%", .lo = 0.01, .hi = 0.9, .help = "which part"},
     {"size", 0, MOEC_SIZE(params, size), .fallback = "1MiB", .help = "how big"},
     {"text", 't', MOEC_TEXT(params, text), .value = "FILE", .help = "which file"},
+    {.kind = MOEC_OPT_HEADING, .help = "with what"},
     {"list", 0, MOEC_LIST(params, list), .help = "which files"},
     {"choice", 0, MOEC_CHOICE(params, choice), .choices = colours, .fallback = "green", .help = "which colour"},
     {.kind = MOEC_OPT_END},
@@ -169,6 +171,7 @@ static void mistakes_are_named(void **state)
     refuses("w --flag --no-flag", "--flag is given twice");
     refuses("w --flag=1", "--flag takes no value");
     refuses("w --no-number", "no option --no-number");
+    refuses("w --=3", "no option --"); /* a heading has no name */
 }
 
 static void sizes_are_read(void **state)
@@ -253,8 +256,9 @@ static void help_comes_from_the_rows(void **state)
     static const char *const help[] = {
         "usage: moecompress paint WALL [DOOR] [options]", "  -f, --flag", "      --no-on", "do not do something",
         "--number N", "(1 to 10; default 5)", "given or not (0 to 99)", "(1% to 90%; default 25%)", "--list VALUE...",
-        "(red, green, blue; default green)", "  -t, --text FILE", "  moecompress paint w d\n", "--help", NULL};
-    static const char *const man[] = {".TH MOECOMPRESS 1", ".SS \"paint\"", "\\-\\-number N", "\n\\&.and\\ea 'door'",
+        "(red, green, blue; default green)", "what is painted:\n  -f, --flag",
+        "\nwith what:\n      --list", "  -t, --text FILE", "  moecompress paint w d\n", "--help", NULL};
+    static const char *const man[] = {".TH MOECOMPRESS 1", ".SS \"paint\"", "\\-\\-number N", ".I with what\n.TP\n.B \\-\\-list", "\n\\&.and\\ea 'door'",
                                       ".SH EXIT STATUS", NULL};
     static const char *const bash[] = {"paint)", "--flag --no-on --number", "--choice) choices=\"red green blue\"",
                                        "complete -o filenames -F _moecompress moecompress", NULL};
