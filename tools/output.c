@@ -163,6 +163,24 @@ static void print_plan(const moec_plan *p, const moec_model *m, const moec_thin_
            p->method[0] ? p->method : "none");
 }
 
+/* What fitted routers did to how much each expert has to do. */
+static void print_shift(const moec_plan *p)
+{
+    const moec_plan_layer *most = NULL;
+    int64_t routers = 0, refitted = 0;
+    for (int64_t i = 0; i < p->n_layers; i++) {
+        const moec_plan_layer *l = &p->layer[i];
+        if (isnan(l->load_shift))
+            continue;
+        routers++;
+        refitted += l->router_refit;
+        most = !most || l->load_shift > most->load_shift ? l : most;
+    }
+    if (most)
+        printf("router: fitted in %" PRId64 " of %" PRId64 " layers; at most %.2f %% of the load moves to other experts (layer %"
+               PRId64 ")\n", refitted, routers, 100.0 * most->load_shift, most->layer);
+}
+
 /* Held-out error of each layer, without and with the weights that were fitted. */
 static void print_repair(const moec_plan *p)
 {
@@ -175,6 +193,7 @@ static void print_repair(const moec_plan *p)
             printf("%5" PRId64 " %14.5g %14.5g %8.3f\n", l->layer, l->error_before, l->error_after,
                    l->error_before > 0.0 ? l->error_after / l->error_before : 1.0);
     }
+    print_shift(p);
     printf("error: squared difference from what the layer's experts should give, relative to that, on held-out windows of --text; "
            "ratio 1: not changed\n\n");
 }
@@ -236,6 +255,10 @@ static moec_json *repair_json(const moec_plan *p)
         moec_json_set(o, "layer", moec_json_new_int(l->layer));
         moec_json_set(o, "before", moec_json_new_real(l->error_before));
         moec_json_set(o, "after", moec_json_new_real(l->error_after));
+        if (!isnan(l->load_shift)) {
+            moec_json_set(o, "load_shift", moec_json_new_real(l->load_shift));
+            moec_json_set(o, "router_refit", moec_json_new_bool(l->router_refit));
+        }
         moec_json_push(list, o);
     }
     return list;

@@ -95,7 +95,8 @@ moec_status moec_plan_new(moec_plan **out, const moec_model *m, const char *meth
     for (int64_t i = 0; i < m->sets; i++) {
         const moec_set *s = &m->set[i];
         p->layer[p->n_sets++] = (moec_plan_layer){.kind = s->kind, .layer = s->layer, .n_experts = m->dims.experts,
-                                                  .error_before = (double)NAN, .error_after = (double)NAN};
+                                                  .error_before = (double)NAN, .error_after = (double)NAN,
+                                                  .load_shift = (double)NAN};
         if (s->kind == MOEC_SET_MTP)
             p->mtp = MOEC_PLAN_MTP_KEEP;
     }
@@ -169,6 +170,10 @@ static void add_rewritten(moec_json *o, const moec_plan_layer *l)
         if (l->rewritten & parts[i].bit)
             moec_json_push(a, moec_json_new_string(parts[i].name));
     moec_json_set(o, "rewritten", a);
+    if ((l->rewritten & MOEC_PART_ROUTER) && !isnan(l->load_shift)) {
+        moec_json_set(o, "load_shift", moec_json_new_real(l->load_shift));
+        moec_json_set(o, "router_refit", moec_json_new_bool(l->router_refit));
+    }
     if (isnan(l->error_before) || isnan(l->error_after))
         return;
     a = moec_json_new_array();
@@ -383,6 +388,23 @@ done:
     return st;
 }
 
+/* What became of the router, only where it is rewritten. */
+static moec_status read_shift(moec_plan_layer *l, const moec_reader *r, const moec_json *o, const char *where)
+{
+    const moec_json *shift = moec_json_get(o, "load_shift"), *refit = moec_json_get(o, "router_refit");
+    l->load_shift = (double)NAN;
+    if (!shift && !refit)
+        return MOEC_OK;
+    if (!(l->rewritten & MOEC_PART_ROUTER) || !shift || !refit)
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: load_shift and router_refit go together, with router in rewritten", r->what,
+                         where);
+    if (!moec_json_real(shift, &l->load_shift) || !(l->load_shift >= 0.0 && l->load_shift <= 1.0))
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: load_shift is not a number from 0 to 1", r->what, where);
+    if (!moec_json_bool(refit, &l->router_refit))
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: router_refit is not true or false", r->what, where);
+    return MOEC_OK;
+}
+
 static moec_status read_rewritten(moec_plan_layer *l, const moec_reader *r, const moec_json *o, const char *where)
 {
     const moec_json *a = moec_json_get(o, "rewritten"), *h = moec_json_get(o, "held_out");
@@ -402,12 +424,13 @@ static moec_status read_rewritten(moec_plan_layer *l, const moec_reader *r, cons
     if (h && (moec_json_len(h) != 2 || !moec_json_real(moec_json_at(h, 0), &l->error_before) ||
               !moec_json_real(moec_json_at(h, 1), &l->error_after)))
         return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: held_out is not two numbers", r->what, where);
-    return MOEC_OK;
+    return read_shift(l, r, o, where);
 }
 
 static moec_status read_layer(moec_plan_layer *l, const moec_reader *r, moec_json *o, int64_t i)
 {
-    static const char *const known[] = {"layer", "experts", "keep", "unseen", "protected", "score", "rewritten", "held_out"};
+    static const char *const known[] = {"layer", "experts", "keep", "unseen", "protected", "score", "rewritten", "held_out",
+                                        "load_shift", "router_refit"};
     moec_status st = MOEC_OK;
     char where[48];
     snprintf(where, sizeof where, "layers[%lld]", (long long)i);

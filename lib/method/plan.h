@@ -19,6 +19,9 @@ typedef struct moec_plan_layer {
     int32_t *guarded;   /* ascending (--protect) */
     uint32_t rewritten; /* moec_part bits: weights that are computed anew (repair), not copied */
     double error_before, error_after; /* of the layer on held-out tokens, without and with them (see repair.h); NAN: unknown */
+    double load_shift;  /* where the router is among them: half the L1 distance between the shares of selections that kept experts
+                           have by their old rows and by the new ones, 0 to 1; NAN: unknown or not rewritten */
+    bool router_refit;  /* and whether its rows did change: those that did not help are not taken */
 } moec_plan_layer;
 
 /* What becomes of multi-token-prediction layers. */
@@ -70,7 +73,7 @@ MOEC_API moec_status moec_plan_set_option(moec_plan *p, const char *key, moec_js
  *  "betas": [one a layer] (0 to 1, only with top_k and new_top_k 2), "expert_width": N, "drop_layers": [..], "repair": {..},
  *  "weights": digest;
  *  in a layer "rewritten": ["gate", "up", "down", "router", "router_bias", "selection_bias"] and "held_out": [error before,
- *  after]; behind them
+ *  after], and with "router" in it "load_shift": 0 to 1 and "router_refit": true|false, which go together; behind them
  *  "others": [{"kind": "attention"|"mtp", "layer", "experts", "keep", "rewritten"}], sets that calibration does not see. */
 MOEC_API moec_status moec_plan_to_json(moec_json **out, const moec_plan *p, moec_err *err) MOEC_USE_RESULT;
 /** The same as text, one layer a line, so that plans can be read and compared. Free with moec_free. */

@@ -110,6 +110,61 @@ typedef struct moec_deep_opts {
 MOEC_API moec_status moec_repair_deep(int64_t *taken, moec_repair_task *t, const moec_deep_opts *o, moec_err *err)
     MOEC_USE_RESULT;
 
+/* Which experts of the source a kept one stands for: those it was merged from, or itself alone. */
+typedef struct moec_router_groups {
+    const int64_t *first;  /* [n_keep + 1] offsets of kept k's members, one at least */
+    const int32_t *member; /* [first[n_keep]] numbers in the source */
+    const double *share;   /* beside member: what it hands of its score, above 0 and at most 1; NULL: all */
+} moec_router_groups;
+
+/** Logits out [n,n_keep] with which kept experts are chosen as their members were, from the source's z [n,ld] (biases included):
+ *
+ *     softmax   log sum_j share_j exp z_j: the softmax over groups is then the members' probability together
+ *     sigmoid   logit of max_j share_j sigmoid(z_j), i.e. max z_j where shares are 1; sums of scores above 1 have no logit
+ *
+ *  A group of one keeps its own logit. Selection biases have no part in it: a merged expert is to keep that of the member whose
+ *  row it starts from. Sums in float64. MOEC_EINVAL: scores of another kind, a group without members, a share out of range.
+ *  Cost: an exponential a member and token. */
+MOEC_API moec_status moec_router_group(float *out, const moec_router_groups *g, int64_t n_keep, const float *z, int64_t ld,
+                                       int64_t n, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
+
+typedef struct moec_router_opts {
+    double lambda; /* of the mean diagonal of the Gram matrix; 0: 1e-12 */
+    double reach;  /* of |y|^2, beside the squares of what a token's output changes by; above 0 */
+} moec_router_opts;
+
+/** New rows of the router of the experts that stay, in closed form, from task.router's r0 and fitted tokens:
+ *
+ *     r_C = argmin sum_t w_t (c_tC - (r_C - r0_C) . x_t)^2 + mu |r_C - r0_C|^2,   mu = lambda / H * trace(sum_t w_t x_t x_t^T)
+ *
+ *  where c [n_fit,n_keep] is what the logits want to move by: one Cholesky factorisation for all rows. With `want` [n_fit,n_keep]
+ *  (moec_router_group's, say) c = want - logits now, under softmax less its mean over C, since a number added to all
+ *  logits of a token changes nothing. Without, c is what would make each token's own output best, by one step of Gauss and Newton
+ *  with the selection as it is: over the selected experts
+ *
+ *     c_t = argmin |rest_t - sum_e c_te dr_t/dz_e|^2 + reach |y_t|^2 |c_t|^2      dr/dz as for moec_repair_deep
+ *
+ *  within -3 to 3, and 0 for the others. All tokens are routed anew by the rows as rounded to the tensor's type, and these are taken,
+ *  with ids, gates and rest, when the held-out error drops (of the fitted tokens where none is held out); else everything is as
+ *  before, bit for bit. Nothing is done where moec_repair_can_route says no, nor without `want` where the weight is on the input.
+ *  MOEC_ENOMEM; MOEC_EINTR: rest, ids and gates may be of neither state; MOEC_ENUMERIC: a weight of the input is not finite.
+ *  Cost: n_fit H^2 + H^3/3 + 2 n_fit K H operations, and the experts' part of a forward pass once for fitted tokens (without
+ *  `want`), twice for held-out ones, and twice for fitted ones if taken. Memory: moec_repair_router_bytes.
+ *  Unpublished. For merged groups the log-sum-exp is exact with the experts tied; for experts that are only left out, handing a removed
+ *  one's probability to those that are like it (shares by regression of outputs) was worse than nothing behind a ridge
+ *  solution, which has made up for it already; hence the second form. */
+MOEC_API moec_status moec_repair_router(bool *taken, moec_repair_task *t, const float *want, const moec_router_opts *o,
+                                        moec_err *err) MOEC_USE_RESULT;
+/** Are there rows that can be fitted: one matrix on the experts' input, the k best by softmax or sigmoid, no null experts? */
+MOEC_API bool moec_repair_can_route(const moec_repair_task *t);
+/** Bytes that moec_repair_router needs besides the task's own arrays. */
+MOEC_API size_t moec_repair_router_bytes(const moec_model *m, int64_t n, int64_t slots);
+
+/** Half the L1 distance between how n tokens' selections are shared among experts by `before` and by `after` [n,slots], 0 to 1; 0
+ *  without selections. -1: empty. MOEC_ENOMEM. */
+MOEC_API moec_status moec_load_shift(double *out, const int32_t *before, const int32_t *after, int64_t n, int64_t slots,
+                                     int64_t experts, moec_err *err) MOEC_USE_RESULT;
+
 /** Bytes that the two need besides the task's own arrays, with batches of up to 1024 tokens and `dense` of up to 4096. */
 MOEC_API size_t moec_repair_bytes(const moec_model *m, int64_t n, int64_t slots, int64_t block_values);
 

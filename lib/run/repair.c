@@ -22,6 +22,7 @@ enum {
     BLOCK_VALUES = 1 << 22,
 };
 static const double LAMBDA = 1e-2;
+static const moec_router_opts ROUTER = {.lambda = 1e-3, .reach = 0.02};
 /* Steps of a layer's matrices are this share of their size times the root of its relative error, FASTEST at most: a layer from which
  * little is missing must not be thrown about. */
 static const double RATE = 0.1, FASTEST = 0.1;
@@ -99,8 +100,10 @@ static moec_status number_chunks(run *u, moec_err *err)
 static size_t own_bytes(const run *u)
 {
     const size_t n = (size_t)u->n;
-    return n * (2 * (size_t)hidden_of(u) + (size_t)u->ld + 1 + 2 * (size_t)u->slots) * sizeof(float) +
-           moec_repair_bytes(u->m, u->n, u->slots, BLOCK_VALUES) + (u->o->method ? moec_choose_bytes(u->m) : 0);
+    const size_t fit = moec_repair_bytes(u->m, u->n, u->slots, BLOCK_VALUES);
+    const size_t router = u->o->router ? moec_repair_router_bytes(u->m, u->n, u->slots) : 0;
+    return n * (2 * (size_t)hidden_of(u) + (size_t)u->ld + 1 + 3 * (size_t)u->slots) * sizeof(float) + (fit > router ? fit : router) +
+           (u->o->method ? moec_choose_bytes(u->m) : 0);
 }
 
 /* Of the first pass. `spare`: the least that the second can do with is kept free for it. */
@@ -266,9 +269,54 @@ static uint32_t parts_of(const run *u, const moec_plan_layer *pl)
     return MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN | (whole_layer(u, pl) ? MOEC_PART_ROUTER : 0);
 }
 
+static bool is_plain(const run *u, int64_t set, uint32_t part)
+{
+    const moec_forms *f = &u->twin.forms;
+    for (size_t i = 0; i < f->n; i++) {
+        const moec_dtype t = f->cast[i].dtype;
+        if (f->place[i].role != MOEC_ROLE_OTHER && f->place[i].set == set && (f->place[i].parts & part) && t != MOEC_F32 &&
+            t != MOEC_BF16 && t != MOEC_F16)
+            return false;
+    }
+    return true;
+}
+
+/* Can the rows of a set's router be refitted and written? */
+static bool can_refit(const run *u, int64_t set)
+{
+    const moec_layer *l = moec_set_layer(u->m, set);
+    const moec_repair_task t = {.model = u->m, .router = l->mat[MOEC_MAT_ROUTER]};
+    return moec_repair_can_route(&t) && !l->mat[MOEC_MAT_ROUTER_IN].of && !l->mat[MOEC_MAT_ROUTER_MAP].of &&
+           !u->m->family->weight_on_input && is_plain(u, set, MOEC_PART_ROUTER) &&
+           moec_plan_slots(u->p, u->m, set).live == u->p->layer[set].n_keep;
+}
+
+/* All that is in the draft of a set. */
+static uint32_t drafted(const run *u, int64_t set)
+{
+    const uint32_t parts = parts_of(u, &u->p->layer[set]);
+    return u->o->router && can_refit(u, set) ? parts | MOEC_PART_ROUTER : parts;
+}
+
 static int epochs_of(const moec_repair_opts *o)
 {
     return o->kind != MOEC_REPAIR_DEEP ? 0 : o->epochs > 0 ? o->epochs : EPOCHS;
+}
+
+/* Other tokens of an expert, other best projections: one more sweep where the router changed. */
+static moec_status refit_router(moec_repair_task *t, const moec_ridge_opts *ridge, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_ridge_opts once = *ridge;
+    int64_t again = 0;
+    bool taken;
+    once.sweeps = 1;
+    MOEC_TRY(moec_repair_router(&taken, t, NULL, &ROUTER, err));
+    if (taken)
+        MOEC_TRY(moec_repair_ridge(&again, t, &once, err));
+    moec_note("layer %lld: router %s", (long long)t->layer->index, taken ? "refitted" : "stays");
+done:
+    return st;
 }
 
 /* `wanted`: of moec_repair_missing before anything was subtracted. */
@@ -288,6 +336,10 @@ static moec_status fit(run *u, const moec_plan_layer *pl, moec_repair_task *t, m
         MOEC_TRY(moec_repair_deep(&visits, t, &deep, err));
     if (u->o->kind == MOEC_REPAIR_DEEP && one && visits == 0) /* the steps were too bold for the held-out tokens */
         MOEC_TRY(moec_repair_ridge(&taken, t, &ridge, err));
+    if (u->o->router && t->router.of)
+        MOEC_TRY(refit_router(t, &ridge, err));
+    else if (u->o->router)
+        moec_note("layer %lld: its router cannot be refitted", (long long)t->layer->index);
     moec_note("layer %lld: %lld of %lld projections refitted, %lld visits taken", (long long)t->layer->index, (long long)taken,
               (long long)t->n_keep, (long long)visits);
 done:
@@ -329,6 +381,43 @@ static void say_few(const run *u)
                   (long long)u->m->dims.expert_width);
 }
 
+/* The router's rows and who was selected, to be compared with what they are after the fit. */
+typedef struct routed {
+    float *rows;  /* [n_keep,H] */
+    int32_t *ids; /* [n,slots] */
+} routed;
+
+static moec_status remember(routed *out, const moec_repair_task *t, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const int64_t hidden = t->model->dims.hidden;
+    const size_t cells = (size_t)(t->n * t->slots);
+    if (!t->router.of)
+        return st;
+    MOEC_TRY(MOEC_NEW(out->rows, (size_t)(t->n_keep * hidden), err));
+    MOEC_TRY(MOEC_NEW(out->ids, cells, err));
+    moec_weight_read(out->rows, hidden, &t->router, 0, t->n_keep, 0, hidden);
+    memcpy(out->ids, t->ids, cells * sizeof *out->ids);
+done:
+    return st;
+}
+
+static moec_status compare(moec_plan_layer *pl, const routed *was, const moec_repair_task *t, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const int64_t hidden = t->model->dims.hidden;
+    float *now = NULL;
+    if (!t->router.of)
+        return st;
+    MOEC_TRY(MOEC_NEW(now, (size_t)(t->n_keep * hidden), err));
+    moec_weight_read(now, hidden, &t->router, 0, t->n_keep, 0, hidden);
+    pl->router_refit = memcmp(now, was->rows, (size_t)(t->n_keep * hidden) * sizeof *now) != 0;
+    MOEC_TRY(moec_load_shift(&pl->load_shift, was->ids, t->ids, t->n, t->slots, pl->n_experts, err));
+done:
+    moec_free(now);
+    return st;
+}
+
 /* The task of a layer whose sample is there, on the twin's layer as the draft shows it. */
 static moec_status solve(run *u, int64_t set, const moec_draft *d, moec_err *err)
 {
@@ -337,6 +426,7 @@ static moec_status solve(run *u, int64_t set, const moec_draft *d, moec_err *err
     const moec_model *twin = &u->twin.variant->model;
     const moec_layer *l = &twin->layer[pl->layer];
     float *bias = NULL;
+    routed was = {0};
     scale_weights(u);
     for (int64_t e = 0; e < u->m->dims.experts; e++)
         for (int64_t i = 0; l->removed && l->removed[e] && i < u->n; i++)
@@ -354,7 +444,9 @@ static moec_status solve(run *u, int64_t set, const moec_draft *d, moec_err *err
     const moec_repair_error all = wanted(u);
     MOEC_TRY(moec_repair_start(&t, err));
     const moec_repair_error before = moec_repair_missing(&t);
+    MOEC_TRY(remember(&was, &t, err));
     MOEC_TRY(fit(u, pl, &t, all, err));
+    MOEC_TRY(compare(pl, &was, &t, err));
     const moec_repair_error after = moec_repair_missing(&t);
     const bool held = u->n_fit < u->n;
     const double whole = (held ? all.held : all.fit) + 1e-30; /* nothing may be wanted */
@@ -363,6 +455,8 @@ static moec_status solve(run *u, int64_t set, const moec_draft *d, moec_err *err
     if (!isfinite(pl->error_before) || !isfinite(pl->error_after))
         st = moec_fail(err, MOEC_ENUMERIC, "layer %lld: what its experts leave is not finite", (long long)pl->layer);
 done:
+    moec_free(was.rows);
+    moec_free(was.ids);
     moec_free(bias);
     return st;
 }
@@ -372,8 +466,8 @@ static void file_name(char out[64], int64_t layer, const char *end)
     snprintf(out, 64, "layer-%05lld.%s", (long long)layer, end);
 }
 
-/* What was found out about a layer stands beside its weights: errors, who was chosen, and a hash by which a later run knows
- * the weights (of `sheet`; NULL: there are none). */
+/* What was found out about a layer stands beside its weights: errors, what the router did, who was chosen, and a hash
+ * by which a later run knows the weights (of `sheet`; NULL: there are none). */
 static moec_status write_record(const run *u, const moec_plan_layer *pl, const moec_sheet *sheet, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -382,6 +476,10 @@ static moec_status write_record(const run *u, const moec_plan_layer *pl, const m
     if (u->o->kind != MOEC_REPAIR_NONE) {
         moec_json_set(o, "before", moec_json_new_real(pl->error_before));
         moec_json_set(o, "after", moec_json_new_real(pl->error_after));
+    }
+    if (!isnan(pl->load_shift)) {
+        moec_json_set(o, "load_shift", moec_json_new_real(pl->load_shift));
+        moec_json_set(o, "router_refit", moec_json_new_bool(pl->router_refit));
     }
     moec_json_set(o, "keep", moec_json_new_ints(pl->keep, pl->n_keep));
     if (pl->score)
@@ -455,7 +553,10 @@ static moec_status read_record(bool *found, const run *u, moec_plan_layer *pl, m
     MOEC_TRY(moec_json_read(&v, path, 1 << 24, err));
     const bool errors = u->o->kind == MOEC_REPAIR_NONE || (moec_json_real(moec_json_get(v, "before"), &pl->error_before) &&
                                                            moec_json_real(moec_json_get(v, "after"), &pl->error_after));
-    if (!errors || !read_keep(pl, v))
+    const moec_json *shift = moec_json_get(v, "load_shift");
+    const bool moved = !shift || (moec_json_real(shift, &pl->load_shift) && pl->load_shift >= 0.0 && pl->load_shift <= 1.0 &&
+                                   moec_json_bool(moec_json_get(v, "router_refit"), &pl->router_refit));
+    if (!errors || !moved || !read_keep(pl, v))
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: damaged; --no-resume begins anew", path));
     if (u->o->kind != MOEC_REPAIR_NONE)
         MOEC_TRY(check_weights(u, pl, v, err));
@@ -492,7 +593,7 @@ static moec_status fit_layer(run *u, int64_t set, moec_draft *draft, moec_err *e
     const moec_plan_layer *pl = &u->p->layer[set];
     char file[64];
     file_name(file, pl->layer, "safetensors");
-    MOEC_TRY(moec_draft_new(draft, u->r->work.weights, file, u->m, u->p, &u->twin.forms, set, parts_of(u, pl), err));
+    MOEC_TRY(moec_draft_new(draft, u->r->work.weights, file, u->m, u->p, &u->twin.forms, set, drafted(u, set), err));
     MOEC_TRY(moec_preview_set(&u->twin, u->p, set, draft, err));
     MOEC_TRY(solve(u, set, &u->twin.draft[set], err));
     moec_sheet *sheet = u->twin.draft[set].sheet;
@@ -513,7 +614,7 @@ static moec_status repair_layer(run *u, int64_t set, moec_err *err)
     bool found;
     MOEC_TRY(read_record(&found, u, pl, err));
     if (found && fits)
-        MOEC_TRY(moec_draft_reopen(&draft, u->r->work.weights, u->m, u->p, &u->twin.forms, set, parts_of(u, pl), err));
+        MOEC_TRY(moec_draft_reopen(&draft, u->r->work.weights, u->m, u->p, &u->twin.forms, set, drafted(u, set), err));
     if (!found) {
         MOEC_TRY(moec_pass_look(u->second, pl->layer, see_twin, u, err));
         MOEC_TRY(subtract_bias(u, &u->m->layer[pl->layer], err));
@@ -525,7 +626,7 @@ static moec_status repair_layer(run *u, int64_t set, moec_err *err)
     if (!found)
         MOEC_TRY(fits ? fit_layer(u, set, &draft, err) : write_record(u, pl, NULL, err));
     if (fits)
-        pl->rewritten = parts_of(u, pl);
+        pl->rewritten = drafted(u, set);
 done:
     moec_draft_release(&draft);
     return st;
@@ -554,10 +655,10 @@ static moec_status open_work(run *u, moec_err *err)
     moec_digest words;
     MOEC_TRY(moec_plan_to_text(&plan, u->p, err));
     MOEC_TRY(moec_corpus_digest(&words, u->o->corpus, err));
-    MOEC_TRY(moec_format(&text, err, "repair 2 %s\n%s\n%s %s\n%d %d %d %llu\n%d %d %d %d %d %g %g %g\n%s", moec_version(),
+    MOEC_TRY(moec_format(&text, err, "repair 2 %s\n%s\n%s %s\n%d %d %d %llu\n%d %d %d %d %d %g %g %g\n%d %g %g\n%s", moec_version(),
                          u->o->fingerprint, words.hex, u->o->method ? u->o->method->name : "", (int)u->o->kind,
                          (int)u->o->compute, epochs_of(u->o), (unsigned long long)u->o->seed, EVERY, RIDGE_SWEEPS, DENSE, BATCH,
-                         BLOCK_VALUES, LAMBDA, RATE, FASTEST, plan));
+                         BLOCK_VALUES, LAMBDA, RATE, FASTEST, (int)u->o->router, ROUTER.lambda, ROUTER.reach, plan));
     MOEC_TRY(moec_work_open(&u->r->work, u->o->work, text, u->o->resume, true, err));
 done:
     moec_free(plan);
@@ -587,6 +688,8 @@ static moec_status record(run *u, moec_err *err)
         moec_json_set(o, "epochs", moec_json_new_int(epochs_of(u->o)));
         moec_json_set(o, "seed", moec_json_new_int((int64_t)u->o->seed));
     }
+    if (u->o->router)
+        moec_json_set(o, "router", moec_json_new_string("refit"));
     MOEC_TRY(moec_json_dump(&u->p->repair, o, 0, err));
 done:
     moec_json_free(o);

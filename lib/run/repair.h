@@ -28,6 +28,8 @@ typedef struct moec_repair_opts {
                                   lists stand */
     const moec_corpus *corpus;
     moec_compute compute;   /* of the forward passes; fitting is in float32 */
+    bool router;            /* behind all that, the router's rows are refitted in closed form (moec_repair_router) where they can be:
+                               a layer where not says so in a note */
     int epochs;             /* of MOEC_REPAIR_DEEP, over each layer's tokens; 0: the default */
     uint64_t seed;
     uint64_t max_memory;    /* 0: what the machine has */
@@ -38,7 +40,8 @@ typedef struct moec_repair_opts {
 
 typedef struct moec_repair moec_repair;
 
-/** Repairs: fills rewritten, error_before and error_after of the plan's MoE layers, and its `repair` and `weights`. The plan must
+/** Repairs: fills rewritten, error_before and error_after of the plan's MoE layers, load_shift (over all tokens of the text) and
+ *  router_refit of those whose router is fitted, and its `repair` and `weights`. The plan must
  *  fit the model (moec_plan_check) and rewrite nothing yet. error: sum w |y - r|^2 / sum w |y|^2 on held-out windows (on all
  *  when there is one window), without and with the fitted weights.
  *  With o->method the keep lists and scores of MoE layers are replaced, each by what its layer gives behind those before it.

@@ -41,6 +41,25 @@ fi
 ok "only down projections change by ridge" grep -q '"rewritten": *\["down"\]' ridge/moecompress.json
 ok "the manifest has held-out errors" grep -q '"held_out"' ridge/moecompress.json
 
+# --- the router too ----------------------------------------------------------------------------------------------------
+# shellcheck disable=SC2086
+{
+    ok "refit" "$program" prune $common -q -o refit --repair-router refit --json $texts >refit.out 2>stderr
+    ok "one thread refits" "$program" prune $common -q -o refit1 --threads 1 --repair-router refit $texts >refit1.out 2>stderr
+}
+ok "refit verifies" "$program" verify refit "$model" >stdout 2>stderr
+ok "refit as with more threads" diff -r refit refit1
+ok "what became of routers is said" [ "$(grep -c '"router_refit"' refit.out)" -eq 4 ]
+ok "the manifest has the load's shift" grep -q '"load_shift"' refit/moecompress.json
+ok "the largest shift is printed" grep -q '^router: fitted in [0-4] of 4 layers; at most [0-9.]* % of the load moves' refit1.out
+ok "deep reports it, too" grep -q '"load_shift"' deep/moecompress.json
+ok "ridge alone has none" [ -z "$(grep load_shift ridge/moecompress.json)" ]
+if [ -z "$sanitized" ]; then
+    d=$(kl refit)
+    ok "a router is refitted" grep -q '"router_refit": *true' refit.out # the sanitizers' short text is too little for that
+    ok "not worse than ridge alone ($d, $b)" awk -v d="$d" -v b="$b" 'BEGIN { exit !(d < 1.01 * b) }'
+fi
+
 # --- the same bytes ----------------------------------------------------------------------------------------------------
 # shellcheck disable=SC2086
 {
@@ -115,6 +134,7 @@ mkdir lone.json.weights
     expect 2 'say how --text is read' prune $common -o x --tokens 128
     expect 2 'repair none was given' prune $common -o x --repair none --text calib.txt
     expect 2 'goes with --repair deep' prune $common -o x --repair ridge --repair-epochs 3 --text calib.txt
+    expect 2 'repair-router refit goes with' prune $common -o x --repair none --repair-router refit
     expect 3 'is there already' prune $common -o plain $texts
     expect 4 'max-memory' prune $common -o x --max-memory 20MiB $texts
     expect 3 'weights: is there already' prune $common --plan-only -o lone.json $texts

@@ -5,7 +5,8 @@
 1. BUILD_DIR/moecompress prunes the demo model by half with --repair ridge. The down projections of its first layer must be those
    that a plain numpy solution of the same normal equations gives (block Gauss-Seidel over experts with a held-out test, written
    here from the formulas in lib/method/repair.h), from the input, residual streams and router of transformers' model.
-2. Repaired models (ridge, deep) load in transformers without a missing or unexpected key, and the mean log-likelihood there is
+2. With --repair-router refit, the rows of that layer's router must be those of numpy's solution behind its projections.
+3. Repaired models (ridge, deep, refit) load in transformers without a missing or unexpected key, and the mean log-likelihood there is
    that of `eval`.
 Exit 0: nothing differs.
 """
@@ -26,6 +27,7 @@ from tokenizers import Tokenizer
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DEMO = os.path.join(ROOT, "recipes", "demo-model")
 SEQ, WINDOWS, EVERY, SWEEPS, LAMBDA = 128, 40, 8, 3, 1e-2
+ROUTER_LAMBDA, REACH = 1e-3, 0.02
 
 failed = 0
 
@@ -100,7 +102,24 @@ def ridge(model_dir, keep, x, h, after, top_k):
             after_rest = rest - acts[k] @ (new - down[k]).T
             if (w[held, None] * after_rest[held] ** 2).sum() < (w[held, None] * rest[held] ** 2).sum():
                 rest, down[k], taken = after_rest, new, taken + 1
-    return down, taken
+    fit = ~held
+    return down, taken, dict(x=x[fit], rest=rest[fit], g=g[fit], order=order[fit], acts=[b[fit] for b in acts], w=w[fit])
+
+
+def refit(rows, down, s):
+    """Rows of the router by moec_repair_router without targets: of the selected experts, what their logits want to move by."""
+    given = np.stack([b @ d.T for b, d in zip(s["acts"], down)], 1)[np.arange(len(s["x"]))[:, None], s["order"]]
+    r = given.sum(1)
+    jacobian = given - np.take_along_axis(s["g"], s["order"], 1)[:, :, None] * r[:, None]
+    gram = np.einsum("tah,tbh->tab", jacobian, jacobian)
+    gram += REACH * ((r + s["rest"]) ** 2).sum(1)[:, None, None] * np.eye(gram.shape[1])
+    wish = np.linalg.solve(gram, np.einsum("tah,th->ta", jacobian, s["rest"])[..., None])[..., 0]
+    change = np.zeros_like(s["g"])
+    np.put_along_axis(change, s["order"], wish.clip(-3, 3), 1)
+    weighted = s["x"] * s["w"][:, None]
+    a = weighted.T @ s["x"]
+    a += ROUTER_LAMBDA * np.trace(a) / len(a) * np.eye(len(a))
+    return rows + np.linalg.solve(a, weighted.T @ change).T
 
 
 def main():
@@ -117,20 +136,27 @@ def main():
         text = ["--seq-len", str(SEQ), "--compute", "f32", "-q", "--text", "text.ids"]
         subprocess.run([program, "calibrate", DEMO, "-o", "stats.h5", *text], check=True)
         common = [program, "prune", DEMO, "--stats", "stats.h5", "--method", "energy", "--remove", "50%"]
-        for kind in ("ridge", "deep"):
-            subprocess.run([*common, "-o", kind, "--repair", kind, *text], check=True, stdout=subprocess.DEVNULL)
+        for kind, how in (("ridge", ["ridge"]), ("deep", ["deep"]), ("refit", ["ridge", "--repair-router", "refit"])):
+            subprocess.run([*common, "-o", kind, "--repair", *how, *text], check=True, stdout=subprocess.DEVNULL)
 
         original = load(DEMO)
         keep = json.load(open("ridge/moecompress.json"))["plan"]["layers"][0]["keep"]
         x, h, after = first_layer(original, windows)
-        want, taken = ridge(DEMO, keep, x, h, after, original.config.num_experts_per_tok)
+        want, taken, state = ridge(DEMO, keep, x, h, after, original.config.num_experts_per_tok)
         have = [tensor("ridge", f"model.layers.0.mlp.experts.{k}.down_proj.weight") for k in range(len(keep))]
         old = [tensor(DEMO, f"model.layers.0.mlp.experts.{e}.down_proj.weight") for e in keep]
         moved = np.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(want, old)))
         apart = np.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(want, have)))
         check(taken > 0 and apart < 0.02 * moved,
               f"layer 0: {taken} visits taken; numpy's projections moved {moved:.4g}, ours are {apart:.2g} from them")
-        for kind in ("ridge", "deep"):
+        name = "model.layers.0.mlp.gate.weight"
+        old, have = tensor(DEMO, name)[keep], tensor("refit", name)
+        want = bf16(refit(old, want, state))
+        moved, apart = np.sqrt(((want - old) ** 2).sum()), np.sqrt(((want - have) ** 2).sum())
+        told = json.load(open("refit/moecompress.json"))["plan"]["layers"][0]
+        check(told["router_refit"] and 0 < told["load_shift"] < 0.1 and apart < 0.05 * moved,
+              f"layer 0: load shifts by {told['load_shift']:.4f}; numpy's rows moved {moved:.4g}, ours are {apart:.2g} from them")
+        for kind in ("ridge", "deep", "refit"):
             model = load(kind)
             with torch.no_grad():
                 logits = model(torch.tensor(windows)).logits.double()

@@ -88,6 +88,36 @@ static void test_round_trip(void **state)
 
 #define OTHER(kind, layer) "{\"kind\": \"" kind "\", \"layer\": " layer ", \"experts\": 4, \"keep\": [0, 2]}"
 
+#define SHIFTED(part, more)                                                                                            \
+    HEAD "\"layers\": [{\"layer\": 0, \"experts\": 4, \"keep\": [0], \"rewritten\": [" part "], " more "}]}"
+
+/* What became of the router. */
+static void test_shift(void **state)
+{
+    (void)state;
+    static const char text[] = SHIFTED("\"down\", \"router\"", "\"held_out\": [0.5, 0.25], \"load_shift\": 0.125, \"router_refit\": true");
+    moec_plan *p, *again;
+    char *first, *second;
+    assert_int_equal(moec_plan_parse(&p, text, sizeof text - 1, "plan", NULL), MOEC_OK);
+    assert_true(p->layer[0].load_shift == 0.125 && p->layer[0].router_refit);
+    assert_int_equal(moec_plan_to_text(&first, p, NULL), MOEC_OK);
+    assert_non_null(strstr(first, "\"load_shift\""));
+    assert_int_equal(moec_plan_parse(&again, first, strlen(first), "plan", NULL), MOEC_OK);
+    assert_int_equal(moec_plan_to_text(&second, again, NULL), MOEC_OK);
+    assert_string_equal(first, second);
+    moec_free(first);
+    moec_free(second);
+    moec_plan_free(again);
+    p->layer[0].rewritten = MOEC_PART_DOWN; /* it is of the router */
+    assert_int_equal(moec_plan_to_text(&first, p, NULL), MOEC_OK);
+    assert_null(strstr(first, "load_shift"));
+    moec_free(first);
+    moec_plan_free(p);
+    p = make(0x0f);
+    assert_true(p->layer[0].load_shift != p->layer[0].load_shift); /* NAN */
+    moec_plan_free(p);
+}
+
 /* What is only there where it applies is written as it was read, and nowhere else. */
 static void test_extras(void **state)
 {
@@ -176,6 +206,13 @@ static void test_hostile(void **state)
          "others[0]: keep"},
         {HEAD "\"others\": [{\"kind\": \"mtp\", \"layer\": 0, \"experts\": 4, \"keep\": [0], \"score\": []}], "
          "\"layers\": [" LAYER("[0]") "]}", "unknown key score"},
+        {SHIFTED("\"router\"", "\"load_shift\": 1.5, \"router_refit\": true"), "load_shift is not a number from 0 to 1"},
+        {SHIFTED("\"router\"", "\"load_shift\": -0.1, \"router_refit\": true"), "load_shift is not a number from 0 to 1"},
+        {SHIFTED("\"router\"", "\"load_shift\": \"1\", \"router_refit\": true"), "load_shift is not a number from 0 to 1"},
+        {SHIFTED("\"router\"", "\"load_shift\": 0.5, \"router_refit\": 1"), "router_refit is not true or false"},
+        {SHIFTED("\"router\"", "\"load_shift\": 0.5"), "go together"},
+        {SHIFTED("\"router\"", "\"router_refit\": false"), "go together"},
+        {SHIFTED("\"down\"", "\"load_shift\": 0.5, \"router_refit\": true"), "with router in rewritten"},
         {"{\"moecompress_plan\": 1, \"kind\": \"prune\", \"model\": \"\", \"top_k\": 2, \"new_top_k\": 3, \"layers\": []}",
          "new_top_k"},
         {"{\"moecompress_plan\": 1, \"kind\": \"prune\", \"model\": \"0123456789012345678901234567890123\", \"top_k\": 2, "
@@ -267,6 +304,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_extras),
+        cmocka_unit_test(test_shift),
         cmocka_unit_test(test_hostile),
         cmocka_unit_test(test_other_model),
         cmocka_unit_test(test_lines),
