@@ -730,7 +730,7 @@ moec_status moec_repair_estimate(moec_work_cost *out, moec_plan *p, const moec_m
     *out = (moec_work_cost){0};
     MOEC_TRY(begin(&u, err));
     for (int64_t i = 0; i < p->n_layers && o->kind != MOEC_REPAIR_NONE; i++) {
-        MOEC_TRY(moec_draft_bytes(&all, &largest, m, p, &u.twin.forms, i, parts_of(&u, &p->layer[i]), err));
+        MOEC_TRY(moec_draft_bytes(&all, &largest, m, p, &u.twin.forms, i, drafted(&u, i), err));
         out->disk += all;
     }
     const moec_pass_opts po = pass_opts(&spare, &u);
