@@ -55,6 +55,7 @@ static void release_layer(moec_plan_layer *l)
     moec_free(l->keep);
     moec_free(l->score);
     moec_free(l->unseen);
+    moec_free(l->into);
     moec_free(l->guarded);
 }
 
@@ -182,6 +183,24 @@ static void add_rewritten(moec_json *o, const moec_plan_layer *l)
     moec_json_set(o, "held_out", a);
 }
 
+/* Groups of two and more, in the order of those that were kept. */
+static moec_json *merged_json(const moec_plan_layer *l)
+{
+    moec_json *a = moec_json_new_array();
+    for (int64_t k = 0; k < l->n_keep; k++) {
+        moec_json *group = moec_json_new_array();
+        moec_json_push(group, moec_json_new_int(l->keep[k]));
+        for (int32_t e = 0; e < l->n_experts; e++)
+            if (e != l->keep[k] && l->into[e] == l->keep[k])
+                moec_json_push(group, moec_json_new_int(e));
+        if (moec_json_len(group) > 1)
+            moec_json_push(a, group);
+        else
+            moec_json_free(group);
+    }
+    return a;
+}
+
 static moec_json *layer_json(const moec_plan_layer *l)
 {
     moec_json *o = moec_json_new_object();
@@ -199,6 +218,8 @@ static moec_json *layer_json(const moec_plan_layer *l)
     moec_json_set(o, "protected", moec_json_new_ints(l->guarded, l->n_guarded));
     if (l->score)
         moec_json_set(o, "score", moec_json_new_reals(l->score, l->n_experts));
+    if (l->into)
+        moec_json_set(o, "merged", merged_json(l));
     if (l->rewritten)
         add_rewritten(o, l);
     return o;
@@ -218,7 +239,7 @@ static moec_status head_json(moec_json **out, const moec_plan *p, moec_err *err)
     }
     *out = o = moec_json_new_object();
     moec_json_set(o, "moecompress_plan", moec_json_new_int(VERSION));
-    moec_json_set(o, "kind", moec_json_new_string("prune"));
+    moec_json_set(o, "kind", moec_json_new_string(moec_plan_merges(p) ? "merge" : "prune"));
     moec_json_set(o, "model", moec_json_new_string(p->model));
     moec_json_set(o, "model_type", moec_json_new_string(p->model_type));
     moec_json_set(o, "method", moec_json_new_string(p->method));
@@ -405,6 +426,50 @@ static moec_status read_shift(moec_plan_layer *l, const moec_reader *r, const mo
     return MOEC_OK;
 }
 
+/* One group: the expert that was kept, then what went into it. */
+static moec_status read_group(moec_plan_layer *l, const moec_reader *r, const moec_json *a, const char *where)
+{
+    int64_t centre = -1;
+    for (size_t i = 0; i < moec_json_len(a); i++) {
+        int64_t e;
+        if (!moec_json_int(moec_json_at(a, i), &e) || e < 0 || e >= l->n_experts || l->into[e] >= 0)
+            return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: merged: an entry is not an expert from 0 to %lld, each once", r->what,
+                             where, (long long)l->n_experts - 1);
+        centre = i == 0 ? e : centre;
+        l->into[e] = (int32_t)centre;
+    }
+    return MOEC_OK;
+}
+
+static moec_status read_merged(moec_plan_layer *l, const moec_reader *r, const moec_json *o, const char *where)
+{
+    const moec_json *a = moec_json_get(o, "merged");
+    moec_status st = MOEC_OK;
+    if (!a)
+        return st;
+    if (moec_json_type(a) != MOEC_JSON_ARRAY || moec_json_len(a) > (size_t)l->n_experts)
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: merged is not a list of groups", r->what, where);
+    MOEC_TRY(MOEC_NEW(l->into, (size_t)l->n_experts, r->err));
+    for (int64_t e = 0; e < l->n_experts; e++)
+        l->into[e] = -1;
+    for (size_t i = 0; i < moec_json_len(a); i++)
+        MOEC_TRY(read_group(l, r, moec_json_at(a, i), where));
+    for (int64_t k = 0; k < l->n_keep; k++)
+        if (l->into[l->keep[k]] < 0)
+            l->into[l->keep[k]] = l->keep[k];
+    for (int64_t e = 0; e < l->n_experts; e++) {
+        const int32_t to = l->into[e];
+        bool kept = to < 0;
+        for (int64_t k = 0; !kept && k < l->n_keep; k++)
+            kept = l->keep[k] == to;
+        if (!kept)
+            return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: merged: expert %d, into which %d went, is not kept", r->what, where,
+                             (int)to, (int)e);
+    }
+done:
+    return st;
+}
+
 static moec_status read_rewritten(moec_plan_layer *l, const moec_reader *r, const moec_json *o, const char *where)
 {
     const moec_json *a = moec_json_get(o, "rewritten"), *h = moec_json_get(o, "held_out");
@@ -430,7 +495,7 @@ static moec_status read_rewritten(moec_plan_layer *l, const moec_reader *r, cons
 static moec_status read_layer(moec_plan_layer *l, const moec_reader *r, moec_json *o, int64_t i)
 {
     static const char *const known[] = {"layer", "experts", "keep", "unseen", "protected", "score", "rewritten", "held_out",
-                                        "load_shift", "router_refit"};
+                                        "load_shift", "router_refit", "merged"};
     moec_status st = MOEC_OK;
     char where[48];
     snprintf(where, sizeof where, "layers[%lld]", (long long)i);
@@ -441,6 +506,7 @@ static moec_status read_layer(moec_plan_layer *l, const moec_reader *r, moec_jso
     MOEC_TRY(read_list(&l->unseen, &l->n_unseen, r, o, where, "unseen", l->n_experts, false));
     MOEC_TRY(read_list(&l->guarded, &l->n_guarded, r, o, where, "protected", l->n_experts, false));
     MOEC_TRY(read_scores(l, r, o, where));
+    MOEC_TRY(read_merged(l, r, o, where));
     MOEC_TRY(read_rewritten(l, r, o, where));
 done:
     return st;
@@ -557,8 +623,8 @@ static moec_status read_head(moec_plan *p, const moec_reader *r, const moec_json
     const char *kind = moec_json_string(moec_json_get(root, "kind"));
     moec_json *options = moec_json_get(root, "options");
     MOEC_TRY(moec__read_int(&version, r, root, "plan", "moecompress_plan", VERSION, VERSION));
-    if (!kind || strcmp(kind, "prune") != 0)
-        return moec_fail(r->err, MOEC_EFORMAT, "%s: kind is %.40s, expected prune", r->what, kind ? kind : "missing");
+    if (!kind || (strcmp(kind, "prune") != 0 && strcmp(kind, "merge") != 0))
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: kind is %.40s, expected prune or merge", r->what, kind ? kind : "missing");
     if (options && moec_json_type(options) != MOEC_JSON_OBJECT)
         return moec_fail(r->err, MOEC_EFORMAT, "%s: options is not a JSON object", r->what);
     MOEC_TRY(moec__read_text(p->model, sizeof p->model, r, root, "model", true));

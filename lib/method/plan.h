@@ -17,6 +17,8 @@ typedef struct moec_plan_layer {
     int32_t *unseen;    /* ascending; a zero score here means "never seen", not "small" */
     int64_t n_guarded;  /* experts that were kept whatever their score, */
     int32_t *guarded;   /* ascending (--protect) */
+    int32_t *into;      /* [n_experts] kept expert that each was merged into (a kept one: itself), -1: it is only removed; NULL:
+                           nothing was merged */
     uint32_t rewritten; /* moec_part bits: weights that are computed anew (repair), not copied */
     double error_before, error_after; /* of the layer on held-out tokens, without and with them (see repair.h); NAN: unknown */
     double load_shift;  /* where the router is among them: half the L1 distance between the shares of selections that kept experts
@@ -67,12 +69,12 @@ MOEC_API int64_t moec_plan_layer_number(const moec_plan *p, int64_t layer);
 MOEC_API void moec_plan_drop_mtp(moec_plan *p);
 /** Adds options[key] (or replaces it); `value` is taken over in any case. MOEC_EFORMAT: options is not JSON; MOEC_ENOMEM. */
 MOEC_API moec_status moec_plan_set_option(moec_plan *p, const char *key, moec_json *value, moec_err *err) MOEC_USE_RESULT;
-/** {"moecompress_plan": 1, "kind": "prune", "model", "model_type", "method", "options", "stats", "top_k", "new_top_k",
+/** {"moecompress_plan": 1, "kind": "prune"|"merge", "model", "model_type", "method", "options", "stats", "top_k", "new_top_k",
  *  "layers": [{"layer", "experts", "keep", "unseen", "protected", "score"}]}; score only where there is one. Where they
  *  apply, in front of "layers": "mtp": "keep"|"drop", "groups": "drop", "pad": N, "dtype": "bf16"|"f16"|"f32",
  *  "betas": [one a layer] (0 to 1, only with top_k and new_top_k 2), "expert_width": N, "drop_layers": [..], "repair": {..},
  *  "weights": digest;
- *  in a layer "rewritten": ["gate", "up", "down", "router", "router_bias", "selection_bias"] and "held_out": [error before,
+ *  in a layer "merged": [[kept expert, others that went into it, ..], ..], "rewritten": ["gate", "up", "down", "router", "router_bias", "selection_bias"] and "held_out": [error before,
  *  after], and with "router" in it "load_shift": 0 to 1 and "router_refit": true|false, which go together; behind them
  *  "others": [{"kind": "attention"|"mtp", "layer", "experts", "keep", "rewritten"}], sets that calibration does not see. */
 MOEC_API moec_status moec_plan_to_json(moec_json **out, const moec_plan *p, moec_err *err) MOEC_USE_RESULT;
@@ -157,6 +159,8 @@ MOEC_API int64_t moec_plan_number(const moec_plan *p, const moec_model *m, int64
  *  the shared expert stays as it is, -1: nothing follows. MOEC_EINVAL: no, the text says why. */
 MOEC_API moec_status moec_plan_check_width(int64_t *shared, const moec_model *m, int64_t width, moec_err *err)
     MOEC_USE_RESULT;
+/** Were experts of any layer merged? */
+MOEC_API bool moec_plan_merges(const moec_plan *p);
 /** Does any layer have weights that are computed anew? */
 MOEC_API bool moec_plan_rewrites(const moec_plan *p);
 /** Record of MoE layer `layer`, or NULL. */

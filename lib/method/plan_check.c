@@ -233,6 +233,14 @@ static moec_status check_top_k(const moec_plan *p, const moec_model *m, moec_err
     return MOEC_OK;
 }
 
+bool moec_plan_merges(const moec_plan *p)
+{
+    for (int64_t i = 0; i < p->n_sets; i++)
+        if (p->layer[i].into)
+            return true;
+    return false;
+}
+
 bool moec_plan_rewrites(const moec_plan *p)
 {
     for (int64_t i = 0; i < p->n_sets; i++)

@@ -131,7 +131,7 @@ static moec_status manifest_text(char **out, const moec_writer *w, const job *j,
     moec_json_set(source, "name", folder_name(moec_ckpt_dir(j->m->ckpt)));
     moec_json_set(source, "model_type", moec_json_new_string(j->m->family->model_type));
     moec_json_set(o, "moecompress", moec_json_new_string(moec_version()));
-    moec_json_set(o, "verb", moec_json_new_string("prune"));
+    moec_json_set(o, "verb", moec_json_new_string(moec_plan_merges(j->p) ? "merge" : "prune"));
     moec_json_set(o, "method", moec_json_new_string(j->p->method));
     moec_json_set(o, "source", source);
     moec_json_set(o, "output", model_json(&after, made->ckpt));
