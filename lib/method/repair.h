@@ -46,28 +46,43 @@ typedef struct moec_ridge_opts {
     int sweeps;     /* over all experts */
     double lambda;  /* of the mean diagonal of the expert's Gram matrix */
     int64_t dense;  /* widest I that is solved by Cholesky factorisation; wider ones by conjugate gradients */
+    int up_sweeps;  /* the first ones, in which up projections are fitted, too */
+    int up_steps;   /* of conjugate gradients on one; 0: up projections stay */
 } moec_ridge_opts;
 
-/** New down projections D of the experts that stay, in closed form. In turn for each expert e, with a_t = act(gate x_t, up x_t),
- *  b_t = g_t a_t and the target z_t = rest_t + D b_t of its tokens T that are fitted to:
+/** New down projections D and up projections U of the experts that stay, in closed form: the layer's output is linear in each
+ *  while the other stays. In turn for each expert e, with a_t = act(gate x_t, up x_t), b_t = g_t a_t and the tokens T of e that
+ *  are fitted to, first
  *
- *      D' = argmin sum_{t in T} w_t |z_t - D' b_t|^2 + mu |D' - D|^2,   mu = lambda / I * trace(sum_t w_t b_t b_t^T)
+ *      D' = argmin sum_{t in T} w_t |rest_t - (D' - D) b_t|^2 + mu |D' - D|^2,   mu = lambda / I * trace(sum_t w_t b_t b_t^T)
  *
- *  i.e. D' = D + (B rest)^T (A + mu)^-1, solved for the change: with few tokens it stays near what is there. D' is taken
- *  when the held-out error of the expert's tokens drops (where no held-out token selects it: when the fitted error does), the
- *  error being that of D' as rounded to the tensor's type. The Gram matrix is summed in float32 by blocks of tokens and in
- *  float64 over blocks; factorised in float64, mu times 10 until that succeeds. It is made anew in each sweep: kept, the
- *  factors of all experts would be as large as their weights in float64. Conjugate gradients, for each row of D on its own
- *  and without a Gram matrix, start from no change and end at a relative residual of 1e-4 or 50 steps. With the weight on the
- *  input, a_t = act(gate g x, up g x) and g is 1 here.
- *  An expert without fitted tokens stays as it is. Biases stay as they are.
- *  *taken: changes of an expert's projection, over all sweeps. Progress: a step of n_e an expert and sweep.
+ *  i.e. D' = D + (B rest)^T (A + mu)^-1, solved for the change: with few tokens it stays near what is there. Then, in the first
+ *  up_sweeps sweeps, with S_t = diag(d b_t / d (up x_t)), up_steps steps of conjugate gradients from U' = U towards
+ *
+ *      U' = argmin sum_{t in T} w_t |rest_t - D S_t (U' - U) x_t|^2 + lambda |C^-1 (U' - U) W^-T|^2
+ *
+ *  in the coordinates Q = C^-1 (U' - U) W^-T, in which the diagonal of the problem's matrix is about 1: W W^T = (V + 0.01
+ *  trace(V) / H)^-1 whitens the layer's inputs, V = sum_t w_t x_t x_t^T / sum_t w_t over all fitted tokens of the layer, W lower
+ *  triangular; C is diagonal, c_i^-2 = l_i + 0.01 mean(l), l_i = |D_i|^2 sum_{t in T} w_t S_t[i]^2, D_i a column. Plain
+ *  coordinates need several times the steps. After few of them U' lies between U and the minimum, which serves as a penalty, too.
+ *  S_t is g_t silu(gate x); where the activation cuts up x it is 0, and the problem is the linearised one.
+ *  Each is taken when the held-out error of the expert's tokens drops (where no held-out token selects it: when the fitted error
+ *  does), the error being that of the weights as rounded to the tensor's type, through the activation itself. The Gram matrix
+ *  is summed in float32 by blocks of tokens and in float64 over blocks; factorised in float64, mu times 10 until that succeeds.
+ *  It is made anew in each sweep: kept, the factors of all experts would be as large as their weights in float64. With I above
+ *  `dense`, conjugate gradients for each row of D on its own and without a Gram matrix start from no change and end at a relative
+ *  residual of 1e-4 or 50 steps. With the weight on the input, a_t = act(gate g x, up g x), x_t is g x in the problem of U and
+ *  g is 1 otherwise.
+ *  An expert without fitted tokens stays as it is. Gate projections and biases stay as they are.
+ *  *taken: changes of a projection, over all sweeps. Progress: a step of n_e an expert and sweep.
  *  MOEC_ENOMEM; MOEC_EINTR: experts visited before are changed, and `rest` says so; MOEC_ENUMERIC: a weight of the input is
  *  not finite (a solution that is not, or too large for F16, is not taken).
- *  Cost a sweep: 2 n_e (2 H I + I^2/2 + 2 H I) + I^3/3 + 2 H I^2 operations for an expert of n_e tokens; a step of conjugate
- *  gradients 4 n_e H I. Memory: n (H + I), 4 H I floats, H I + 2 I^2 doubles where dense.
- *  Source: the refit of MergeMoE (arXiv 2510.14436, its T1), applied here to pruning, towards the old weights and with a
- *  held-out test. */
+ *  Cost a sweep: 2 n_e (2 H I + I^2/2 + 2 H I) + I^3/3 + 2 H I^2 operations for an expert of n_e tokens, a step of conjugate
+ *  gradients 4 n_e H I; with up 8 n_e H I + up_steps n_e (4 H I + 2 I^2) + H^2 I + 2 H I^2 more (I above 2 H: 8 H I a
+ *  step for 4 H I + 2 I^2), and once for the layer 2 n H^2 + 8/3 H^3. Memory: n (H + I), 4 H I floats, H I + 2 I^2 doubles where
+ *  dense; with up n (H + 2 I) + H^2 + 4 H I + I^2 (none where I is above 2 H) floats, and 2 H^2 doubles.
+ *  Source: D is the refit of MergeMoE (arXiv 2510.14436, its T1), applied here to pruning, towards the old weights and with a
+ *  held-out test. The step on U is unpublished. */
 MOEC_API moec_status moec_repair_ridge(int64_t *taken, moec_repair_task *t, const moec_ridge_opts *o, moec_err *err)
     MOEC_USE_RESULT;
 

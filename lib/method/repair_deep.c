@@ -168,7 +168,7 @@ static moec_status take(deep *d, moec_err *err)
     const moec_piece *p;
     const int64_t pieces = moec__fit_pieces(d->fit, &p), hidden = t->model->dims.hidden;
     for (int64_t i = 0; i < pieces; i++)
-        MOEC_TRY(moec__piece_write(&p[i], t, false, err));
+        MOEC_TRY(moec__piece_write(&p[i], t, MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN, err));
     copy_rows(d, t->rest, d->z);
     if (d->route) {
         MOEC_TRY(moec_weight_write(&t->router, moec__fit_router(d->fit), hidden, 0, t->n_keep, 0, hidden, err));

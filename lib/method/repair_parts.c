@@ -108,20 +108,21 @@ done:
     return moec_within(err, st, "expert %lld", (long long)p->expert);
 }
 
-moec_status moec__piece_write(const moec_piece *p, const moec_repair_task *t, bool down_only, moec_err *err)
+moec_status moec__piece_write(const moec_piece *p, const moec_repair_task *t, uint32_t parts, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const int64_t hidden = t->model->dims.hidden;
     const moec_mlp *e = &t->layer->expert[p->expert];
     transfer gate = {&e->gate, p->gate, p->first, 0, hidden}, up = {&e->up, p->up, p->first, 0, hidden};
     transfer down = {&e->down, p->down, 0, p->first, p->width};
-    if (!down_only) {
+    if (parts & MOEC_PART_GATE)
         MOEC_TRY(moec_par_for(p->width, BAND, write_band, &gate, err));
+    if (parts & MOEC_PART_UP)
         MOEC_TRY(moec_par_for(p->width, BAND, write_band, &up, err));
-        moec_weight_drop(&e->gate);
-        moec_weight_drop(&e->up);
-    }
-    MOEC_TRY(moec_par_for(hidden, BAND, write_band, &down, err));
+    if (parts & MOEC_PART_DOWN)
+        MOEC_TRY(moec_par_for(hidden, BAND, write_band, &down, err));
+    moec_weight_drop(&e->gate);
+    moec_weight_drop(&e->up);
     moec_weight_drop(&e->down);
 done:
     return moec_within(err, st, "expert %lld", (long long)p->expert);
@@ -169,21 +170,37 @@ static void product(float *out, const float *x, const float *w, const float *bia
         moec_add(out + i * rows, bias, rows);
 }
 
-void moec__piece_act(float *act, const float **applied, float *room, const moec_repair_task *t, const moec_piece *p,
-                     const int32_t *token, const float *gate, int64_t n)
+void moec__piece_input(float *x, const float *from, const moec_repair_task *t, const int32_t *token, const float *gate, int64_t n)
 {
     const int64_t hidden = t->model->dims.hidden;
-    const bool on_input = t->model->family->weight_on_input;
-    float *x = room, *up = room + MOEC_REPAIR_BLOCK * hidden;
     for (int64_t i = 0; i < n; i++) {
-        memcpy(x + i * hidden, t->x + token[i] * hidden, (size_t)hidden * sizeof *x);
-        for (int64_t j = 0; on_input && j < hidden; j++)
+        memcpy(x + i * hidden, from + token[i] * hidden, (size_t)hidden * sizeof *x);
+        for (int64_t j = 0; t->model->family->weight_on_input && j < hidden; j++)
             x[i * hidden + j] *= gate[i];
     }
+}
+
+void moec__piece_act(float *act, float *slope, const float **applied, float *room, const moec_repair_task *t, const moec_piece *p,
+                     const int32_t *token, const float *gate, int64_t n)
+{
+    const moec_dims *d = &t->model->dims;
+    const int64_t hidden = d->hidden, values = n * p->width;
+    float *x = room, *up = room + MOEC_REPAIR_BLOCK * hidden, *of_gate = up + MOEC_REPAIR_BLOCK * p->width;
+    moec__piece_input(x, t->x, t, token, gate, n);
     product(act, x, p->gate, p->gate_bias, n, p->width, hidden);
     product(up, x, p->up, p->up_bias, n, p->width, hidden);
-    moec_activate(act, up, n * p->width, t->model);
-    *applied = on_input ? NULL : gate;
+    if (slope)
+        memcpy(of_gate, act, (size_t)values * sizeof *act);
+    moec_activate(act, up, values, t->model);
+    for (int64_t i = 0; slope && i < values; i++)
+        slope[i] = 1.0f;
+    if (slope && t->model->family->activation == MOEC_ACT_SWIGLU_CLAMPED)
+        moec_swiglu_clamped_grad(of_gate, up, slope, values, (float)d->act_limit, (float)d->act_alpha);
+    else if (slope)
+        moec_silu_mul_grad(of_gate, up, slope, values);
+    if (slope)
+        memcpy(slope, up, (size_t)values * sizeof *up);
+    *applied = t->model->family->weight_on_input ? NULL : gate;
 }
 
 typedef struct adding {
@@ -204,7 +221,7 @@ static moec_status add_block(void *ctx, int worker, int64_t lo, int64_t hi, moec
     moec_status st = moec_interrupted(err);
     if (st != MOEC_OK)
         return st;
-    moec__piece_act(act, &gate, room, a->t, a->p, a->k->token + lo, a->k->gate + lo, n);
+    moec__piece_act(act, NULL, &gate, room, a->t, a->p, a->k->token + lo, a->k->gate + lo, n);
     product(out, act, a->p->down, a->p->down_bias, n, hidden, a->p->width);
     for (int64_t i = 0; i < n; i++)
         moec_saxpy(a->dst + a->k->token[lo + i] * hidden, gate ? a->sign * gate[i] : a->sign, out + i * hidden, hidden);

@@ -50,8 +50,8 @@ MOEC_API moec_status moec__piece_read(moec_piece *p, const moec_repair_task *t, 
 /* Values as the tensors will hold them; what is too large for F16 becomes infinite. */
 MOEC_API void moec__round(float *x, int64_t n, moec_dtype dtype);
 MOEC_API void moec__piece_round(const moec_piece *p, const moec_repair_task *t);
-/* The pages are given back, too. `down_only`: gate and up are as they were. */
-MOEC_API moec_status moec__piece_write(const moec_piece *p, const moec_repair_task *t, bool down_only, moec_err *err)
+/* `parts`: of MOEC_PART_GATE, _UP and _DOWN; the others are as they were. The pages are given back, too. */
+MOEC_API moec_status moec__piece_write(const moec_piece *p, const moec_repair_task *t, uint32_t parts, moec_err *err)
     MOEC_USE_RESULT;
 
 /* Scratch for each thread. */
@@ -64,13 +64,17 @@ static inline float *moec__room_of(const moec_room *r, int worker)
 {
     return r->store + worker * r->each;
 }
-/* Floats that the next two need, for pieces up to `width`. */
+/* Floats that moec__piece_act and moec__piece_add need, for pieces up to `width`. */
 MOEC_API int64_t moec__piece_floats(const moec_repair_task *t, int64_t width);
 
-/* act [n,width] = act(gate x, up x) of n <= MOEC_REPAIR_BLOCK tokens. With the weight on the input it is in there, and *applied
- * is NULL; else *applied is `gate`, which is still to be applied. */
-MOEC_API void moec__piece_act(float *act, const float **applied, float *room, const moec_repair_task *t, const moec_piece *p,
-                              const int32_t *token, const float *gate, int64_t n);
+/* x [n,H] of n <= MOEC_REPAIR_BLOCK tokens, from `from` [.,H]; with the weight on the input, times it. */
+MOEC_API void moec__piece_input(float *x, const float *from, const moec_repair_task *t, const int32_t *token, const float *gate,
+                                int64_t n);
+/* act [n,width] = act(gate x, up x) of n <= MOEC_REPAIR_BLOCK tokens, and, unless NULL, slope [n,width]: what act changes by
+ * with up x, 0 where that is cut. With the weight on the input it is in there, and *applied is NULL; else *applied is `gate`,
+ * which is still to be applied. */
+MOEC_API void moec__piece_act(float *act, float *slope, const float **applied, float *room, const moec_repair_task *t,
+                              const moec_piece *p, const int32_t *token, const float *gate, int64_t n);
 /* dst [n,H] of the tokens += sign * what the piece gives them. */
 MOEC_API moec_status moec__piece_add(float *dst, float sign, const moec_repair_task *t, const moec_piece *p,
                                      const moec_tokens *k, const moec_room *room, moec_err *err) MOEC_USE_RESULT;
@@ -110,6 +114,23 @@ MOEC_API moec_status moec__fit_route(int32_t *ids, float *gates, moec_fit *f, mo
 MOEC_API bool moec__fit_can_route(const moec_repair_task *t);
 /* Bytes of moec__fit_new. */
 MOEC_API size_t moec__fit_bytes(const moec_model *m, int64_t slots, int64_t keep, int64_t pieces, int64_t width, int64_t batch);
+
+/* --- repair_up.c: the closed-form step on an up projection ------------------------------------------------------------------ */
+
+typedef struct moec_up moec_up;
+
+/* Room for one expert of the layer, and the inputs of all fitted tokens, whitened. NULL, and MOEC_OK: they are 0 or not
+ * finite. `square`: D^T D is made, which is less work up to I = 2 H. The task stays borrowed. */
+MOEC_API moec_status moec__up_new(moec_up **out, const moec_repair_task *t, bool square, moec_err *err) MOEC_USE_RESULT;
+MOEC_API void moec__up_free(moec_up *u);
+/* [n,I] d (sqrt(w) g a) / d (up x) of the expert's tokens, to be filled before the next. */
+MOEC_API float *moec__up_slope(const moec_up *u);
+/* change [I,H] of p->up by `steps` conjugate gradients from 0, for r [n,H] = sqrt(w) rest; false: nothing can be done. */
+MOEC_API moec_status moec__up_solve(bool *ok, float *change, moec_up *u, const moec_piece *p, const moec_tokens *k,
+                                    const float *r, double lambda, int steps, moec_err *err) MOEC_USE_RESULT;
+/* [n,I] scratch of the solution, free after it. */
+MOEC_API float *moec__up_moved(const moec_up *u);
+MOEC_API size_t moec__up_bytes(const moec_model *m, int64_t n);
 
 /* --- repair_ridge.c ------------------------------------------------------------------------------------------------------- */
 

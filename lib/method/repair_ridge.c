@@ -31,28 +31,49 @@ typedef struct ridge {
     double *was, *now;     /* [n] their squares before and after */
     double *gram, *factor; /* [I,I] */
     double *right;         /* [H,I] right-hand sides, then the change */
-    float *change;         /* [H,I] as rounded to the tensor's type */
+    float *change;         /* [H,I] or [I,H] as rounded to the tensor's type */
+    moec_up *up;           /* NULL: up projections stay */
+    bool with_up;          /* in this sweep */
     double mu;
     moec_room room;
 } ridge;
 
 /* --- sums over tokens ------------------------------------------------------------------------------------------------------ */
 
+/* sqrt(w) g, or sqrt(w) with the weight on the input. */
+static float factor_of(const ridge *a, const float *gate, int64_t i)
+{
+    const float root = sqrtf(a->t->weight[a->k.token[i]]);
+    return gate ? root * a->k.gate[i] : root;
+}
+
+/* b and slopes of tokens [lo, hi). */
 static moec_status features(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
 {
     const ridge *a = ctx;
-    const moec_repair_task *t = a->t;
-    float *b = a->b + lo * a->width;
+    float *b = a->b + lo * a->width, *slope = a->with_up ? moec__up_slope(a->up) + lo * a->width : NULL;
     const float *gate;
+    moec__piece_act(b, slope, &gate, moec__room_of(&a->room, worker), a->t, &a->p, a->k.token + lo, a->k.gate + lo, hi - lo);
+    for (int64_t i = 0; i < hi - lo; i++) {
+        const float scale = factor_of(a, gate, lo + i);
+        for (int64_t j = i * a->width; j < (i + 1) * a->width; j++)
+            b[j] *= scale;
+        for (int64_t j = i * a->width; slope && j < (i + 1) * a->width; j++)
+            slope[j] *= scale;
+    }
+    return moec_interrupted(err);
+}
+
+/* r of tokens [lo, hi), and its squares. */
+static moec_status take_rest(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
+{
+    const ridge *a = ctx;
+    (void)worker;
     (void)err;
-    moec__piece_act(b, &gate, moec__room_of(&a->room, worker), t, &a->p, a->k.token + lo, a->k.gate + lo, hi - lo);
     for (int64_t i = lo; i < hi; i++) {
         const int64_t token = a->k.token[i];
-        const float root = sqrtf(t->weight[token]), scale = gate ? root * a->k.gate[i] : root;
-        float *row = a->b + i * a->width, *r = a->r + i * a->hidden;
-        const float *rest = t->rest + token * a->hidden;
-        for (int64_t j = 0; j < a->width; j++)
-            row[j] *= scale;
+        const float root = sqrtf(a->t->weight[token]), *rest = a->t->rest + token * a->hidden;
+        float *r = a->r + i * a->hidden;
         for (int64_t j = 0; j < a->hidden; j++)
             r[j] = root * rest[j];
         a->was[i] = moec_sum_sq(r, a->hidden);
@@ -212,31 +233,42 @@ static moec_status cg_rows(void *ctx, int worker, int64_t lo, int64_t hi, moec_e
 
 /* --- a visit ------------------------------------------------------------------------------------------------------------------ */
 
-/* r of tokens [lo, hi) with the change. */
+/* What is to be taken from r: moved [n,I] times down^T [I,H]. */
+typedef struct movement {
+    const ridge *a;
+    const float *moved, *down;
+} movement;
+
 static moec_status look_ahead(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
 {
-    const ridge *a = ctx;
+    const movement *m = ctx;
+    const ridge *a = m->a;
     const int64_t H = a->hidden, I = a->width;
     (void)worker;
     (void)err;
-    moec_sgemm(false, true, hi - lo, H, I, -1.0f, a->b + lo * I, I, a->change, I, 1.0f, a->r + lo * H, H);
+    moec_sgemm(false, true, hi - lo, H, I, -1.0f, m->moved + lo * I, I, m->down, I, 1.0f, a->r + lo * H, H);
     for (int64_t i = lo; i < hi; i++)
         a->now[i] = moec_sum_sq(a->r + i * H, H);
     return MOEC_OK;
 }
 
-/* Rows [lo, hi) of D: D + change as the tensor will hold it becomes the new D, and what it then differs by the change. */
+/* Rows of a matrix that changes: what it becomes as its tensor will hold it, and the change that this is. */
+typedef struct changing {
+    float *values, *change;
+    int64_t cols;
+    moec_dtype dtype;
+} changing;
+
 static moec_status round_change(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
 {
-    const ridge *a = ctx;
-    const moec_dtype dtype = a->t->layer->expert[a->p.expert].down.of->dtype;
+    const changing *a = ctx;
     (void)worker;
     (void)err;
     for (int64_t h = lo; h < hi; h++) {
-        float *d = a->p.down + h * a->width, *c = a->change + h * a->width;
-        moec_add(c, d, a->width);
-        moec__round(c, a->width, dtype);
-        for (int64_t j = 0; j < a->width; j++) {
+        float *d = a->values + h * a->cols, *c = a->change + h * a->cols;
+        moec_add(c, d, a->cols);
+        moec__round(c, a->cols, a->dtype);
+        for (int64_t j = 0; j < a->cols; j++) {
             const float now = c[j];
             c[j] = now - d[j];
             d[j] = now;
@@ -279,10 +311,94 @@ static double trace(const ridge *a)
     return sum;
 }
 
+/* Takes the change of `part`, or, where it does not help or there is none (m NULL), goes back to what was. */
+static moec_status judge(int64_t *taken, ridge *a, movement *m, uint32_t part, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    if (m)
+        MOEC_TRY(moec_par_for(a->k.n, MOEC_REPAIR_BLOCK, look_ahead, m, err));
+    if (m && is_better(a)) {
+        MOEC_TRY(moec__piece_write(&a->p, a->t, part, err));
+        MOEC_TRY(moec_par_for(a->k.n, MOEC_REPAIR_BLOCK, put_rest, a, err));
+        memcpy(a->was, a->now, (size_t)a->k.n * sizeof *a->was);
+        *taken += 1;
+    } else {
+        MOEC_TRY(moec__piece_read(&a->p, a->t, a->values, a->biases, err));
+        MOEC_TRY(moec_par_for(a->k.n, MOEC_REPAIR_BLOCK, take_rest, a, err));
+    }
+done:
+    return st;
+}
+
+static moec_status refit_down(int64_t *taken, ridge *a, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    movement m = {a, a->b, a->change};
+    changing c = {a->p.down, a->change, a->width, a->t->layer->expert[a->p.expert].down.of->dtype};
+    const double sum = trace(a);
+    bool ok = true;
+    if (!(sum > 0.0)) /* without activations */
+        goto done;
+    a->mu = a->o->lambda / (double)a->width * sum;
+    if (!(a->mu > 0.0)) /* without a penalty the matrix may be singular */
+        a->mu = 1e-12 / (double)a->width * sum;
+    if (a->width <= a->o->dense)
+        MOEC_TRY(solve_dense(&ok, a, err));
+    else
+        MOEC_TRY(moec_par_for(a->hidden, RIGHT, cg_rows, a, err));
+    if (!ok)
+        goto done;
+    MOEC_TRY(moec_par_for(a->hidden, RIGHT, round_change, &c, err));
+    ok = moec_all_finite(a->p.down, a->hidden * a->width); /* else diverged, or beyond float16 */
+    MOEC_TRY(judge(taken, a, ok ? &m : NULL, MOEC_PART_DOWN, err));
+done:
+    return st;
+}
+
+/* What b changes by with the change of up. */
+static moec_status move_features(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
+{
+    const ridge *a = ctx;
+    const int64_t H = a->hidden, I = a->width, n = hi - lo;
+    float *moved = moec__up_moved(a->up) + lo * I, *room = moec__room_of(&a->room, worker);
+    const float *slope = moec__up_slope(a->up) + lo * I, *b = a->b + lo * I, *gate;
+    if (a->t->model->family->activation == MOEC_ACT_SWIGLU) { /* linear in up */
+        moec__piece_input(room, a->t->x, a->t, a->k.token + lo, a->k.gate + lo, n);
+        moec_sgemm(false, true, n, I, H, 1.0f, room, H, a->change, H, 0.0f, moved, I);
+        for (int64_t i = 0; i < n * I; i++)
+            moved[i] *= slope[i];
+        return moec_interrupted(err);
+    }
+    moec__piece_act(moved, NULL, &gate, room, a->t, &a->p, a->k.token + lo, a->k.gate + lo, n);
+    for (int64_t i = 0; i < n; i++) {
+        const float scale = factor_of(a, gate, lo + i);
+        for (int64_t j = i * I; j < (i + 1) * I; j++)
+            moved[j] = scale * moved[j] - b[j];
+    }
+    return moec_interrupted(err);
+}
+
+static moec_status refit_up(int64_t *taken, ridge *a, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    movement m = {a, moec__up_moved(a->up), a->p.down};
+    changing c = {a->p.up, a->change, a->hidden, a->t->layer->expert[a->p.expert].up.of->dtype};
+    bool ok;
+    MOEC_TRY(moec__up_solve(&ok, a->change, a->up, &a->p, &a->k, a->r, a->o->lambda, a->o->up_steps, err));
+    if (!ok)
+        goto done;
+    MOEC_TRY(moec_par_for(a->width, RIGHT, round_change, &c, err));
+    ok = moec_all_finite(a->p.up, a->hidden * a->width);
+    if (ok)
+        MOEC_TRY(moec_par_for(a->k.n, MOEC_REPAIR_BLOCK, move_features, a, err));
+    MOEC_TRY(judge(taken, a, ok ? &m : NULL, MOEC_PART_UP, err));
+done:
+    return st;
+}
+
 static moec_status visit(int64_t *taken, ridge *a, int32_t expert, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    bool ok = true;
     MOEC_TRY(moec_interrupted(err));
     moec__picked_of(&a->k, a->t, a->t->ids, a->t->gates, expert);
     if (a->t->progress)
@@ -292,27 +408,10 @@ static moec_status visit(int64_t *taken, ridge *a, int32_t expert, moec_err *err
     a->p = (moec_piece){.expert = expert, .width = a->width};
     MOEC_TRY(moec__piece_read(&a->p, a->t, a->values, a->biases, err));
     MOEC_TRY(moec_par_for(a->k.n, MOEC_REPAIR_BLOCK, features, a, err));
-    a->mu = a->o->lambda / (double)a->width * trace(a);
-    if (!(a->mu > 0.0)) { /* without activations, or without a penalty: the matrix may be singular */
-        if (!(trace(a) > 0.0))
-            goto done;
-        a->mu = 1e-12 / (double)a->width * trace(a);
-    }
-    if (a->width <= a->o->dense)
-        MOEC_TRY(solve_dense(&ok, a, err));
-    else
-        MOEC_TRY(moec_par_for(a->hidden, RIGHT, cg_rows, a, err));
-    if (!ok)
-        goto done;
-    MOEC_TRY(moec_par_for(a->hidden, RIGHT, round_change, a, err));
-    if (!moec_all_finite(a->p.down, a->hidden * a->width)) /* diverged, or beyond float16 */
-        goto done;
-    MOEC_TRY(moec_par_for(a->k.n, MOEC_REPAIR_BLOCK, look_ahead, a, err));
-    if (is_better(a)) {
-        MOEC_TRY(moec__piece_write(&a->p, a->t, true, err));
-        MOEC_TRY(moec_par_for(a->k.n, MOEC_REPAIR_BLOCK, put_rest, a, err));
-        *taken += 1;
-    }
+    MOEC_TRY(moec_par_for(a->k.n, MOEC_REPAIR_BLOCK, take_rest, a, err));
+    MOEC_TRY(refit_down(taken, a, err));
+    if (a->with_up)
+        MOEC_TRY(refit_up(taken, a, err));
 done:
     return st;
 }
@@ -330,7 +429,7 @@ size_t moec__ridge_bytes(const moec_model *m, int64_t n)
     const size_t H = (size_t)d->hidden, I = (size_t)d->expert_width, t = (size_t)n;
     const bool dense = d->expert_width <= DENSE_GUESS;
     return sizeof(float) * (4 * H * I + t * (H + I + 2)) + sizeof(double) * (2 * t + (dense ? 2 * I * I + H * I : 0)) +
-           sizeof(float) * (size_t)moec_par_threads() * (size_t)room_floats(d, n, dense);
+           sizeof(float) * (size_t)moec_par_threads() * (size_t)room_floats(d, n, dense) + moec__up_bytes(m, n);
 }
 
 moec_status moec_repair_ridge(int64_t *taken, moec_repair_task *t, const moec_ridge_opts *o, moec_err *err)
@@ -353,9 +452,13 @@ moec_status moec_repair_ridge(int64_t *taken, moec_repair_task *t, const moec_ri
     MOEC_TRY(MOEC_NEW(a.gram, dense ? I * I : 0, err));
     MOEC_TRY(MOEC_NEW(a.factor, dense ? I * I : 0, err));
     MOEC_TRY(MOEC_NEW(a.right, dense ? H * I : 0, err));
-    for (int s = 0; s < o->sweeps; s++)
+    if (o->up_steps > 0 && o->up_sweeps > 0)
+        MOEC_TRY(moec__up_new(&a.up, t, m->expert_width <= 2 * m->hidden, err));
+    for (int s = 0; s < o->sweeps; s++) {
+        a.with_up = a.up && s < o->up_sweeps;
         for (int64_t i = 0; i < t->n_keep; i++)
             MOEC_TRY(visit(taken, &a, t->keep[i], err));
+    }
 done:
     moec_free(a.values);
     moec_free(a.biases);
@@ -368,6 +471,7 @@ done:
     moec_free(a.factor);
     moec_free(a.right);
     moec_free(a.room.store);
+    moec__up_free(a.up);
     moec__picked_release(&a.k);
     return st;
 }

@@ -16,7 +16,8 @@
 
 enum {
     EVERY = 8,                /* of the windows, one is held out */
-    RIDGE_SWEEPS = 3, DENSE = 4096,
+    RIDGE_SWEEPS = 2, DENSE = 4096,
+    UP_SWEEPS = 1, UP_STEPS = 3,
     EPOCHS = 6,               /* of gradient steps */
     BATCH = 256,
     BLOCK_VALUES = 1 << 22,
@@ -265,7 +266,7 @@ static bool whole_layer(const run *u, const moec_plan_layer *pl)
 static uint32_t parts_of(const run *u, const moec_plan_layer *pl)
 {
     if (u->o->kind != MOEC_REPAIR_DEEP)
-        return MOEC_PART_DOWN;
+        return MOEC_PART_UP | MOEC_PART_DOWN;
     return MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN | (whole_layer(u, pl) ? MOEC_PART_ROUTER : 0);
 }
 
@@ -324,7 +325,8 @@ static moec_status fit(run *u, const moec_plan_layer *pl, moec_repair_task *t, m
 {
     moec_status st = MOEC_OK;
     int64_t taken = 0, visits = 0;
-    const moec_ridge_opts ridge = {.sweeps = RIDGE_SWEEPS, .lambda = LAMBDA, .dense = DENSE};
+    const moec_ridge_opts ridge = {.sweeps = RIDGE_SWEEPS, .lambda = LAMBDA, .dense = DENSE,
+                                   .up_sweeps = UP_SWEEPS, .up_steps = UP_STEPS};
     const bool one = whole_layer(u, pl);
     const int epochs = epochs_of(u->o), each = one ? epochs : epochs % 2 == 0 ? 2 : 1; /* passes a visit */
     const double rate = RATE * sqrt(moec_repair_missing(t).fit / (wanted.fit + 1e-30));
@@ -655,10 +657,11 @@ static moec_status open_work(run *u, moec_err *err)
     moec_digest words;
     MOEC_TRY(moec_plan_to_text(&plan, u->p, err));
     MOEC_TRY(moec_corpus_digest(&words, u->o->corpus, err));
-    MOEC_TRY(moec_format(&text, err, "repair 2 %s\n%s\n%s %s\n%d %d %d %llu\n%d %d %d %d %d %g %g %g\n%d %g %g\n%s", moec_version(),
-                         u->o->fingerprint, words.hex, u->o->method ? u->o->method->name : "", (int)u->o->kind,
-                         (int)u->o->compute, epochs_of(u->o), (unsigned long long)u->o->seed, EVERY, RIDGE_SWEEPS, DENSE, BATCH,
-                         BLOCK_VALUES, LAMBDA, RATE, FASTEST, (int)u->o->router, ROUTER.lambda, ROUTER.reach, plan));
+    MOEC_TRY(moec_format(&text, err, "repair 2 %s\n%s\n%s %s\n%d %d %d %llu\n%d %d %d %d %d %d %d %g %g %g\n%d %g %g\n%s",
+                         moec_version(), u->o->fingerprint, words.hex, u->o->method ? u->o->method->name : "", (int)u->o->kind,
+                         (int)u->o->compute, epochs_of(u->o), (unsigned long long)u->o->seed, EVERY, RIDGE_SWEEPS, UP_SWEEPS,
+                         UP_STEPS, DENSE, BATCH, BLOCK_VALUES, LAMBDA, RATE, FASTEST, (int)u->o->router, ROUTER.lambda,
+                         ROUTER.reach, plan));
     MOEC_TRY(moec_work_open(&u->r->work, u->o->work, text, u->o->resume, true, err));
 done:
     moec_free(plan);

@@ -18,7 +18,7 @@
 #include "method/method.h"
 #include "run/work.h"
 
-/* What is fitted: nothing; down projections in closed form (moec_repair_ridge); gate, up and down by
+/* What is fitted: nothing; up and down projections in closed form (moec_repair_ridge); gate, up and down by
  * gradient steps (moec_repair_deep), with the router where a whole layer has at most 2^22 weights, else behind a ridge solution. */
 typedef enum moec_repair_kind { MOEC_REPAIR_NONE, MOEC_REPAIR_RIDGE, MOEC_REPAIR_DEEP } moec_repair_kind;
 

@@ -38,7 +38,7 @@ if [ -z "$sanitized" ]; then
     ok "ridge is better than nothing ($b, $a), deep better than ridge ($c)" \
         awk -v a="$a" -v b="$b" -v c="$c" 'BEGIN { exit !(b < 0.85 * a && c < 0.95 * b) }'
 fi
-ok "only down projections change by ridge" grep -q '"rewritten": *\["down"\]' ridge/moecompress.json
+ok "only up and down projections change by ridge" grep -q '"rewritten": *\["up", *"down"\]' ridge/moecompress.json
 ok "the manifest has held-out errors" grep -q '"held_out"' ridge/moecompress.json
 
 # --- the router too ----------------------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
     python tests/interop/test_repair.py --build BUILD_DIR
 
-1. BUILD_DIR/moecompress prunes the demo model by half with --repair ridge. The down projections of its first layer must be those
-   that a plain numpy solution of the same normal equations gives (block Gauss-Seidel over experts with a held-out test, written
-   here from the formulas in lib/method/repair.h), from the input, residual streams and router of transformers' model.
+1. BUILD_DIR/moecompress prunes the demo model by half with --repair ridge. The up and down projections of its first layer must be
+   those that plain numpy gives (block Gauss-Seidel over experts with a held-out test: normal equations for down, a few conjugate
+   gradients for up, written here from the formulas in lib/method/repair.h), from the input, residual streams and router of
+   transformers' model.
 2. With --repair-router refit, the rows of that layer's router must be those of numpy's solution behind its projections.
 3. Repaired models (ridge, deep, refit) load in transformers without a missing or unexpected key, and the mean log-likelihood there is
    that of `eval`.
@@ -26,7 +27,7 @@ from tokenizers import Tokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DEMO = os.path.join(ROOT, "recipes", "demo-model")
-SEQ, WINDOWS, EVERY, SWEEPS, LAMBDA = 128, 40, 8, 3, 1e-2
+SEQ, WINDOWS, EVERY, SWEEPS, UP_SWEEPS, UP_STEPS, LAMBDA = 128, 40, 8, 2, 1, 3, 1e-2
 ROUTER_LAMBDA, REACH = 1e-3, 0.02
 
 failed = 0
@@ -73,37 +74,81 @@ def first_layer(model, windows):
     return [seen[k].reshape(-1, seen[k].shape[-1]).double().numpy() for k in ("x", "h", "after")]
 
 
-def ridge(model_dir, keep, x, h, after, top_k):
+def routed(model_dir, keep, x, h, after, top_k):
+    """Weights of the kept experts [K][gate, up, down], router weights [tokens,K], what is wanted, token weights, who is held out."""
     name = "model.layers.0.mlp.experts.%d.%s_proj.weight"
-    gate, up, down = ([tensor(model_dir, name % (e, part)) for e in keep] for part in ("gate", "up", "down"))
+    experts = [[tensor(model_dir, name % (e, part)) for part in ("gate", "up", "down")] for e in keep]
     logits = x @ tensor(model_dir, "model.layers.0.mlp.gate.weight")[keep].T
     order = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
     g = np.zeros_like(logits)
     top = np.take_along_axis(logits, order, 1)
     p = np.exp(top - top.max(1, keepdims=True))
     np.put_along_axis(g, order, p / p.sum(1, keepdims=True), 1)
-    window = np.arange(len(x)) // SEQ
-    held = window % EVERY == EVERY - 1
+    held = np.arange(len(x)) // SEQ % EVERY == EVERY - 1
     w = 1.0 / (after ** 2).mean(1)
     w *= (~held).sum() / w[~held].sum()
-    acts = []
-    for k in range(len(keep)):
-        a = x @ gate[k].T
-        acts.append(g[:, k:k + 1] * (a / (1 + np.exp(-a))) * (x @ up[k].T))
-    rest = after - h - sum(b @ d.T for b, d in zip(acts, down))
+    return experts, g, after - h, w, held
+
+
+def silu(a):
+    return a / (1 + np.exp(-a))
+
+
+def new_down(b, down, rest, w):
+    gram = (b * w[:, None]).T @ b
+    mu = LAMBDA * np.trace(gram) / len(gram)
+    return down + np.linalg.solve(gram + mu * np.eye(len(gram)), (b * w[:, None]).T @ rest).T
+
+
+def new_up(slope, x, white, up, down, rest, w):
+    """UP_STEPS conjugate gradients from 0 on the change of up, with whitened inputs x' = x white and neurons of like size."""
+    root = np.sqrt(w)[:, None]
+    size = ((root * slope) ** 2).sum(0) * (down ** 2).sum(0)
+    scale = 1 / np.sqrt(size + 1e-2 * size.mean())
+    s, x = root * slope * scale, x @ white
+    res = (s * ((root * rest) @ down)).T @ x
+    q, step = np.zeros_like(res), res.copy()
+    for _ in range(UP_STEPS):
+        image = (s * (s * (x @ step.T) @ (down.T @ down))).T @ x + LAMBDA * step
+        rr = (res ** 2).sum()
+        alpha = rr / (step * image).sum()
+        q, res = q + alpha * step, res - alpha * image
+        step = res + (res ** 2).sum() / rr * step
+    return up + scale[:, None] * (q @ white.T)
+
+
+def ridge(model_dir, keep, x, h, after, top_k):
+    experts, g, rest, w, held = routed(model_dir, keep, x, h, after, top_k)
+    cov = (x[~held] * w[~held, None]).T @ x[~held] / w[~held].sum()
+    white = np.linalg.cholesky(np.linalg.inv(cov + 1e-2 * np.trace(cov) / len(cov) * np.eye(len(cov))))
     taken = 0
-    for _ in range(SWEEPS):
+
+    def features(k):
+        return g[:, k:k + 1] * silu(x @ experts[k][0].T) * (x @ experts[k][1].T)
+
+    def settle(k, part, value, moved):
+        nonlocal rest, taken
+        left = rest - moved
+        if (w[held, None] * left[held] ** 2).sum() < (w[held, None] * rest[held] ** 2).sum():
+            rest, experts[k][part], taken = left, value, taken + 1
+
+    rest = rest - sum(features(k) @ experts[k][2].T for k in range(len(keep)))
+    for sweep in range(SWEEPS):
         for k in range(len(keep)):
-            b = acts[k][~held]
-            gram = (b * w[~held, None]).T @ b
-            mu = LAMBDA * np.trace(gram) / len(gram)
-            change = np.linalg.solve(gram + mu * np.eye(len(gram)), (b * w[~held, None]).T @ rest[~held]).T
-            new = bf16(down[k] + change)
-            after_rest = rest - acts[k] @ (new - down[k]).T
-            if (w[held, None] * after_rest[held] ** 2).sum() < (w[held, None] * rest[held] ** 2).sum():
-                rest, down[k], taken = after_rest, new, taken + 1
+            gate, up, down = experts[k]
+            fit = ~held & (g[:, k] > 0)
+            b = features(k)
+            value = bf16(new_down(b[fit], down, rest[fit], w[fit]))
+            settle(k, 2, value, b @ (value - down).T)
+            if sweep >= UP_SWEEPS:
+                continue
+            down, slope = experts[k][2], g[:, k:k + 1] * silu(x @ gate.T)
+            value = bf16(new_up(slope[fit], x[fit], white, up, down, rest[fit], w[fit]))
+            settle(k, 1, value, (slope * (x @ (value - up).T)) @ down.T)
     fit = ~held
-    return down, taken, dict(x=x[fit], rest=rest[fit], g=g[fit], order=order[fit], acts=[b[fit] for b in acts], w=w[fit])
+    state = dict(x=x[fit], rest=rest[fit], g=g[fit], w=w[fit], acts=[features(k)[fit] for k in range(len(keep))],
+                 order=np.argsort(-g[fit], axis=1, kind="stable")[:, :top_k])
+    return experts, taken, state
 
 
 def refit(rows, down, s):
@@ -143,15 +188,17 @@ def main():
         keep = json.load(open("ridge/moecompress.json"))["plan"]["layers"][0]["keep"]
         x, h, after = first_layer(original, windows)
         want, taken, state = ridge(DEMO, keep, x, h, after, original.config.num_experts_per_tok)
-        have = [tensor("ridge", f"model.layers.0.mlp.experts.{k}.down_proj.weight") for k in range(len(keep))]
-        old = [tensor(DEMO, f"model.layers.0.mlp.experts.{e}.down_proj.weight") for e in keep]
-        moved = np.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(want, old)))
-        apart = np.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(want, have)))
-        check(taken > 0 and apart < 0.02 * moved,
-              f"layer 0: {taken} visits taken; numpy's projections moved {moved:.4g}, ours are {apart:.2g} from them")
+        for i, part in enumerate(("gate", "up", "down")):
+            name = f"model.layers.0.mlp.experts.%d.{part}_proj.weight"
+            have = [tensor("ridge", name % k) for k in range(len(keep))]
+            old = [tensor(DEMO, name % e) for e in keep]
+            moved = np.sqrt(sum(((a[i] - b) ** 2).sum() for a, b in zip(want, old)))
+            apart = np.sqrt(sum(((a[i] - b) ** 2).sum() for a, b in zip(want, have)))
+            check(taken > 0 and apart <= 0.02 * moved and (moved > 0) == (part != "gate"),
+                  f"layer 0, {part}: numpy moved it by {moved:.4g} in {taken} changes of up and down, ours is {apart:.2g} from that")
         name = "model.layers.0.mlp.gate.weight"
         old, have = tensor(DEMO, name)[keep], tensor("refit", name)
-        want = bf16(refit(old, want, state))
+        want = bf16(refit(old, [e[2] for e in want], state))
         moved, apart = np.sqrt(((want - old) ** 2).sum()), np.sqrt(((want - have) ** 2).sum())
         told = json.load(open("refit/moecompress.json"))["plan"]["layers"][0]
         check(told["router_refit"] and 0 < told["load_shift"] < 0.1 and apart < 0.05 * moved,

@@ -14,16 +14,22 @@
 
 #include <cmocka.h>
 
-static int64_t run_ridge(fixture *f, int sweeps, double lambda, int64_t dense)
+static int64_t run_both(fixture *f, int sweeps, double lambda, int64_t dense, int up_steps)
 {
     moec_err err = {MOEC_OK, ""};
     int64_t taken = -1;
-    const moec_ridge_opts o = {.sweeps = sweeps, .lambda = lambda, .dense = dense};
+    const moec_ridge_opts o = {.sweeps = sweeps, .lambda = lambda, .dense = dense, .up_sweeps = sweeps, .up_steps = up_steps};
     moec_status st = moec_repair_ridge(&taken, &f->task, &o, &err);
     if (st != MOEC_OK)
         print_error("%s\n", err.text);
     assert_int_equal(st, MOEC_OK);
     return taken;
+}
+
+/* Down projections alone. */
+static int64_t run_ridge(fixture *f, int sweeps, double lambda, int64_t dense)
+{
+    return run_both(f, sweeps, lambda, dense, 0);
 }
 
 static const rules kinds[] = {
@@ -172,6 +178,173 @@ static void ridge_solves_its_normal_equations(void **state)
         }
 }
 
+/* ---- up projections -------------------------------------------------------------------------------------------------------- */
+
+/* Slopes of an expert's neurons by their up input for one token, times `out`; inputs as repair_act has them. */
+static void slopes(double *s, const fixture *f, const double *w, int32_t e, const float *x, double times, double out)
+{
+    enum { UP = HIDDEN * WIDTH };
+    double low[WIDTH], high[WIDTH], v[EXPERT_VALUES], square = 0;
+    const double h = 1e-6;
+    for (int64_t j = 0; j < HIDDEN; j++)
+        square += times * times * (double)x[j] * (double)x[j];
+    memcpy(v, w, sizeof v);
+    for (int sign = -1; sign <= 1; sign += 2) { /* up + h x / |x|^2 moves every up input by h */
+        for (int64_t i = 0; i < UP; i++)
+            v[UP + i] = w[UP + i] + sign * h * times * (double)x[i % HIDDEN] / square;
+        repair_act(sign < 0 ? low : high, f, v, e, x, times);
+    }
+    for (int64_t i = 0; i < WIDTH; i++)
+        s[i] = out * (high[i] - low[i]) / (2 * h);
+}
+
+/* The change of one expert's up projection that minimises sum w |rest - D S change x|^2 + lambda |change|^2, the latter in the
+ * coordinates that moec_repair_ridge states: by its normal equations of all I H unknowns. */
+static void up_solution(double *change, const fixture *f, double lambda)
+{
+    enum { N = WIDTH * HIDDEN };
+    const int32_t e = f->keep[0];
+    double *a = calloc((size_t)N * N, sizeof *a), w[EXPERT_VALUES], dd[WIDTH][WIDTH] = {{0}}, cov[HIDDEN][HIDDEN] = {{0}};
+    double s[WIDTH], scale[WIDTH] = {0}, mean = 0, weight = 0;
+    assert_non_null(a);
+    repair_weights(w, f, e);
+    const double *down = w + 2 * N;
+    memset(change, 0, N * sizeof *change);
+    for (int i = 0; i < WIDTH; i++)
+        for (int j = 0; j < WIDTH; j++)
+            for (int h = 0; h < HIDDEN; h++)
+                dd[i][j] += down[h * WIDTH + i] * down[h * WIDTH + j];
+    for (int64_t t = 0; t < f->r.n_fit; t++) {
+        const float *x = f->x + t * HIDDEN;
+        const double g = (double)f->gates[t], in = f->r.on_input ? g : 1, wt = (double)f->weight[t];
+        slopes(s, f, w, e, x, in, f->r.on_input ? 1 : g);
+        weight += wt;
+        for (int h = 0; h < HIDDEN; h++)
+            for (int k = 0; k < HIDDEN; k++)
+                cov[h][k] += wt * (double)x[h] * (double)x[k];
+        for (int i = 0; i < WIDTH; i++) {
+            double pull = 0;
+            scale[i] += wt * s[i] * s[i] * dd[i][i];
+            for (int h = 0; h < HIDDEN; h++)
+                pull += down[h * WIDTH + i] * (double)f->rest[t * HIDDEN + h];
+            for (int h = 0; h < HIDDEN; h++) {
+                change[i * HIDDEN + h] += wt * s[i] * pull * in * (double)x[h];
+                for (int j = 0; j < WIDTH; j++)
+                    for (int k = 0; k < HIDDEN; k++)
+                        a[(i * HIDDEN + h) * N + j * HIDDEN + k] +=
+                            wt * s[i] * s[j] * dd[i][j] * in * in * (double)x[h] * (double)x[k];
+            }
+        }
+    }
+    for (int i = 0; i < WIDTH; i++)
+        mean += scale[i] / WIDTH;
+    for (int i = 0; i < WIDTH; i++)
+        scale[i] += 0.01 * mean;
+    mean = 0;
+    for (int h = 0; h < HIDDEN; h++)
+        mean += cov[h][h] / weight / HIDDEN;
+    for (int i = 0; i < WIDTH; i++)
+        for (int h = 0; h < HIDDEN; h++)
+            for (int k = 0; k < HIDDEN; k++)
+                a[(i * HIDDEN + h) * N + i * HIDDEN + k] +=
+                    lambda * scale[i] * (cov[h][k] / weight + (h == k ? 0.01 * mean : 0));
+    solve(a, change, N, 1);
+    free(a);
+}
+
+static void up_solves_its_normal_equations(void **state)
+{
+    enum { N = WIDTH * HIDDEN };
+    (void)state;
+    for (size_t i = 0; i < 2 * MOEC_COUNT(kinds); i++) {
+        fixture f;
+        double want[N], w[EXPERT_VALUES], most = 0, off = 0;
+        float values[EXPERT_VALUES], biases[2 * WIDTH + HIDDEN], change[N];
+        moec_err err = {MOEC_OK, ""};
+        moec_up *up;
+        moec_tokens k;
+        bool ok;
+        rules r = kinds[i / 2];
+        r.keep = r.slots = 1;
+        r.n = r.n_fit = 150;
+        repair_setup(&f, r);
+        repair_aim(&f, 0.01f);
+        repair_shake(&f.gate_up, 0.1f);
+        repair_start(&f);
+        up_solution(want, &f, 0.05);
+        repair_weights(w, &f, f.keep[0]);
+        moec_piece p = {.expert = f.keep[0], .width = WIDTH};
+        assert_int_equal(moec__piece_read(&p, &f.task, values, biases, &err), MOEC_OK);
+        assert_int_equal(moec__picked_new(&k, f.r.n, &err), MOEC_OK);
+        moec__picked_of(&k, &f.task, f.ids, f.gates, p.expert);
+        assert_int_equal(moec__up_new(&up, &f.task, i % 2, &err), MOEC_OK);
+        float *rest = malloc((size_t)(f.r.n * HIDDEN) * sizeof *rest);
+        assert_true(up && rest && k.n == f.r.n);
+        for (int64_t t = 0; t < f.r.n; t++) {
+            const float root = sqrtf(f.weight[t]);
+            double s[WIDTH];
+            const double g = (double)f.gates[t];
+            slopes(s, &f, w, p.expert, f.x + t * HIDDEN, f.r.on_input ? g : 1, f.r.on_input ? 1 : g);
+            for (int j = 0; j < WIDTH; j++)
+                moec__up_slope(up)[t * WIDTH + j] = root * (float)s[j];
+            for (int h = 0; h < HIDDEN; h++)
+                rest[t * HIDDEN + h] = root * f.rest[t * HIDDEN + h];
+        }
+        assert_int_equal(moec__up_solve(&ok, change, up, &p, &k, rest, 0.05, 300, &err), MOEC_OK);
+        assert_true(ok);
+        for (int j = 0; j < N; j++) {
+            most = fmax(most, fabs(want[j]));
+            off = fmax(off, fabs((double)change[j] - want[j]));
+        }
+        if (!(off < 1e-3 * most))
+            print_error("kind %zu: off by %g of %g\n", i / 2, off, most);
+        assert_true(most > 0 && off < 1e-3 * most);
+        free(rest);
+        moec__up_free(up);
+        moec__picked_release(&k);
+        repair_teardown(&f);
+    }
+}
+
+/* What was moved in the up projections is found, or most of it; gates stay; rest is what the tensors leave. */
+static void up_and_down_lower_the_error(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < MOEC_COUNT(kinds); i++)
+        for (int dtype = 0; dtype < 3; dtype++) {
+            static const moec_dtype types[] = {MOEC_F32, MOEC_BF16, MOEC_F16};
+            fixture f;
+            double old[EXPERTS][EXPERT_VALUES], w[EXPERT_VALUES];
+            rules r = kinds[i];
+            r.n = 1200;
+            r.dtype = types[dtype];
+            repair_setup(&f, r);
+            repair_aim(&f, 0.01f);
+            for (int64_t e = 0; e < EXPERTS; e++) /* only up */
+                for (int64_t c = 0; c < WIDTH * HIDDEN; c++) {
+                    float v;
+                    moec_weight_read(&v, 1, &f.expert[e].up, c / HIDDEN, 1, c % HIDDEN, 1);
+                    v += 0.1f * repair_normal();
+                    assert_int_equal(moec_weight_write(&f.expert[e].up, &v, 1, c / HIDDEN, 1, c % HIDDEN, 1, NULL), MOEC_OK);
+                }
+            for (int32_t e = 0; e < EXPERTS; e++)
+                repair_weights(old[e], &f, e);
+            repair_start(&f);
+            const double before = moec_repair_missing(&f.task).held;
+            assert_true(run_both(&f, 4, 0.01, i % 2 ? WIDTH : 1, 6) > 0);
+            const double after = moec_repair_missing(&f.task).held;
+            if (!(after < 0.2 * before))
+                print_error("kind %zu, type %d: %g of the error is left\n", i, dtype, after / before);
+            assert_true(after < 0.2 * before);
+            repair_rest_is_right(&f, 1e-3);
+            for (int32_t e = 0; e < EXPERTS; e++) {
+                repair_weights(w, &f, e);
+                assert_memory_equal(w, old[e], HIDDEN * WIDTH * sizeof *w);
+            }
+            repair_teardown(&f);
+        }
+}
+
 static void sweeps_meet_in_the_joint_solution(void **state)
 {
     fixture f;
@@ -258,7 +431,7 @@ static void held_out_tokens_can_refuse(void **state)
         for (int64_t i = f.r.n_fit * HIDDEN; i < f.r.n * HIDDEN; i++)
             f.rest[i] = 1e-4f * repair_normal();
         const moec_digest before = digest_of(&f);
-        assert_int_equal(run_ridge(&f, 2, 0.01, WIDTH), 0);
+        assert_int_equal(run_both(&f, 2, 0.01, WIDTH, 3), 0);
         assert_true(same(before, digest_of(&f)));
         assert_int_equal(run_deep(&f, (moec_deep_opts){.epochs = 3, .rate = 0.02}), 0);
         assert_true(same(before, digest_of(&f)));
@@ -486,8 +659,8 @@ static moec_digest repaired(rules r, int threads, double *held, float *values)
     for (int64_t i = 0; i < f.r.n * HIDDEN; i++)
         f.y[i] = f.rest[i] = repair_normal();
     repair_start(&f);
-    run_ridge(&f, 2, 0.01, WIDTH);
-    run_ridge(&f, 1, 0.02, 1);
+    run_both(&f, 2, 0.01, WIDTH, 3);
+    run_both(&f, 1, 0.02, 1, 2);
     run_deep(&f, (moec_deep_opts){.epochs = 3, .rate = 0.01, .seed = 1});
     run_deep(&f, (moec_deep_opts){.epochs = 2, .rate = 0.01, .seed = 2, .block_values = EXPERT_VALUES / 2});
     *held = layer_error(&f);
@@ -645,6 +818,8 @@ int main(void)
         cmocka_unit_test(ridge_solves_its_normal_equations),
         cmocka_unit_test(sweeps_meet_in_the_joint_solution),
         cmocka_unit_test(ridge_finds_what_was_planted),
+        cmocka_unit_test(up_solves_its_normal_equations),
+        cmocka_unit_test(up_and_down_lower_the_error),
         cmocka_unit_test(held_out_tokens_can_refuse),
         cmocka_unit_test(few_tokens_change_little),
         cmocka_unit_test(gradients_are_differences),
