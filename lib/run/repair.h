@@ -15,6 +15,7 @@
 #define MOEC_RUN_REPAIR_H
 
 #include "calib/pass.h"
+#include "method/merge.h"
 #include "method/method.h"
 #include "run/work.h"
 
@@ -26,6 +27,9 @@ typedef struct moec_repair_opts {
     moec_repair_kind kind;
     const moec_method *method; /* chooses who stays, layer by layer (its `choose`), keeping the plan's counts; NULL: the plan's
                                   lists stand */
+    const moec_merge_recipe *merge; /* experts are merged before they are fitted: `method` is NULL, the plan has the counts only */
+    const int64_t *tied;    /* [MoE layers] groups of each; the plan keeps all experts, and each gets the weights of its group, the
+                               router stays (kind NONE only). NULL: merged experts are as many as the plan keeps */
     const moec_corpus *corpus;
     moec_compute compute;   /* of the forward passes; fitting is in float32 */
     bool router;            /* behind all that, the router's rows are refitted in closed form (moec_repair_router) where they can be:

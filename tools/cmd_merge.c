@@ -1,0 +1,222 @@
+/* merge: experts become fewer by merging, layer by layer. */
+#include "output.h"
+#include "prune_repair.h"
+#include "sources.h"
+
+#include <string.h>
+
+typedef struct merge_params {
+    tool_common common;
+    const char *output, *stats, *protect, *method, *compat;
+    double remove;
+    int64_t keep, least, pad;
+    int mtp, groups, dtype, allocation, emit;
+    moec_opt_list set;
+    bool plan_only, methods;
+    tool_repair_params repair;
+} merge_params;
+
+static const char *const policies[] = {"keep", "drop", NULL};
+static const char *const allocations[] = {"uniform", "global", "mass", NULL}; /* as moec_allocation counts */
+static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
+static const char *const emissions[] = {"native", "tied", NULL};
+
+static const moec_opt rows[] = {
+    {"output", 'o', MOEC_TEXT(merge_params, output), .value = "OUT",
+     .help = "folder to write; with --plan-only the plan file, its weights go beside it"},
+    {"method", 0, MOEC_TEXT(merge_params, method), .value = "NAME",
+     .help = "settings to begin with (--methods lists them); adaptive by default, which merges only where that helps"},
+    {"set", 0, MOEC_LIST(merge_params, set), .value = "KEY=VALUE",
+     .help = "another value for a setting of the method, such as align=canonical or weights=gate-sq (--methods lists all)"},
+    {"remove", 0, MOEC_SHARE(merge_params, remove), .lo = 0, .hi = 1, .fallback = "0", .value = "SHARE",
+     .help = "share by which each layer gets fewer experts, such as 25% or 0.25, rounded down"},
+    {"keep", 0, MOEC_INT(merge_params, keep), .lo = 1, .hi = 65535, .fallback = "0", .value = "N",
+     .help = "experts that each layer has afterwards, instead of --remove"},
+    {"protect", 0, MOEC_TEXT(merge_params, protect), .value = "FILE|super",
+     .help = "experts that stay as they are: a file of lines 'LAYER EXPERT' or JSON {\"LAYER\": [experts]}, or super (needs --stats)"},
+    {"emit", 0, MOEC_CHOICE(merge_params, emit), .choices = emissions, .fallback = "native", .value = "native|tied",
+     .help = "native: as many experts and router rows as groups, which every client loads. tied: the original router and a copy of "
+             "its group's expert for every old one, as most papers measure it; that is not smaller"},
+    {"stats", 0, MOEC_TEXT(merge_params, stats), .value = "FILE",
+     .help = "statistics that calibrate wrote; for --allocation and --protect super only"},
+    {"allocation", 0, MOEC_CHOICE(merge_params, allocation), .choices = allocations, .fallback = "uniform",
+     .value = "uniform|global|mass",
+     .help = "experts of each layer: the same number; by frequency out of one pool of all layers (M-SMoE); as many as hold the same "
+             "mass of it. Unequal layers load in no client unless they can be padded; --plan-only and eval --plan measure them"},
+    {"min-experts", 0, MOEC_INT(merge_params, least), .lo = 0, .hi = 65535, .fallback = "0", .value = "N",
+     .help = "global, mass: experts that each layer has at least; 0: top-k, and for mass 4"},
+    {"groups", 0, MOEC_CHOICE(merge_params, groups), .choices = policies, .fallback = "keep", .value = "keep|drop",
+     .help = "where the router chooses among groups of experts (DeepSeek): merge inside them, or drop the groups"},
+    {"mtp", 0, MOEC_CHOICE(merge_params, mtp), .choices = policies, .fallback = "keep", .value = "keep|drop",
+     .help = "multi-token-prediction layers, which are not run: keep as many of their experts, or leave them out"},
+    {"pad-to", 0, MOEC_INT(merge_params, pad), .lo = 0, .hi = 65535, .fallback = "0", .value = "N",
+     .help = "write N experts a layer, dead ones behind the others; see prune --help"},
+    {"dtype", 0, MOEC_CHOICE(merge_params, dtype), .choices = dtypes, .fallback = "source", .value = "source|bf16|f16|f32",
+     .help = "number format of the weights written; quantized sources need one"},
+    TOOL_REPAIR_ROWS(merge_params, repair),
+    TOOL_COMPAT_ROW(merge_params, compat),
+    {"plan-only", 0, MOEC_FLAG(merge_params, plan_only), .help = "write the plan and its weights, for apply and eval, and no model"},
+    {"methods", 0, MOEC_FLAG(merge_params, methods), .help = "list the methods with their settings and leave"},
+    TOOL_SEED_ROW(merge_params),
+    TOOL_DRY_RUN_ROW(merge_params),
+    TOOL_OVERWRITE_ROW(merge_params),
+    TOOL_RESUME_ROW(merge_params),
+    TOOL_MEMORY_ROW(merge_params),
+    TOOL_COMMON_ROWS(merge_params),
+    TOOL_END_ROW,
+};
+
+/* --- methods ----------------------------------------------------------------------------------------------------------- */
+
+static moec_status list_methods(const merge_params *p, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char settings[2000], *text = NULL;
+    const moec_method *m;
+    moec_json *list = moec_json_new_array();
+    moec_merge_settings(settings, sizeof settings);
+    for (size_t i = 0; (m = moec_method_at(i)) != NULL; i++) {
+        if (m->kind != MOEC_MERGE)
+            continue;
+        moec_json *set = moec_merge_json(m->row);
+        if (p->common.json) {
+            moec_json *o = tool_method_json(m);
+            moec_json_set(o, "settings", set);
+            moec_json_push(list, o);
+            continue;
+        }
+        st = moec_json_dump(&text, set, 0, err);
+        moec_json_free(set);
+        if (st != MOEC_OK)
+            goto done;
+        printf("%s%s\n    %s\n    %s\n    %s%s%s%s\n    %s\n\n", m->name, m->is_default ? " (the default)" : "", m->brief, m->formula,
+               m->paper, m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "", text);
+        moec_free(text);
+        text = NULL;
+    }
+    if (p->common.json) {
+        st = tool_print_json(list, err);
+        list = NULL;
+    } else {
+        printf("settings for --set\n%s\n", settings);
+    }
+done:
+    moec_json_free(list);
+    return st;
+}
+
+/* For --help. */
+static const char *method_entry(const char **text, size_t i)
+{
+    static char buf[1200];
+    const moec_method *m;
+    for (size_t at = 0; (m = moec_method_at(at)) != NULL; at++)
+        if (m->kind == MOEC_MERGE && i-- == 0)
+            break;
+    if (!m)
+        return NULL;
+    snprintf(buf, sizeof buf, "%s: %s [%s]. %s%s%s%s", m->brief, m->formula, m->paper, "", m->arxiv ? " (arXiv:" : "",
+             m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
+    *text = buf;
+    return m->name;
+}
+
+/* --- the job ------------------------------------------------------------------------------------------------------------ */
+
+static moec_status check_params(const merge_params *p, const moec_opt_list *words, moec_err *err)
+{
+    if (words->n < 1)
+        return moec_fail(err, MOEC_EINVAL, "merge: MODEL is missing: the folder of the model");
+    if (p->remove <= 0.0 && p->keep == 0)
+        return moec_fail(err, MOEC_EINVAL, "merge: how much? give --remove 25%% or --keep N");
+    if (p->remove > 0.0 && p->keep > 0)
+        return moec_fail(err, MOEC_EINVAL, "merge: --remove and --keep say the same thing; give one");
+    if (!p->output && !p->common.dry_run)
+        return moec_fail(err, MOEC_EINVAL, "merge: -o OUT is missing: %s", p->plan_only ? "the plan file" : "the folder to write");
+    if (p->repair.input.text.n == 0)
+        return moec_fail(err, MOEC_EINVAL, "merge looks at what each layer does with tokens; give --text FILE");
+    return MOEC_OK;
+}
+
+static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_plan *plan = NULL;
+    tool_sources o = {.stats_digest = {""}};
+    moec_corpus corpus = {0};
+    const moec_method *me;
+    const double began = moec_now();
+    MOEC_TRY(moec_method_take(&me, MOEC_MERGE, MOEC_GRAIN_EXPERTS, p->method, err));
+    moec_merge_recipe recipe = *(const moec_merge_recipe *)me->row;
+    for (int i = 0; i < p->set.n; i++)
+        MOEC_TRY(moec_merge_set(&recipe, p->set.at[i], err));
+    moec_repair_opts repair = {.corpus = &corpus, .merge = &recipe, .tied = p->emit == 1};
+    bool run_text;
+    MOEC_TRY(tool_repair_check(&repair, &run_text, &p->repair, NULL, err));
+    MOEC_TRY(tool_sources_open(&o, dir, p->stats, NULL, p->protect, err));
+    if (p->mtp == 1 && o.model->mtp_layers == 0)
+        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "--mtp drop: the model has no multi-token-prediction layers with experts"));
+    const moec_request q = {.model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .stats_digest = o.stats_digest.hex,
+                            .guard = p->protect ? &o.guard : NULL, .guard_name = o.guard_name, .share = p->remove,
+                            .keep = p->keep, .seed = p->common.seed, .drop_mtp = p->mtp == 1, .drop_groups = p->groups == 1,
+                            .pad = p->pad, .allocation = (moec_allocation)p->allocation, .least = p->least,
+                            .plan_only = p->plan_only || p->common.dry_run};
+    tool_job job = {.common = &p->common, .model = o.model, .fingerprint = o.print.hex, .output = p->output, .compat = p->compat,
+                    .plan_only = p->plan_only, .began = began, .repair = &repair};
+    MOEC_TRY(moec_method_plan(&plan, MOEC_MERGE, me->name, &q, err));
+    MOEC_TRY(moec_plan_set_option(plan, "merge", moec_merge_json(&recipe), err));
+    if (p->dtype > 0)
+        plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
+    MOEC_TRY(tool_read_text(&corpus, &p->repair.input, o.model, p->common.seed, err));
+    if (p->common.dry_run)
+        moec_warn("who is merged with whom is decided while the layers run: the experts listed here mean nothing, only how many");
+    job.plan = plan;
+    MOEC_TRY(tool_carry_out(&job, err));
+done:
+    moec_corpus_release(&corpus);
+    moec_plan_free(plan);
+    tool_sources_release(&o);
+    return st;
+}
+
+static int run(const moec_verb *verb, int argc, char **argv)
+{
+    merge_params p;
+    moec_opt_list words = {0};
+    moec_err err = {MOEC_OK, ""};
+    int rc;
+    if (!tool_begin(&rc, &p, &words, verb, argc, argv))
+        return rc;
+    moec_status st = MOEC_OK;
+    if (p.methods)
+        return tool_end(list_methods(&p, &err), &err);
+    MOEC_TRY(check_params(&p, &words, &err));
+    MOEC_TRY(merge(&p, words.at[0], &err));
+done:
+    return tool_end(st, &err);
+}
+
+const moec_verb moec_verb_merge = {
+    .name = "merge",
+    .args = "MODEL --text FILE --remove SHARE -o OUT",
+    .brief = "merge experts into fewer",
+    .about = "Groups the experts of each layer by how alike they are, makes one expert of each group and writes the smaller model. A "
+             "method is a row of settings: which distance, how groups are formed, with what weights experts are averaged, whether "
+             "their neurons are aligned first, and what row the router gets; --set changes any of them. Then the merged experts are "
+             "fitted so that each layer gives again what the original's gave (--repair ridge, the default; none is what the papers "
+             "publish). Merging loses to pruning where experts have nothing in common, as in models whose experts were trained from "
+             "scratch; it is worth having where they were copied from one dense network. The default method decides by held-out "
+             "tokens, and prunes where merging does not help.",
+    .examples = "moecompress merge Qwen3-30B-A3B --remove 25% -o Qwen3-22B-A3B --text calibration.txt\n"
+                "moecompress merge Mixtral-8x7B --method m-smoe --keep 4 --set align=canonical weights=gate-sq -o Mixtral-4x7B --text "
+                "calibration.txt\n"
+                "moecompress merge Qwen3-30B-A3B --method dern --remove 50% --repair none --plan-only -o dern.json --text calibration.txt\n"
+                "moecompress merge Qwen3-30B-A3B --method hc-smoe --remove 50% --repair none --emit tied --plan-only -o tied.json --text "
+                "calibration.txt",
+    .opts = rows,
+    .min_args = 0,
+    .max_args = 1,
+    .run = run,
+    .entries = "methods (--methods also says their settings, with --json for programs)",
+    .entry = method_entry,
+};
