@@ -113,6 +113,12 @@ void moec_products(double out[4], const float *h, const float *r, const float *x
     table()->products(out, h, r, x, n);
 }
 
+void moec_path_step(double *low, double *d, int64_t *before, const double *v, const float *p, int64_t n, double base,
+                    int64_t row)
+{
+    table()->path_step(low, d, before, v, p, n, base, row);
+}
+
 void moec_panel_norms(double sum_sq[32], float abs_max[32], const float *panel, int64_t width)
 {
     table()->panel_norms(sum_sq, abs_max, panel, width);

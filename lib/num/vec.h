@@ -57,6 +57,13 @@ MOEC_API void moec_order(int32_t *out, const float *v, int64_t n);
 /** h.h, h.r, r.r and x.x in float64. */
 MOEC_API void moec_products(double out[4], const float *h, const float *r, const float *x, int64_t n);
 
+/** One step along the shortest paths of an assignment (assign.h), over the row p [n] of profits: where base - p[j] - v[j] < d[j],
+ *  in float64, d[j] becomes that and before[j] = row. v may be -inf: then d stays. low [ceil(n / MOEC_PATH_BLOCK)] becomes the
+ *  least d of each block of columns. No sums: every instruction set gives the same bits. */
+enum { MOEC_PATH_BLOCK = 64 };
+MOEC_API void moec_path_step(double *low, double *d, int64_t *before, const double *v, const float *p, int64_t n, double base,
+                             int64_t row);
+
 /** Per lane of one panel float[width][32]: sum of squares and largest magnitude. */
 MOEC_API void moec_panel_norms(double sum_sq[32], float abs_max[32], const float *panel, int64_t width);
 

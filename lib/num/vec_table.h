@@ -24,6 +24,8 @@ typedef struct moec_vec_table {
     bool (*all_finite)(const float *x, int64_t n);
     void (*order)(int32_t *out, const float *v, int64_t n);
     void (*products)(double out[4], const float *h, const float *r, const float *x, int64_t n);
+    void (*path_step)(double *low, double *d, int64_t *before, const double *v, const float *p, int64_t n, double base,
+                      int64_t row);
     void (*panel_norms)(double sum_sq[32], float abs_max[32], const float *panel, int64_t width);
     void (*lse_add)(moec_lse *s, const float *z, const float *other, int64_t n, int32_t first);
 } moec_vec_table;

@@ -251,6 +251,42 @@ static void panel_norms_are_per_lane(void **state)
     }
 }
 
+static void path_step_is_exact(void **state)
+{
+    (void)state;
+    for (size_t k = 0; k < MOEC_COUNT(lengths); k++) {
+        const int64_t n = lengths[k], blocks = (n + MOEC_PATH_BLOCK - 1) / MOEC_PATH_BLOCK;
+        float *p = values(n, 2.0f);
+        double *d = malloc((size_t)n * sizeof *d), *v = malloc((size_t)n * sizeof *v), *low = malloc((size_t)blocks * sizeof *low);
+        double *want = malloc((size_t)n * sizeof *want);
+        int64_t *before = malloc((size_t)n * sizeof *before), *from = malloc((size_t)n * sizeof *from);
+        for (int64_t j = 0; j < n; j++) {
+            v[j] = j % 5 == 1 ? -(double)INFINITY : (double)uniform() - 1.0;
+            d[j] = j % 5 < 2 ? (double)INFINITY : j % 5 == 2 ? 0.75 - (double)p[j] - v[j] : (double)uniform() + 1.0;
+            before[j] = from[j] = j;
+            const double h = 0.75 - (double)p[j] - v[j]; /* no less than d where j % 5 is 2 */
+            want[j] = h < d[j] ? h : d[j];
+            from[j] = h < d[j] ? 12345 : from[j];
+        }
+        moec_path_step(low, d, before, v, p, n, 0.75, 12345);
+        assert_memory_equal(d, want, (size_t)n * sizeof *d);
+        assert_memory_equal(before, from, (size_t)n * sizeof *before);
+        for (int64_t b = 0; b < blocks; b++) {
+            double least = (double)INFINITY;
+            for (int64_t j = b * MOEC_PATH_BLOCK; j < n && j < (b + 1) * MOEC_PATH_BLOCK; j++)
+                least = fmin(least, d[j]);
+            assert_true(low[b] == least);
+        }
+        free(p);
+        free(d);
+        free(v);
+        free(low);
+        free(want);
+        free(before);
+        free(from);
+    }
+}
+
 static void orders_are_descending_with_the_lowest_first(void **state)
 {
     (void)state;
@@ -452,6 +488,7 @@ static int run_all(void)
         cmocka_unit_test(finds_what_is_not_finite),
         cmocka_unit_test(panel_norms_are_per_lane),
         cmocka_unit_test(orders_are_descending_with_the_lowest_first),
+        cmocka_unit_test(path_step_is_exact),
         cmocka_unit_test(products_follow_their_formulas),
         cmocka_unit_test(lse_follows_its_formula),
         cmocka_unit_test(lse_survives_minus_infinity),
