@@ -80,7 +80,7 @@ static moec_status list_methods(const merge_params *p, moec_err *err)
             continue;
         moec_json *set = moec_merge_json(m->row);
         if (p->common.json) {
-            moec_json *o = tool_method_json(m);
+            moec_json *o = moec_method_json(m);
             moec_json_set(o, "settings", set);
             moec_json_push(list, o);
             continue;
@@ -133,9 +133,23 @@ static moec_status check_params(const merge_params *p, const moec_opt_list *word
         return moec_fail(err, MOEC_EINVAL, "merge: --remove and --keep say the same thing; give one");
     if (!p->output && !p->common.dry_run)
         return moec_fail(err, MOEC_EINVAL, "merge: -o OUT is missing: %s", p->plan_only ? "the plan file" : "the folder to write");
+    if (p->emit == 1 && p->repair.kind > 1)
+        return moec_fail(err, MOEC_EINVAL, "merge: --emit tied goes with --repair none: fitted one by one, experts are no longer tied");
     if (p->repair.input.text.n == 0)
         return moec_fail(err, MOEC_EINVAL, "merge looks at what each layer does with tokens; give --text FILE");
     return MOEC_OK;
+}
+
+/* Every expert stays and shares its group's weights: as many groups as experts were to be kept. */
+static moec_status tie(int64_t **groups, moec_plan *plan, moec_err *err)
+{
+    moec_status st = MOEC_NEW(*groups, (size_t)plan->n_layers, err);
+    for (int64_t i = 0; st == MOEC_OK && i < plan->n_layers; i++)
+        (*groups)[i] = plan->layer[i].n_keep;
+    if (st == MOEC_OK)
+        st = moec_plan_keep_all(plan, err);
+    plan->new_top_k = plan->top_k;
+    return st;
 }
 
 static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
@@ -143,6 +157,8 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
     moec_status st = MOEC_OK;
     moec_plan *plan = NULL;
     tool_sources o = {.stats_digest = {""}};
+    const tool_source_names names = {.model = dir, .stats = p->stats, .protect = p->protect, .drop_mtp = p->mtp == 1};
+    int64_t *tied = NULL;
     moec_corpus corpus = {0};
     const moec_method *me;
     const double began = moec_now();
@@ -150,12 +166,12 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
     moec_merge_recipe recipe = *(const moec_merge_recipe *)me->row;
     for (int i = 0; i < p->set.n; i++)
         MOEC_TRY(moec_merge_set(&recipe, p->set.at[i], err));
-    moec_repair_opts repair = {.corpus = &corpus, .merge = &recipe, .tied = p->emit == 1};
+    moec_repair_opts repair = {.corpus = &corpus, .merge = &recipe};
     bool run_text;
     MOEC_TRY(tool_repair_check(&repair, &run_text, &p->repair, NULL, err));
-    MOEC_TRY(tool_sources_open(&o, dir, p->stats, NULL, p->protect, err));
-    if (p->mtp == 1 && o.model->mtp_layers == 0)
-        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "--mtp drop: the model has no multi-token-prediction layers with experts"));
+    if (p->emit == 1)
+        repair.kind = MOEC_REPAIR_NONE;
+    MOEC_TRY(tool_sources_open(&o, &names, err));
     const moec_request q = {.model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .stats_digest = o.stats_digest.hex,
                             .guard = p->protect ? &o.guard : NULL, .guard_name = o.guard_name, .share = p->remove,
                             .keep = p->keep, .seed = p->common.seed, .drop_mtp = p->mtp == 1, .drop_groups = p->groups == 1,
@@ -165,6 +181,11 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
                     .plan_only = p->plan_only, .began = began, .repair = &repair};
     MOEC_TRY(moec_method_plan(&plan, MOEC_MERGE, me->name, &q, err));
     MOEC_TRY(moec_plan_set_option(plan, "merge", moec_merge_json(&recipe), err));
+    if (p->emit == 1) {
+        MOEC_TRY(tie(&tied, plan, err));
+        MOEC_TRY(moec_plan_set_option(plan, "emit", moec_json_new_string("tied"), err));
+        repair.tied = tied;
+    }
     if (p->dtype > 0)
         plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
     MOEC_TRY(tool_read_text(&corpus, &p->repair.input, o.model, p->common.seed, err));
@@ -175,6 +196,7 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
 done:
     moec_corpus_release(&corpus);
     moec_plan_free(plan);
+    moec_free(tied);
     tool_sources_release(&o);
     return st;
 }

@@ -3,6 +3,7 @@
 #include "prune_grain.h"
 #include "prune_repair.h"
 #include "prune_tasks.h"
+#include "sources.h"
 
 #include <string.h>
 
@@ -228,49 +229,6 @@ done:
     return st;
 }
 
-/* What the request borrows. */
-typedef struct sources {
-    moec_model *model, *base;
-    moec_stats *stats;
-    moec_guard guard;
-    moec_digest print, base_print, stats_digest;
-    char *guard_name;
-} sources;
-
-static moec_status open_sources(sources *o, const prune_params *p, const char *dir, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    uint64_t bytes;
-    MOEC_TRY(moec_model_open(&o->model, dir, err));
-    MOEC_TRY(moec_ckpt_fingerprint(&o->print, o->model->ckpt, err));
-    if (p->base) {
-        MOEC_TRY(moec_within(err, moec_model_open(&o->base, p->base, err), "--base"));
-        MOEC_TRY(moec_ckpt_fingerprint(&o->base_print, o->base->ckpt, err));
-    }
-    if (p->stats) {
-        MOEC_TRY(moec_stats_load(&o->stats, p->stats, err));
-        MOEC_TRY(moec_file_digest(&o->stats_digest, &bytes, p->stats, err));
-        MOEC_TRY(moec_within(err, moec_stats_check(o->stats, o->model, err), "%s", p->stats)); /* before anyone counts on its shape */
-    }
-    if (p->tasks.weights)
-        MOEC_TRY(moec_within(err, moec_stats_set_weights(o->stats, p->tasks.weights, err), "--domain-weight"));
-    if (p->protect)
-        MOEC_TRY(moec_guard_read(&o->guard, &o->guard_name, p->protect, o->model, o->stats, err));
-    if (p->mtp == 1 && o->model->mtp_layers == 0)
-        st = moec_fail(err, MOEC_EINVAL, "--mtp drop: the model has no multi-token-prediction layers with experts");
-done:
-    return st;
-}
-
-static void release_sources(sources *o)
-{
-    moec_guard_release(&o->guard);
-    moec_free(o->guard_name);
-    moec_stats_free(o->stats);
-    moec_model_close(o->base);
-    moec_model_close(o->model);
-}
-
 /* Experts see other things in longer windows. Merged statistics have no one length. */
 static void say_seq_len(const moec_stats *s, int64_t seq_len)
 {
@@ -289,7 +247,9 @@ static moec_status prune(const prune_params *p, const moec_method *me, const sha
 {
     moec_status st = MOEC_OK;
     moec_plan *plan = NULL;
-    sources o = {.stats_digest = {""}};
+    tool_sources o = {.stats_digest = {""}};
+    const tool_source_names names = {.model = dir, .base = p->base, .stats = p->stats, .weights = p->tasks.weights,
+                                     .protect = p->protect, .drop_mtp = p->mtp == 1};
     const bool experts = p->grain.grain == MOEC_GRAIN_EXPERTS;
     moec_corpus corpus = {0};
     moec_repair_opts repair = {.corpus = &corpus};
@@ -298,7 +258,7 @@ static moec_status prune(const prune_params *p, const moec_method *me, const sha
     MOEC_TRY(tool_repair_check(&repair, &run_text, &p->repair, me->name, err));
     if (s->n > 1 && run_text)
         MOEC_TRY(moec_fail(err, MOEC_EINVAL, "prune: repair goes with one share at a time"));
-    MOEC_TRY(open_sources(&o, p, dir, err));
+    MOEC_TRY(tool_sources_open(&o, &names, err));
     moec_request q = {.model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .stats_digest = o.stats_digest.hex,
                             .guard = p->protect ? &o.guard : NULL, .guard_name = o.guard_name,
                             .share = s->n > 0 ? s->at[0] : 0.0, .keep = p->keep, .seed = p->common.seed,
@@ -348,7 +308,7 @@ static moec_status prune(const prune_params *p, const moec_method *me, const sha
 done:
     moec_corpus_release(&corpus);
     moec_plan_free(plan);
-    release_sources(&o);
+    tool_sources_release(&o);
     return st;
 }
 

@@ -10,6 +10,7 @@ static const moec_verb *const verbs[] = {
     &moec_verb_inspect,
     &moec_verb_calibrate,
     &moec_verb_prune,
+    &moec_verb_merge,
     &moec_verb_eval,
     &moec_verb_apply,
     &moec_verb_stats,

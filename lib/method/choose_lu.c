@@ -6,14 +6,14 @@
  *
  * so that a token which S does not touch costs nothing and has no rounding, where |y|^2 - 2 <y, r> + |r|^2 would cancel.
  *
- * The outputs of all experts are made for a block of tokens, one expert after the other on all threads, and become inner products
- * before the next block; then subsets are tried in parallel, each by itself. */
+ * The outputs of all experts are made for a block of tokens (all_outputs.h) and become inner products before the next block; then
+ * subsets are tried in parallel, each by itself. */
 #include "method/choose.h"
 
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/par.h"
-#include "model/forward.h"
+#include "method/all_outputs.h"
 #include "num/linalg.h"
 #include "num/vec.h"
 
@@ -22,15 +22,11 @@
 
 enum {
     BATCH = 64,              /* tokens that are routed together */
-    BLOCK_MOST = 512,        /* tokens whose outputs are there together, */
-    BLOCK_FLOATS = 1 << 27,  /* at most so many values of them */
     SUBSETS_A_CHUNK = 16,
 };
 
 /* One thread's memory. */
 typedef struct work {
-    float *a, *b, *out;              /* panels [block,I] [block,I] [block,H] */
-    float *gate_bias, *up_bias, *down_bias; /* [I] [I] [H] */
     float *rest;                     /* [H] d */
     float *gram;                     /* [E,E] */
     float *logits;                   /* [BATCH, all] then scores */
@@ -49,9 +45,9 @@ typedef struct lu {
     int64_t experts, all, slots, hidden;
     int64_t n, window;               /* tokens looked at */
     int32_t *row;                    /* [n] of the task's arrays */
-    int64_t block, pair;             /* tokens of a block; E (E+1) / 2 */
-    int64_t at, m;                   /* current block: first token, tokens */
-    float *x, *y;                    /* its panels [block,H]; [block,E,H] */
+    int64_t pair;                    /* E (E+1) / 2 */
+    int64_t at;                      /* current block: first token, */
+    const float *y;                  /* [.., E,H] outputs */
     float *gram, *cross;             /* [n,pair] lower triangle, [n,E] */
     double *rest_sq;                 /* [n] */
     int32_t *ids;                    /* [n,slots] with all experts */
@@ -70,35 +66,20 @@ typedef struct lu {
 
 /* ---- sizes and memory ------------------------------------------------------------------------------------------------ */
 
-static int64_t block_of(const moec_dims *d)
-{
-    const int64_t fit = BLOCK_FLOATS / (d->experts * d->hidden) / MOEC_PANEL * MOEC_PANEL;
-    return fit < MOEC_PANEL ? MOEC_PANEL : fit > BLOCK_MOST ? BLOCK_MOST : fit;
-}
-
 size_t moec_choose_bytes(const moec_model *m)
 {
     const moec_dims *d = &m->dims;
-    const size_t n = MOEC_LU_TOKENS, e = (size_t)d->experts, h = (size_t)d->hidden, i = (size_t)d->expert_width;
-    const size_t slots = (size_t)d->slots, block = (size_t)block_of(d), all = e + (size_t)d->null_experts;
-    const size_t shared = 4 * (n * (e * (e + 1) / 2 + e + 2 * slots + 1) + block * h * (1 + e)) + n * (e + 16) +
-                          8 * MOEC_LU_SUBSETS;
-    const size_t one = 4 * (block * (2 * i + h) + 2 * i + 2 * h + e * e + BATCH * (all + 2 * slots + 1) + 2 * slots) +
-                       8 * (e + n) + 2 * e;
-    return shared + one * (size_t)moec_par_threads();
+    const size_t n = MOEC_LU_TOKENS, e = (size_t)d->experts, h = (size_t)d->hidden, slots = (size_t)d->slots;
+    const size_t all = e + (size_t)d->null_experts;
+    const size_t shared = 4 * n * (e * (e + 1) / 2 + e + 2 * slots + 1) + n * (e + 16) + 8 * MOEC_LU_SUBSETS;
+    const size_t one = 4 * (h + e * e + BATCH * (all + 2 * slots + 1) + 2 * slots) + 8 * (e + n) + 2 * e;
+    return shared + one * (size_t)moec_par_threads() + moec__all_outputs_bytes(m);
 }
 
 static moec_status new_work(work *w, const lu *u, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    const size_t e = (size_t)u->experts, h = (size_t)u->hidden, i = (size_t)u->model.dims.expert_width;
-    const size_t block = (size_t)u->block, slots = (size_t)u->slots;
-    MOEC_TRY(MOEC_NEW(w->a, block * i, err));
-    MOEC_TRY(MOEC_NEW(w->b, block * i, err));
-    MOEC_TRY(MOEC_NEW(w->out, block * h, err));
-    MOEC_TRY(MOEC_NEW(w->gate_bias, i, err));
-    MOEC_TRY(MOEC_NEW(w->up_bias, i, err));
-    MOEC_TRY(MOEC_NEW(w->down_bias, h, err));
+    const size_t e = (size_t)u->experts, h = (size_t)u->hidden, slots = (size_t)u->slots;
     MOEC_TRY(MOEC_NEW(w->rest, h, err));
     MOEC_TRY(MOEC_NEW(w->gram, e * e, err));
     MOEC_TRY(MOEC_NEW(w->logits, BATCH * (size_t)u->all, err));
@@ -116,8 +97,7 @@ done:
 
 static void free_work(work *w)
 {
-    void *const all[] = {w->a, w->b, w->out, w->gate_bias, w->up_bias, w->down_bias, w->rest, w->gram, w->logits, w->ids,
-                         w->gates, w->token, w->c, w->touched, w->in, w->removed, w->term};
+    void *const all[] = {w->rest, w->gram, w->logits, w->ids, w->gates, w->token, w->c, w->touched, w->in, w->removed, w->term};
     for (size_t i = 0; i < MOEC_COUNT(all); i++)
         moec_free(all[i]);
 }
@@ -126,8 +106,6 @@ static moec_status new_arrays(lu *u, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const size_t n = (size_t)u->n, e = (size_t)u->experts, groups = (size_t)u->t->groups;
-    MOEC_TRY(MOEC_NEW(u->x, (size_t)(u->block * u->hidden), err));
-    MOEC_TRY(MOEC_NEW(u->y, (size_t)(u->block * u->hidden) * e, err));
     MOEC_TRY(MOEC_NEW(u->gram, n * (size_t)u->pair, err));
     MOEC_TRY(MOEC_NEW(u->cross, n * e, err));
     MOEC_TRY(MOEC_NEW(u->rest_sq, n, err));
@@ -150,7 +128,7 @@ static void release(lu *u)
 {
     for (int i = 0; u->w && i < u->threads; i++)
         free_work(&u->w[i]);
-    void *const all[] = {u->row, u->x, u->y, u->gram, u->cross, u->rest_sq, u->ids, u->gates, u->in, u->term, u->picked,
+    void *const all[] = {u->row, u->gram, u->cross, u->rest_sq, u->ids, u->gates, u->in, u->term, u->picked,
                          u->candidate, u->loss, u->left, u->choices, u->w};
     for (size_t i = 0; i < MOEC_COUNT(all); i++)
         moec_free(all[i]);
@@ -232,18 +210,13 @@ static moec_status start(lu *u, const moec_choice_task *t, moec_err *err)
     u->all = d->experts + d->null_experts;
     u->slots = d->slots;
     u->hidden = d->hidden;
-    u->block = block_of(d);
     u->pair = d->experts * (d->experts + 1) / 2;
     u->width = d->experts / t->groups;
     u->stay = t->keep / t->groups;
     u->local = is_local(&u->model);
     u->threads = moec_par_threads();
     moec_status st = take_tokens(u, err);
-    if (st != MOEC_OK)
-        return st;
-    if (u->block > moec_panels(u->n) * MOEC_PANEL)
-        u->block = moec_panels(u->n) * MOEC_PANEL;
-    return new_arrays(u, err);
+    return st == MOEC_OK ? new_arrays(u, err) : st;
 }
 
 /* ---- routing --------------------------------------------------------------------------------------------------------- */
@@ -283,61 +256,7 @@ static moec_status route_all(void *ctx, int worker, int64_t lo, int64_t hi, moec
     return MOEC_OK;
 }
 
-/* ---- outputs of all experts and their inner products ------------------------------------------------------------------ */
-
-static void add_bias(float *panels, const float *bias, int64_t n, int64_t width)
-{
-    for (int64_t i = 0; i < moec_panels(n) * width; i++)
-        for (int64_t lane = 0; lane < MOEC_PANEL; lane++)
-            panels[i * MOEC_PANEL + lane] += bias[i % width]; /* lanes without a token are never looked at */
-}
-
-/* w->out = expert e of the block. */
-static moec_status run_expert(const lu *u, work *w, int64_t e, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    const moec_layer *l = u->t->layer;
-    const moec_mlp *x = &l->expert[e];
-    const moec_dims *d = &u->model.dims;
-    const int64_t wide = d->expert_width, values = moec_panels(u->m) * wide * MOEC_PANEL;
-    MOEC_TRY(moec_gemm_weight(w->a, u->x, u->m, &x->gate, MOEC_COMPUTE_F32, NULL, err));
-    MOEC_TRY(moec_gemm_weight(w->b, u->x, u->m, &x->up, MOEC_COMPUTE_F32, NULL, err));
-    if (l->gate_up_bias) {
-        moec_expert_bias(w->gate_bias, w->up_bias, &u->model, l, e, 1);
-        add_bias(w->a, w->gate_bias, u->m, wide);
-        add_bias(w->b, w->up_bias, u->m, wide);
-    }
-    moec_activate(w->a, w->b, values, &u->model);
-    MOEC_TRY(moec_gemm_weight(w->out, w->a, u->m, &x->down, MOEC_COMPUTE_F32, NULL, err));
-    if (l->down_bias) {
-        const moec_dtype_traits *type = &moec_dtypes[l->down_bias->dtype];
-        type->to_f32(w->down_bias, (const char *)l->down_bias->data + e * d->hidden * type->bytes, d->hidden);
-        add_bias(w->out, w->down_bias, u->m, d->hidden);
-    }
-done:
-    moec_weight_drop(&x->gate);
-    moec_weight_drop(&x->up);
-    moec_weight_drop(&x->down);
-    return st;
-}
-
-static moec_status run_experts(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
-{
-    lu *u = ctx;
-    moec_status st = MOEC_OK;
-    const int64_t ld = u->experts * u->hidden;
-    for (int64_t e = lo; e < hi; e++) {
-        MOEC_TRY(moec_interrupted(err));
-        MOEC_TRY(moec_within(err, run_expert(u, &u->w[worker], e, err), "expert %lld", (long long)e));
-        moec_panel_unpack(u->y + e * u->hidden, ld, u->w[worker].out, u->m, u->hidden);
-        for (int64_t i = 0; i < u->m; i++)
-            if (!moec_all_finite(u->y + i * ld + e * u->hidden, u->hidden))
-                return moec_fail(err, MOEC_ENUMERIC, "expert %lld: its output of token %lld is not finite", (long long)e,
-                                 (long long)u->row[u->at + i]);
-    }
-done:
-    return st;
-}
+/* ---- inner products of the outputs of all experts ---------------------------------------------------------------------- */
 
 /* Tokens [lo, hi) of the block. */
 static moec_status multiply(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
@@ -366,18 +285,19 @@ done:
     return st;
 }
 
+static moec_status multiply_block(void *ctx, int64_t at, int64_t m, float *y, moec_err *err)
+{
+    lu *u = ctx;
+    u->at = at;
+    u->y = y;
+    return moec_par_for(m, 8, multiply, u, err);
+}
+
 static moec_status look(lu *u, moec_err *err)
 {
     moec_status st = MOEC_OK;
     MOEC_TRY(moec_par_for(u->n, BATCH, route_all, u, err));
-    for (u->at = 0; u->at < u->n; u->at += u->block) {
-        u->m = u->n - u->at < u->block ? u->n - u->at : u->block;
-        moec_panel_pack(u->x, u->t->x, u->hidden, u->row + u->at, u->m, u->hidden);
-        for (int64_t i = 0; u->model.dims.input_scale != 1.0 && i < moec_panels(u->m) * u->hidden * MOEC_PANEL; i++)
-            u->x[i] *= (float)u->model.dims.input_scale;
-        MOEC_TRY(moec_par_for(u->experts, 1, run_experts, u, err));
-        MOEC_TRY(moec_par_for(u->m, 8, multiply, u, err));
-    }
+    MOEC_TRY(moec__all_outputs(&u->model, u->t->layer, u->t->x, u->row, u->n, multiply_block, u, err));
 done:
     return st;
 }

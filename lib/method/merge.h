@@ -122,18 +122,23 @@ MOEC_API void moec_merge_groups_release(moec_merge_groups *g);
 
 enum { MOEC_MERGE_TOKENS = 4096 }; /* of the sample on which all experts run */
 
-/** Sums over tokens, for each expert: out [E]. ENERGY, REAP and REAM run the selected experts. Errors: moec_merge_group. */
+/** Sums over tokens, for each expert: out [E]. ENERGY, REAP and REAM run the selected experts, on all of t's tokens; the means are
+ *  over the tokens that select e, 0 for an expert without any. Sums in float64. Errors: moec_merge_group. */
 MOEC_API moec_status moec_merge_mass_of(double *out, const moec_merge_task *t, moec_merge_mass kind, moec_err *err)
     MOEC_USE_RESULT;
-/** distance [E,E]; kernel [E,E] or NULL: inner products whose squared distances they are, for k-means (cosine: Gram of cosines;
- *  others: double-centred -1/2 d^2). affinity of spectral: exp(-d^2 / median of d^2). Errors: moec_merge_group. */
+/** distance [E,E], OUTPUT's being squares; kernel [E,E] or NULL: inner products whose squared distances they are, for k-means
+ *  (OUTPUT_COSINE: Gram of cosines, d^2 = 2 - 2 cos; others: double-centred -1/2 d^2, no entry of its diagonal below 0). An output
+ *  or column of logits that is 0 has cosine 0 with all; its distance from itself is 0 all the same. Sums in float64. Without
+ *  tokens WEIGHTS and ROUTER_ROWS can still be had. Errors: moec_merge_group. */
 MOEC_API moec_status moec_merge_distances(double *distance, double *kernel, const moec_merge_task *t, moec_merge_distance kind,
                                           moec_err *err) MOEC_USE_RESULT;
 /** The groups of a recipe: exactly t->keep centres. A sample of at most MOEC_MERGE_TOKENS tokens, whole windows at even distances
  *  not being needed: every ceil(n / MOEC_MERGE_TOKENS)-th.
- *  Experts that no token selected have weight 0 (all of a group: equal weights).
+ *  Experts that no token selected have weight 0 (all of a group: equal weights). Ward and spectral grouping take squares of
+ *  distances (OUTPUT's as they are); the affinity is exp(-d^2 / median of d^2 over the pairs).
  *  MOEC_EINVAL: keep out of range, more guarded experts than stay, weights on the input of experts with a distance of outputs or a
- *  mass of outputs, experts without a network, no tokens; MOEC_ENUMERIC: an output or logit is not finite; MOEC_ENOMEM, MOEC_EINTR.
+ *  mass of outputs, experts without a network that give anything but 0, no tokens, what the grouping refuses (group.h);
+ *  MOEC_ENUMERIC: an output, a gate, a logit that is looked at or a weight that is compared is not finite; MOEC_ENOMEM, MOEC_EINTR.
  *  Cost: all experts on the sample (distances of outputs), the selected ones on all tokens (masses of outputs), E^3.
  *  Same result on any number of threads. */
 MOEC_API moec_status moec_merge_group(moec_merge_groups *out, const moec_merge_task *t, const moec_merge_recipe *r, moec_err *err)
@@ -171,6 +176,9 @@ typedef struct moec_merge_tally {
 MOEC_API moec_status moec_merge_fill_all(moec_merge_tally *out, const moec_merge_target *to, const moec_merge_task *t,
                                          const moec_merge_groups *g, const moec_merge_recipe *r, moec_err *err) MOEC_USE_RESULT;
 
+/* Names of the settings' values, as options and plans have them; NULL behind the last. */
+extern MOEC_API const char *const moec_merge_distance_names[], *const moec_merge_grouping_names[], *const moec_merge_mass_names[],
+    *const moec_merge_align_names[], *const moec_merge_fill_names[], *const moec_merge_router_names[];
 /** Changes one setting: "KEY=VALUE", keys and values as moec_merge_settings lists them. MOEC_EINVAL: no such key (the nearest is
  *  suggested) or value (those that there are are named). */
 MOEC_API moec_status moec_merge_set(moec_merge_recipe *r, const char *spec, moec_err *err) MOEC_USE_RESULT;

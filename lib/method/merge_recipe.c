@@ -8,14 +8,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const distances[] = {"logits", "centred-logits", "mean-output", "output-cosine", "output", "gated-output",
-                                        "weights", "router-rows", NULL};
-static const char *const groupings[] = {"nearest", "pseudo", "average", "ward", "complete", "single", "k-means", "spectral",
-                                        "pruning", NULL};
-static const char *const masses[] = {"count", "gate", "gate-sq", "reap", "energy", "ream", "equal", NULL};
-static const char *const aligns[] = {"none", "plain", "canonical", "activations", NULL};
-static const char *const fills[] = {"average", "subspace", "segments", NULL};
-static const char *const routers[] = {"keep", "mean", "weighted", "add", "lse", NULL};
+const char *const moec_merge_distance_names[] = {
+    [MOEC_FAR_LOGITS] = "logits", [MOEC_FAR_CENTRED] = "centred-logits", [MOEC_FAR_MEAN_OUTPUT] = "mean-output",
+    [MOEC_FAR_OUTPUT_COSINE] = "output-cosine", [MOEC_FAR_OUTPUT] = "output", [MOEC_FAR_GATED] = "gated",
+    [MOEC_FAR_WEIGHTS] = "weights", [MOEC_FAR_ROUTER_ROWS] = "router-rows", [MOEC_FAR_COUNT] = NULL};
+const char *const moec_merge_grouping_names[] = {
+    [MOEC_BY_NEAREST] = "nearest", [MOEC_BY_PSEUDO] = "pseudo", [MOEC_BY_AVERAGE] = "average", [MOEC_BY_WARD] = "ward",
+    [MOEC_BY_COMPLETE] = "complete", [MOEC_BY_SINGLE] = "single", [MOEC_BY_KMEANS] = "kmeans", [MOEC_BY_SPECTRAL] = "spectral",
+    [MOEC_BY_PRUNING] = "pruning", [MOEC_BY_COUNT] = NULL};
+const char *const moec_merge_mass_names[] = {
+    [MOEC_MASS_COUNT] = "count", [MOEC_MASS_GATE] = "gate", [MOEC_MASS_GATE_SQ] = "gate-sq", [MOEC_MASS_REAP] = "reap",
+    [MOEC_MASS_ENERGY] = "energy", [MOEC_MASS_REAM] = "ream", [MOEC_MASS_EQUAL] = "equal", [MOEC_MASS_KINDS] = NULL};
+const char *const moec_merge_align_names[] = {
+    [MOEC_ALIGN_NONE] = "none", [MOEC_ALIGN_PLAIN] = "plain", [MOEC_ALIGN_CANONICAL] = "canonical",
+    [MOEC_ALIGN_ACTIVATIONS] = "activations", [MOEC_ALIGN_COUNT] = NULL};
+const char *const moec_merge_fill_names[] = {
+    [MOEC_FILL_AVERAGE] = "average", [MOEC_FILL_SUBSPACE] = "subspace", [MOEC_FILL_SEGMENTS] = "segments",
+    [MOEC_FILL_COUNT] = NULL};
+const char *const moec_merge_router_names[] = {
+    [MOEC_ROW_KEEP] = "keep", [MOEC_ROW_MEAN] = "mean", [MOEC_ROW_WEIGHTED] = "weighted", [MOEC_ROW_ADD] = "add",
+    [MOEC_ROW_LSE] = "lse", [MOEC_ROW_COUNT] = NULL};
 static const char *const switches[] = {"off", "on", NULL};
 
 typedef enum setting_kind { NAMED, SWITCH, COUNT, REAL } setting_kind;
@@ -29,13 +41,13 @@ typedef struct setting {
 
 #define AT(field) offsetof(moec_merge_recipe, field)
 static const setting settings[] = {
-    {"distance", NAMED, AT(distance), distances, 0, 0},
-    {"grouping", NAMED, AT(grouping), groupings, 0, 0},
-    {"saliency", NAMED, AT(saliency), masses, 0, 0},
-    {"weights", NAMED, AT(weights), masses, 0, 0},
-    {"align", NAMED, AT(align), aligns, 0, 0},
-    {"fill", NAMED, AT(fill), fills, 0, 0},
-    {"router", NAMED, AT(router), routers, 0, 0},
+    {"distance", NAMED, AT(distance), moec_merge_distance_names, 0, 0},
+    {"grouping", NAMED, AT(grouping), moec_merge_grouping_names, 0, 0},
+    {"saliency", NAMED, AT(saliency), moec_merge_mass_names, 0, 0},
+    {"weights", NAMED, AT(weights), moec_merge_mass_names, 0, 0},
+    {"align", NAMED, AT(align), moec_merge_align_names, 0, 0},
+    {"fill", NAMED, AT(fill), moec_merge_fill_names, 0, 0},
+    {"router", NAMED, AT(router), moec_merge_router_names, 0, 0},
     {"original", SWITCH, AT(original), switches, 0, 0},
     {"decide", SWITCH, AT(decide), switches, 0, 0},
     {"group-size", COUNT, AT(group_size), NULL, 2, 65535},

@@ -46,7 +46,7 @@ static moec_json *text_or_null(const char *text)
     return text ? moec_json_new_string(text) : moec_json_new_null();
 }
 
-static moec_json *method_json(const moec_method *m)
+moec_json *moec_method_json(const moec_method *m)
 {
     moec_json *o = moec_json_new_object(), *needs = moec_json_new_array(), *options = moec_json_new_array();
     for (int i = 0; i < m->n_needs; i++)
@@ -76,7 +76,7 @@ moec_json *moec_method_list(moec_method_kind kind)
     moec_json *list = moec_json_new_array();
     for (size_t i = 0; i < MOEC_COUNT(table); i++)
         if (table[i]->kind == kind)
-            moec_json_push(list, method_json(table[i]));
+            moec_json_push(list, moec_method_json(table[i]));
     return list;
 }
 

@@ -96,6 +96,8 @@ MOEC_API const moec_method *moec_method_at(size_t i);
 /** [{"name", "grain", "brief", "paper", "arxiv", "formula", "needs", "options", "default", "by_count"}] of one
  *  kind. */
 MOEC_API moec_json *moec_method_list(moec_method_kind kind);
+/** One entry of that. */
+MOEC_API moec_json *moec_method_json(const moec_method *m);
 
 /** Makes a plan by the method of q->grain that moec_method_take gives for this name. Checks first that the statistics are of this model and hold what
  *  the method needs.

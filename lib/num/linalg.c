@@ -47,6 +47,14 @@ float moec_sdot(const float *x, const float *y, int64_t n)
     return cblas_sdot(dimension(n), x, 1, y, 1);
 }
 
+void moec_dsyrk(int64_t n, int64_t k, const double *a, int64_t lda, double beta, double *c)
+{
+    moec_linalg_init();
+    if (n == 0)
+        return;
+    cblas_dsyrk(CblasRowMajor, CblasLower, CblasNoTrans, dimension(n), dimension(k), 1.0, a, dimension(lda), beta, c, dimension(n));
+}
+
 /* LAPACK's columns are our rows: of a symmetric matrix our lower triangle is its upper one, and right-hand sides lie as it
  * wants them. So nothing is turned. */
 bool moec_cholesky(double *a, int64_t n)

@@ -20,6 +20,10 @@ MOEC_API void moec_linalg_init(void);
 MOEC_API void moec_sgemm(bool transa, bool transb, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
                          int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 
+/** Lower triangle of C = A A^T + beta * C in float64, A [n,k], C [n,n]; what lies above it is neither read nor written. beta 0
+ *  overwrites C whatever it holds. Safe from several threads at once, on different C. */
+MOEC_API void moec_dsyrk(int64_t n, int64_t k, const double *a, int64_t lda, double beta, double *c);
+
 /** y[i] += alpha * x[i]. */
 MOEC_API void moec_saxpy(float *y, float alpha, const float *x, int64_t n);
 /** sum of x[i] * y[i] in float32, in one order for each n. */

@@ -4,6 +4,7 @@
 #include "base/mem.h"
 #include "base/par.h"
 #include "model/forward.h"
+#include "naive_expert.h"
 #include "tiny.h"
 
 #include <math.h>
@@ -38,58 +39,6 @@ typedef struct bench {
     moec_choice_task t;
 } bench;
 
-static double *expert_matrix(const moec_weight *w)
-{
-    float *f = calloc((size_t)(w->rows * w->cols), sizeof *f);
-    double *d = calloc((size_t)(w->rows * w->cols), sizeof *d);
-    moec_weight_read(f, w->cols, w, 0, w->rows, 0, w->cols);
-    for (int64_t i = 0; i < w->rows * w->cols; i++)
-        d[i] = (double)f[i];
-    free(f);
-    return d;
-}
-
-static double bias_at(const moec_tensor *t, int64_t i)
-{
-    float f = 0.0f;
-    if (t)
-        moec_dtypes[t->dtype].to_f32(&f, (const char *)t->data + i * moec_dtypes[t->dtype].bytes, 1);
-    return (double)f;
-}
-
-static void naive_expert(const bench *b, int64_t e)
-{
-    const moec_mlp *x = &b->l->expert[e];
-    const moec_dims *d = &b->m->dims;
-    const int64_t wide = d->expert_width, h = d->hidden;
-    double *gate = expert_matrix(&x->gate), *up = expert_matrix(&x->up), *down = expert_matrix(&x->down);
-    const bool clamped = b->m->family->activation == MOEC_ACT_SWIGLU_CLAMPED; /* then gate and up lie in turns */
-    for (int64_t t = 0; t < b->n; t++) {
-        double a[WIDE];
-        for (int64_t i = 0; i < wide; i++) {
-            double g = bias_at(b->l->gate_up_bias, e * 2 * wide + 2 * i), u = bias_at(b->l->gate_up_bias, e * 2 * wide + 2 * i + 1);
-            for (int64_t c = 0; c < h; c++) {
-                g += gate[i * h + c] * (double)b->x[t * h + c];
-                u += up[i * h + c] * (double)b->x[t * h + c];
-            }
-            if (clamped) {
-                g = fmin(g, d->act_limit);
-                u = 1.0 + fmax(fmin(u, d->act_limit), -d->act_limit);
-            }
-            a[i] = u * g / (1.0 + exp(clamped ? -d->act_alpha * g : -g));
-        }
-        for (int64_t c = 0; c < h; c++) {
-            double *to = &b->out[(t * b->experts + e) * h + c];
-            *to = bias_at(b->l->down_bias, e * h + c);
-            for (int64_t i = 0; i < wide; i++)
-                *to += down[c * wide + i] * a[i];
-        }
-    }
-    free(gate);
-    free(up);
-    free(down);
-}
-
 /* Weights of a token under `in` [E], by the rules of the families here; with groups moec_route's word is taken. */
 static void naive_gates(double *g, const bench *b, int64_t t, const bool *in)
 {
@@ -117,7 +66,7 @@ static void naive_gates(double *g, const bench *b, int64_t t, const bool *in)
         sum += in[e] ? exp((double)z[e]) : 0.0;
     for (int64_t e = 0; e < b->experts; e++) {
         s[e] = how->score == MOEC_SCORE_SIGMOID ? 1.0 / (1.0 + exp(-(double)z[e])) : exp((double)z[e]) / sum;
-        v[e] = in[e] ? s[e] + bias_at(b->l->vec[MOEC_VEC_SELECTION_BIAS], e) : -HUGE_VAL;
+        v[e] = in[e] ? s[e] + naive_value(b->l->vec[MOEC_VEC_SELECTION_BIAS], e) : -HUGE_VAL;
     }
     for (int64_t k = 0; k < b->t.top_k; k++) {
         int64_t best = 0;
@@ -192,7 +141,7 @@ static void bench_open(bench *b, const char *family, int64_t experts, int64_t to
             b->logits[t * b->all + 1] = b->logits[t * b->all + 4] - (t % 2 ? 0.001f : -0.001f);
     }
     for (int64_t e = 0; e < b->experts; e++)
-        naive_expert(b, e);
+        naive_expert(b->out + e * b->hidden, b->experts * b->hidden, b->m, b->l, e, b->x, n);
     b->t = (moec_choice_task){.model = b->m, .layer = b->l, .n = n, .x = b->x, .y = b->y, .logits = b->logits, .ld = b->all,
                               .window = 16, .keep = experts / 2, .groups = 1, .top_k = b->m->dims.top_k};
 }
