@@ -98,7 +98,7 @@ const moec_method moec_method_merge_moe = {
 
 MOEC_MERGE_ROW(dern, .grouping = MOEC_BY_PRUNING, .saliency = MOEC_MASS_GATE, .weights = MOEC_MASS_GATE,
                .fill = MOEC_FILL_SEGMENTS, .router = MOEC_ROW_ADD, .original = true,
-               .segment = {.alpha = 0.4, .up = 0.5, .down = 0.5, .response = true, .same_norm = true, .rounds = 30});
+               .segment = {.alpha = 0.3, .up = 0.5, .down = 0.5, .same_norm = true, .rounds = 30});
 const moec_method moec_method_dern = {
     .name = "dern", .kind = MOEC_MERGE, .row = &recipe_dern, .plan = plan_counts,
     .brief = "neurons of dropped experts go to the kept experts that have neurons like them, which are clustered back to their "
