@@ -1,20 +1,22 @@
 #!/bin/sh
-# Measures prune methods on a model: KL divergence from the original on held-out text, without repair, with ridge and with
-# deep repair, for each share of experts removed. No smaller model is written: plans are measured as they are. Prints a table in
-# Markdown. By default: the demo model and the two halves of its text.
+# Measures methods of prune and merge on a model: KL divergence from the original on held-out text, without repair, with ridge and
+# with deep repair, for each share of experts removed. No smaller model is written: plans are measured as they are. Prints a table
+# in Markdown. By default: the demo model and the two halves of its text.
 #   sh recipes/methods.sh [--program FILE] [--work FOLDER] [--model DIR] [--calib PATH] [--eval PATH] [--seq-len N]
 #                         [--tokens N] [--windows N] [--shares LIST] [--methods LIST] [--repairs LIST]
 #     --work      where statistics and plans are kept (build/methods); what is there is used again
 #     --tokens    of calibration and repair, at most (65536); --windows: of each evaluation text, at most (30)
 #     --shares    of the experts, in per cent ("25 50"); --repairs: of none, ridge, deep ("none ridge deep")
-#     --methods   names from prune --methods (those that need one model and one text)
+#     --methods   names from prune --methods (those that need one model and one text), or from merge --methods with merge: in
+#                 front; a setting may follow, as in merge:m-smoe,align=none
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 program=$root/build/moecompress work=$root/build/methods model=$root/recipes/demo-model calib='' eval='' length=128
 tokens=65536 windows=30 shares='25 50' repairs='none ridge deep'
 methods='frequency gate ean-sum ean-mean msan reap weighted-ean energy easy-ep unified seuf tcess tcess-prob nllb lu stun
-    router-row weight-norm aimer random'
+    router-row weight-norm aimer random merge:adaptive merge:m-smoe merge:dern merge:hc-smoe merge:sub-moe merge:ream
+    merge:merge-moe merge:uncurl'
 while [ $# -gt 0 ]; do
     case $1 in
     --program) program=$2 ;;
@@ -29,7 +31,7 @@ while [ $# -gt 0 ]; do
     --methods) methods=$2 ;;
     --repairs) repairs=$2 ;;
     *)
-        sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
     esac
@@ -53,18 +55,29 @@ if [ ! -e "$work/original.ref" ]; then
         --text "$eval" >/dev/null
 fi
 
+make_plan()  # make_plan METHOD SHARE REPAIR PLAN
+{
+    method=$1 share=$2 repair=$3 plan=$4
+    set -- --repair "$repair" --seq-len "$length" --tokens "$tokens" --text "$calib"
+    case $method in
+    merge:*,*) # merge:NAME,KEY=VALUE
+        settings=${method#*,} method=${method%%,*}
+        set -- --set "$settings" "$@" ;;
+    esac
+    case $method in
+    merge:*)
+        "$program" merge "$model" --method "${method#merge:}" --remove "$share%" -q --plan-only -o "$plan" "$@" ;;
+    *)
+        [ "$repair" != none ] || [ "$method" = lu ] || set -- # lu looks at tokens also when nothing is repaired
+        "$program" prune "$model" --stats "$work/stats.h5" --method "$method" --remove "$share%" -q --plan-only -o "$plan" "$@" ;;
+    esac
+}
+
 kl()  # kl METHOD SHARE REPAIR    makes the plan and prints its KL, or "-"
 {
-    plan=$work/$1-$2-$3.json
-    set -- "$1" "$2" "$3" --repair none
-    [ "$3" = none ] || set -- "$1" "$2" "$3" --repair "$3" --seq-len "$length" --tokens "$tokens" --text "$calib"
-    method=$1 share=$2 repair=$3
-    shift 3
-    # lu looks at tokens also when nothing is repaired
-    [ "$method$repair" != lunone ] || set -- --repair none --seq-len "$length" --tokens "$tokens" --text "$calib"
-    if [ ! -e "$plan" ] && ! "$program" prune "$model" --stats "$work/stats.h5" --method "$method" --remove "$share%" -q \
-        --plan-only -o "$plan" "$@" >/dev/null 2>"$work/log"; then
-        sed "s/^/$method $share % $repair: /" "$work/log" >&2
+    plan=$work/$(printf '%s' "$1" | tr ':,=' '---')-$2-$3.json
+    if [ ! -e "$plan" ] && ! make_plan "$1" "$2" "$3" "$plan" >/dev/null 2>"$work/log"; then
+        sed "s/^/$1 $2 % $3: /" "$work/log" >&2
         printf '%s' -
         return
     fi
@@ -80,7 +93,7 @@ for share in $shares; do
 done
 printf '%s\n%s\n' "$head" "$rule"
 for method in $methods; do
-    row="| $method |"
+    row="| $(printf '%s' "$method" | sed 's/^merge:/merge /; s/,/, /') |"
     for share in $shares; do
         for repair in $repairs; do
             row="$row $(kl "$method" "$share" "$repair") |"

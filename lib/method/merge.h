@@ -144,7 +144,7 @@ MOEC_API moec_status moec_merge_distances(double *distance, double *kernel, cons
 MOEC_API moec_status moec_merge_group(moec_merge_groups *out, const moec_merge_task *t, const moec_merge_recipe *r, moec_err *err)
     MOEC_USE_RESULT;
 /** Bytes that moec_merge_group and moec_merge_fill_all need. */
-MOEC_API size_t moec_merge_bytes(const moec_model *m, int64_t n);
+MOEC_API size_t moec_merge_bytes(const moec_model *m, int64_t n, const moec_merge_recipe *r);
 
 /* Where merged weights go: writable views. */
 typedef struct moec_merge_target {
@@ -166,13 +166,23 @@ typedef struct moec_merge_tally {
  *  written. AVERAGE with alignment: every member is aligned to the centre; where no alignment moves the sum of profits above that
  *  of the order as it is, that order stays.
  *  AVERAGE: W = sum_e w_e P_e(W_e), biases likewise (the down bias as it stands).
- *  SUBSPACE: U U^T W per matrix, U [rows, r] the leading eigenvectors of sum_e W_e W_e^T (whiten: of sum_e W_e C_e W_e^T), which
- *  is the union decomposition of Sub-MoE (arXiv 2506.23266, 3.2) without making it (equal to the SVD; test_merge.c).
- *  SEGMENTS: see moec_segment_opts; DERN (arXiv 2509.10377). The router's ADD rule is made here, LSE by the caller's repair.
- *  MOEC_EINVAL: F8 or packed target; MOEC_ENUMERIC: a weight is not finite, or too large for the target's type; MOEC_ENOMEM,
- *  MOEC_EINTR (some groups are written).
- *  Cost: see moec_align_weights for each member that is aligned; segments: 2 I^2 K (E - K) 2 H operations; subspace: rows^3.
- *  Memory: a group's centre, member and sum in float32, and alignment's. */
+ *  SUBSPACE: U U^T W per matrix (biases as in AVERAGE), U [rows, r] the leading eigenvectors of sum_e W_e W_e^T, r = ceil(rank *
+ *  min(rows, columns)); whiten: of sum_e W_e C_e W_e^T, C_e = sum of v v^T over the inputs v that the matrix has for the tokens that
+ *  select e (where no token selects any of a group: as without). This is the union decomposition of Sub-MoE (arXiv 2506.23266,
+ *  3.2) without making it, equal to its SVD (tests/interop/test_merge_fill.py). rank 1 is AVERAGE, at its cost. Members without
+ *  weight count in U, as in the paper.
+ *  SEGMENTS: see moec_segment_opts and merge_segments.c; DERN (arXiv 2509.10377). Neurons of experts with saliency 0 are thrown
+ *  away; a member of a cluster counts by its expert's saliency. down biases stay. The router's ADD rule is made here, LSE by the
+ *  caller's repair.
+ *  Router: rows only; biases of logits and of the selection stay the centre's. ADD with AVERAGE or SUBSPACE adds the members' rows.
+ *  MOEC_EINVAL: F8 or packed target; groups that are none (a centre that goes elsewhere, weights that do not add up to 1); rank 0;
+ *  segments whose parts all have weight 0; activations wanted (alignment by them, whiten) without tokens or of experts without a
+ *  gate; MOEC_ENUMERIC: a weight is not finite, or too large for the target's type; MOEC_ENOMEM, MOEC_EINTR (some groups are
+ *  written).
+ *  Cost: see moec_align_weights for each member that is aligned; segments: 2 I^2 K (E - K) 2 H operations, and each round of
+ *  k-means 2 I n 2 H for a pool of n neurons; subspace: rows^3.
+ *  Memory: a group's centre, member and sum in float32, and alignment's; subspace: 16 rows^2 bytes a matrix; segments: 4 experts or
+ *  4 blocks of 4096 neurons. Same result on any number of threads. */
 MOEC_API moec_status moec_merge_fill_all(moec_merge_tally *out, const moec_merge_target *to, const moec_merge_task *t,
                                          const moec_merge_groups *g, const moec_merge_recipe *r, moec_err *err) MOEC_USE_RESULT;
 

@@ -51,7 +51,8 @@ static moec_status check_groups(const moec_filling *f, moec_err *err)
                 members++;
             }
         if (members > 1 && !(fabs(sum - 1.0) < 1e-6))
-            return moec_fail(err, MOEC_EINVAL, "merge: weights in the group of expert %lld add up to %g, expected 1", (long long)c, sum);
+            return moec_fail(err, MOEC_EINVAL, "merge: weights in the group of expert %lld add up to %g, expected 1",
+                             (long long)c, sum);
     }
     return MOEC_OK;
 }
@@ -173,10 +174,9 @@ done:
     return moec_within(err, st, "merge");
 }
 
-size_t moec__merge_fill_bytes(const moec_model *m)
+size_t moec__merge_fill_bytes(const moec_model *m, const moec_merge_recipe *r)
 {
-    const size_t average = moec__fill_average_bytes(m), segments = moec__fill_segments_bytes(m);
     const size_t E = (size_t)m->dims.experts, room = MOEC_MERGE_BAND * (size_t)larger(m->dims.hidden, m->dims.expert_width);
-    return (average > segments ? average : segments) + E * E * sizeof(int32_t) +
+    return (r->fill == MOEC_FILL_SEGMENTS ? moec__fill_segments_bytes(m) : moec__fill_average_bytes(m, r)) + E * E * sizeof(int32_t) +
            (size_t)moec_par_threads() * room * sizeof(float);
 }

@@ -264,9 +264,9 @@ done:
     return st;
 }
 
-size_t moec_merge_bytes(const moec_model *m, int64_t n)
+size_t moec_merge_bytes(const moec_model *m, int64_t n, const moec_merge_recipe *r)
 {
     const size_t e = (size_t)m->dims.experts, mass = moec__merge_mass_bytes(m, n), far = moec__merge_distance_bytes(m);
-    const size_t measure = mass > far ? mass : far, fill = moec__merge_fill_bytes(m);
+    const size_t measure = mass > far ? mass : far, fill = moec__merge_fill_bytes(m, r);
     return (measure > fill ? measure : fill) + 8 * (8 * e * e + 4 * e); /* the groupings' matrices */
 }

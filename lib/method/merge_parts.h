@@ -4,6 +4,7 @@
 
 #include "method/merge.h"
 #include "method/repair_parts.h"
+#include "method/repair_parts.h"
 
 /* ---- merge_group.c ------------------------------------------------------------------------------------------------------- */
 
@@ -30,8 +31,8 @@ size_t moec__merge_distance_bytes(const moec_model *m);
 
 /* ---- merge_fill.c -------------------------------------------------------------------------------------------------------- */
 
-/** Bytes that moec_merge_fill_all needs, whatever the recipe. */
-size_t moec__merge_fill_bytes(const moec_model *m);
+/** Bytes that moec_merge_fill_all needs for a recipe. */
+MOEC_API size_t moec__merge_fill_bytes(const moec_model *m, const moec_merge_recipe *r);
 
 /* What all ways to fill have. */
 typedef struct moec_filling {
@@ -93,7 +94,7 @@ void moec__rows_act(float *act, float *up, float *pre_gate, float *pre_up, const
 /* ---- merge_average.c ----------------------------------------------------------------------------------------------------- */
 
 moec_status moec__fill_average(moec_filling *f, moec_err *err) MOEC_USE_RESULT;
-size_t moec__fill_average_bytes(const moec_model *m);
+size_t moec__fill_average_bytes(const moec_model *m, const moec_merge_recipe *r);
 
 /* ---- merge_subspace.c ---------------------------------------------------------------------------------------------------- */
 

@@ -625,7 +625,7 @@ moec_status moec__fill_segments(moec_filling *f, moec_err *err)
     segments s = {.f = f};
     home *homes = NULL;
     if (!((f->gated ? f->r->segment.gate : 0.0) + f->r->segment.up + f->r->segment.down > 0.0))
-        return moec_fail(err, MOEC_EINVAL, "segments: gate, up and down all have weight 0 in the similarity, expected one at least");
+        return moec_fail(err, MOEC_EINVAL, "segments: gate, up and down all have weight 0 in the similarity");
     MOEC_TRY(segments_new(&s, err));
     if (s.n_takers == 0 || s.n_dropped == 0) {
         f->tally->dropped += s.n_dropped * f->width;

@@ -12,7 +12,7 @@ size_t moec__merge_bytes(const moec_lockstep *u)
     if (!r)
         return 0;
     const size_t want = r->router == MOEC_ROW_LSE ? (size_t)(u->n * u->m->dims.experts) * sizeof(float) : 0;
-    return moec_merge_bytes(u->m, u->n) + want;
+    return moec_merge_bytes(u->m, u->n, r) + want;
 }
 
 /* --- groups ------------------------------------------------------------------------------------------------------------- */
