@@ -130,8 +130,33 @@ static void print_score(double v)
         printf(" %12.6g", v);
 }
 
+/* What went into another expert, and what only went. */
+static void print_merges(const moec_plan *p)
+{
+    printf("%5s %8s %6s %8s %8s %14s %10s\n", "layer", "experts", "groups", "merged", "pruned", "largest group", "protected");
+    for (int64_t i = 0; i < p->n_layers; i++) {
+        const moec_plan_layer *l = &p->layer[i];
+        int64_t merged = 0, pruned = 0, largest = 1;
+        for (int64_t e = 0; l->into && e < l->n_experts; e++) {
+            int64_t size = 0;
+            for (int64_t j = 0; j < l->n_experts; j++)
+                size += l->into[j] == e;
+            largest = size > largest ? size : largest;
+            pruned += l->into[e] < 0;
+            merged += l->into[e] >= 0 && l->into[e] != e;
+        }
+        printf("%5" PRId64 " %8" PRId64 " %6" PRId64 " %8" PRId64 " %8" PRId64 " %14" PRId64 " %10" PRId64 "\n", l->layer,
+               l->n_experts, l->n_experts - merged - pruned, merged, pruned, largest, l->n_guarded);
+    }
+    printf("\nmethod %s\n", p->method);
+}
+
 static void print_plan(const moec_plan *p, const moec_model *m, const moec_thin_tally *t)
 {
+    if (moec_plan_merges(p)) {
+        print_merges(p);
+        return;
+    }
     if (tool_grain_of(p) != MOEC_GRAIN_EXPERTS) {
         tool_grain_table(p, m, t);
         return;

@@ -111,7 +111,7 @@ static moec_status fit(moec_lockstep *u, const moec_plan_layer *pl, moec_repair_
         MOEC_TRY(refit_router(t, &ridge, err));
     else if (u->o->router)
         moec_note("layer %lld: its router cannot be refitted", (long long)t->layer->index);
-    moec_note("layer %lld: %lld of %lld projections refitted, %lld visits taken", (long long)t->layer->index, (long long)taken,
+    moec_note("layer %lld: %lld refits of projections of %lld experts taken, %lld visits", (long long)t->layer->index, (long long)taken,
               (long long)t->n_keep, (long long)visits);
 done:
     return st;
