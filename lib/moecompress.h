@@ -35,6 +35,7 @@
 #include "calib/stats.h"
 
 #include "method/betas.h"
+#include "method/factor.h"
 #include "method/grain.h"
 #include "method/method.h"
 #include "method/patterns.h"
@@ -42,6 +43,7 @@
 #include "method/served.h"
 
 #include "run/apply.h"
+#include "run/factor.h"
 #include "run/preview.h"
 #include "run/repair.h"
 #include "run/thin.h"

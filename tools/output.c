@@ -1,5 +1,6 @@
 /* See output.h. */
 #include "output.h"
+#include "output_factor.h"
 #include "output_served.h"
 #include "output_weights.h"
 #include "prune_grain.h"
@@ -328,12 +329,17 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, const m
 {
     moec_json *plan = NULL;
     if (!j->common->json) {
-        print_plan(j->plan, j->model, t);
+        if (j->plan->factor.kind != MOEC_FACTOR_NONE)
+            tool_factor_print(j->plan, j->model);
+        else
+            print_plan(j->plan, j->model, t);
         print_repair(j->plan);
         print_sizes(j, r, t, cost);
         return j->common->dry_run && j->stats ? tool_print_served(j->plan, j->stats, err) : MOEC_OK;
     }
     moec_json *o = result_json(j, r, t);
+    if (j->plan->factor.kind != MOEC_FACTOR_NONE)
+        moec_json_set(o, "factor", tool_factor_json(j->plan, j->model));
     if (j->common->dry_run) {
         moec_status st = moec_plan_to_json(&plan, j->plan, err);
         if (st != MOEC_OK) {
@@ -341,7 +347,7 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, const m
             return st;
         }
         moec_json_set(o, "dry_run", moec_json_new_bool(true));
-        moec_json_set(o, "estimate_is_of_writing_only", moec_json_new_bool(j->repair || j->thin));
+        moec_json_set(o, "estimate_is_of_writing_only", moec_json_new_bool(j->repair || j->thin || j->factor));
         if (j->repair || j->thin) {
             moec_json_set(o, "work_disk_bytes", moec_json_new_int((int64_t)cost->disk));
             moec_json_set(o, "work_memory_bytes", moec_json_new_int((int64_t)cost->memory));
@@ -408,7 +414,10 @@ static moec_status write_plan(const tool_job *j, const moec_thin_tally *t, moec_
     if (j->output && j->common->json)
         MOEC_TRY(print_saved(j, saved_json(j, j->plan, j->output), err));
     else if (j->output) {
-        print_plan(j->plan, j->model, t);
+        if (j->plan->factor.kind != MOEC_FACTOR_NONE)
+            tool_factor_print(j->plan, j->model);
+        else
+            print_plan(j->plan, j->model, t);
         print_repair(j->plan);
         tool_grain_print(j->plan, j->model, t);
         if (j->plan->weights[0])
@@ -539,6 +548,28 @@ done:
     return st;
 }
 
+static moec_status factor(moec_factoring **out, const tool_job *j, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *work = NULL;
+    moec_factor_opts o = *j->factor;
+    MOEC_TRY(check_room(j, err));
+    snprintf(j->plan->weights, sizeof j->plan->weights, "not made yet"); /* for the estimate */
+    MOEC_TRY(check_writing(j, err));
+    j->plan->weights[0] = '\0';
+    MOEC_TRY(moec_format(&work, err, "%s.factor", j->output));
+    o.work = work;
+    o.resume = j->common->resume;
+    o.max_memory = j->common->max_memory;
+    MOEC_TRY(moec_factoring_run(out, j->plan, j->model, &o, err));
+    if (moec_factoring_unseen(*out) > 0)
+        moec_warn("%" PRId64 " experts were selected by no token: their factors are plain, by the weights alone",
+                  moec_factoring_unseen(*out));
+done:
+    moec_free(work);
+    return st;
+}
+
 /* Of a dry run: what computing weights would take, before anything is written. */
 static moec_status estimate_work(moec_work_cost *out, const tool_job *j, moec_err *err)
 {
@@ -563,6 +594,7 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     moec_apply_result r = {0};
     moec_repair *fixed = NULL;
     moec_thin *thinned = NULL;
+    moec_factoring *factored = NULL;
     moec_thin_tally thin_tally;
     moec_work_cost cost = {0};
     moec_apply_options opt = {.out = j->output, .fingerprint = j->fingerprint, .overwrite = j->common->overwrite,
@@ -575,14 +607,20 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     }
     if (j->common->dry_run)
         MOEC_TRY(estimate_work(&cost, j, err));
+    if (j->factor && !j->common->dry_run) {
+        MOEC_TRY(factor(&factored, j, err));
+        opt.weights = moec_factoring_weights(factored);
+    }
+    if (j->factor && j->common->dry_run)
+        snprintf(j->plan->weights, sizeof j->plan->weights, "not made by a dry run");
     if (j->thin && !j->common->dry_run) {
         MOEC_TRY(thin(&thinned, j, err));
         opt.weights = moec_thin_weights(thinned);
         thin_tally = moec_thin_count(thinned);
     }
     if (j->plan_only && !j->common->dry_run) {
-        if ((fixed || thinned) && j->plan->weights[0])
-            MOEC_TRY(tool_weights_keep(fixed, thinned, j->output, err));
+        if ((fixed || thinned || factored) && j->plan->weights[0])
+            MOEC_TRY(tool_weights_keep(fixed, thinned, factored, j->output, err));
         st = write_plan(j, thinned ? &thin_tally : NULL, err);
         goto done;
     }
@@ -599,5 +637,6 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
 done:
     moec_repair_close(fixed, st == MOEC_OK && !(j->plan_only && j->plan->weights[0]));
     moec_thin_close(thinned, st == MOEC_OK && !j->plan_only);
+    moec_factoring_close(factored, st == MOEC_OK && !j->plan_only);
     return st;
 }

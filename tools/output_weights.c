@@ -15,7 +15,7 @@ moec_status tool_weights_open(moec_override **out, const moec_plan *p, const cha
         return MOEC_OK;
     MOEC_TRY(folder_of(&dir, file, err));
     if (!moec_path_is_dir(dir))
-        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: the folder of the plan's weights is missing; prune --plan-only wrote it beside "
+        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: the folder of the plan's weights is missing; --plan-only wrote it beside "
                            "the plan, and it goes where the plan goes", dir));
     MOEC_TRY(moec_override_open(out, dir, false, err));
     if (moec_override_count(*out) == 0)
@@ -42,13 +42,15 @@ static moec_status discard(const char *dir, moec_err *err)
     return st == MOEC_OK && moec_path_exists(dir) ? moec_dir_remove(dir, err) : st;
 }
 
-moec_status tool_weights_keep(moec_repair *r, moec_thin *t, const char *file, moec_err *err)
+moec_status tool_weights_keep(moec_repair *r, moec_thin *t, moec_factoring *f, const char *file, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *dir = NULL;
     MOEC_TRY(folder_of(&dir, file, err));
     MOEC_TRY(discard(dir, err)); /* tool_weights_may_write has allowed it */
-    MOEC_TRY(r ? moec_repair_keep(r, dir, err) : moec_thin_keep(t, dir, err));
+    MOEC_TRY(r   ? moec_repair_keep(r, dir, err)
+             : t ? moec_thin_keep(t, dir, err)
+                 : moec_factoring_keep(f, dir, err));
 done:
     moec_free(dir);
     return st;

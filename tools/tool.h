@@ -6,7 +6,7 @@
 #include "moecompress.h"
 
 extern const moec_verb moec_verb_inspect, moec_verb_calibrate, moec_verb_prune, moec_verb_merge, moec_verb_eval, moec_verb_apply,
-    moec_verb_stats, moec_verb_verify, moec_verb_families;
+    moec_verb_stats, moec_verb_verify, moec_verb_families, moec_verb_factor;
 
 /* Options that every verb spells alike. A verb's own parameters hold a `tool_common common;` and its rows end with the
  * TOOL_* rows it takes, all of the form {"name", 'x', MOEC_KIND(my_params, common.field), ...}. */

@@ -49,6 +49,10 @@ typedef struct moec_request {
     moec_grain grain;          /* of the others but experts (see grain.h) `share` is of neurons, weights or layers */
     int64_t width, align;      /* neurons: how many each expert keeps (0: by share); a multiple of this (0: by width) */
     int64_t some, of;          /* weights: `some` of every `of` neighbours stay (N:M); 0, 0: by share */
+    double ratio, keep_rows;   /* factor: share of the experts' bytes that stays; of each matrix's rows that mc-smoe keeps whole */
+    int64_t rank, cores;       /* instead of the ratio, 0: by ratio; tensors of a train */
+    bool kept;                 /* factors are written, not their products */
+    moec_dtype dtype;          /* of the output; MOEC_DTYPE_COUNT: as it is */
     int64_t drop;              /* blocks: layers to drop; 0: by share */
 } moec_request;
 

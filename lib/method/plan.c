@@ -3,6 +3,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "method/factor_plan.h"
 #include "method/reader.h"
 
 #include <math.h>
@@ -70,6 +71,7 @@ void moec_plan_free(moec_plan *p)
     moec_free(p->betas);
     moec_free(p->drop);
     moec_free(p->repair);
+    moec_free(p->factor.error);
     moec_free(p);
 }
 
@@ -265,6 +267,8 @@ static moec_status head_json(moec_json **out, const moec_plan *p, moec_err *err)
         moec_json_set(o, "repair", repair);
     if (p->weights[0])
         moec_json_set(o, "weights", moec_json_new_string(p->weights));
+    if (p->factor.kind != MOEC_FACTOR_NONE)
+        moec_json_set(o, "factor", moec__factor_to_json(p));
     return MOEC_OK;
 }
 
@@ -643,7 +647,7 @@ moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *wh
     static const char *const known[] = {"moecompress_plan", "kind",   "model", "model_type", "method",
                                         "options",          "stats",  "top_k", "new_top_k",  "mtp",
                                         "groups",           "pad",    "dtype", "layers",     "betas",            "others",
-                                        "expert_width",     "repair", "weights", "drop_layers"};
+                                        "expert_width",     "repair", "weights", "drop_layers", "factor"};
     moec_status st = MOEC_OK;
     moec_plan *p = NULL;
     const moec_reader r = {.what = what, .err = err};
@@ -654,6 +658,7 @@ moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *wh
     MOEC_TRY(read_extras(p, &r, root));
     MOEC_TRY(read_sets(p, &r, root));
     MOEC_TRY(read_betas(p, &r, root));
+    MOEC_TRY(moec__factor_read(p, &r, moec_json_get(root, "factor")));
     *out = p;
     p = NULL;
 done:

@@ -29,6 +29,23 @@ typedef struct moec_plan_layer {
 /* What becomes of multi-token-prediction layers. */
 typedef enum moec_plan_mtp { MOEC_PLAN_MTP_UNSAID, MOEC_PLAN_MTP_KEEP, MOEC_PLAN_MTP_DROP } moec_plan_mtp;
 
+/* How experts' matrices are held; see factor.h. */
+typedef enum moec_factor_kind {
+    MOEC_FACTOR_NONE, MOEC_FACTOR_SVD, MOEC_FACTOR_ROWS, MOEC_FACTOR_BASE, MOEC_FACTOR_MPO, MOEC_FACTOR_PIVOT, MOEC_FACTOR_KINDS
+} moec_factor_kind;
+enum { MOEC_FACTOR_CORES = 5 }; /* most */
+
+/* Experts of the MoE layers whose matrices are factored. [0]: gate and up, [1]: down. */
+typedef struct moec_plan_factor {
+    moec_factor_kind kind;
+    bool kept;          /* the output has the factors, under names of their own; else their products, as large as before */
+    int64_t rank[2];    /* svd, pivot, mc-smoe, base-delta */
+    int64_t rows[2];    /* mc-smoe: rows that are kept whole */
+    int64_t cores;      /* mpo: tensors of a train, */
+    int64_t bond[2][MOEC_FACTOR_CORES - 1]; /* and the cores - 1 sizes between them */
+    double *error;      /* [n_layers, 3] of gate, up and down: tr(D C D^T) / tr(W C W^T), D = W - W', summed over the experts; NULL */
+} moec_plan_factor;
+
 typedef struct moec_plan {
     char model[33];     /* fingerprint of the source; "": any model of this shape */
     char model_type[64];
@@ -46,6 +63,7 @@ typedef struct moec_plan {
     int64_t n_drop;     /* the plan, whole */
     char *repair;       /* JSON object of how weights were computed anew, NULL: none were */
     char weights[33];   /* moec_override_digest of these weights, "" when none */
+    moec_plan_factor factor;
     int64_t n_layers;   /* MoE layers, ascending */
     int64_t n_sets;     /* and behind them attention experts and the MTP layers that stay, in the order of model->set */
     moec_plan_layer *layer; /* [n_sets] */
@@ -73,7 +91,8 @@ MOEC_API moec_status moec_plan_set_option(moec_plan *p, const char *key, moec_js
  *  "layers": [{"layer", "experts", "keep", "unseen", "protected", "score"}]}; score only where there is one. Where they
  *  apply, in front of "layers": "mtp": "keep"|"drop", "groups": "drop", "pad": N, "dtype": "bf16"|"f16"|"f32",
  *  "betas": [one a layer] (0 to 1, only with top_k and new_top_k 2), "expert_width": N, "drop_layers": [..], "repair": {..},
- *  "weights": digest;
+ *  "weights": digest, "factor": {"kind": "svd"|"pivot"|"mc-smoe"|"base-delta"|"mpo", "emit": "dense"|"factored", "rank": [2], "rows": [2],
+ *  "cores": n, "bonds": [2 (n - 1)], "error": [3 a layer]};
  *  in a layer "merged": [[kept expert, others that went into it, ..], ..], "rewritten": ["gate", "up", "down", "router", "router_bias", "selection_bias"] and "held_out": [error before,
  *  after], and with "router" in it "load_shift": 0 to 1 and "router_refit": true|false, which go together; behind them
  *  "others": [{"kind": "attention"|"mtp", "layer", "experts", "keep", "rewritten"}], sets that calibration does not see. */
@@ -161,6 +180,8 @@ MOEC_API moec_status moec_plan_check_width(int64_t *shared, const moec_model *m,
     MOEC_USE_RESULT;
 /** Were experts of any layer merged? */
 MOEC_API bool moec_plan_merges(const moec_plan *p);
+/** "svd", "pivot", "mc-smoe", "base-delta", "mpo"; "" for none. */
+MOEC_API const char *moec_factor_name(moec_factor_kind kind);
 /** Does any layer have weights that are computed anew? */
 MOEC_API bool moec_plan_rewrites(const moec_plan *p);
 /** Record of MoE layer `layer`, or NULL. */

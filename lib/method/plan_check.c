@@ -1,5 +1,5 @@
 /* Does a plan fit a model, and what a plan says of its output. */
-#include "method/plan.h"
+#include "method/factor.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -353,6 +353,7 @@ moec_status moec_plan_check_shape(const moec_plan *p, const moec_model *m, const
     MOEC_TRY(check_top_k(p, m, err));
     MOEC_TRY(check_groups(p, m, err));
     MOEC_TRY(check_rewritten(p, m, err));
+    MOEC_TRY(moec_factor_check(p, m, err));
     MOEC_TRY(check_drop(p, m, err));
     if (p->pad > 0 && moec_plan_check_pad(m, p->drop_groups, p->pad, err) != MOEC_OK)
         st = moec_fail(err, MOEC_EFORMAT, "plan: %s", err ? err->text : "");

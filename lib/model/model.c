@@ -272,6 +272,9 @@ moec_status moec_model_open(moec_model **out, const char *dir, moec_err *err)
     *out = NULL;
     MOEC_TRY(MOEC_NEW(m, 1, err));
     MOEC_TRY(moec_ckpt_open(&m->ckpt, dir, err));
+    if (moec_json_get(moec_ckpt_config(m->ckpt), MOEC_CONFIG_FACTORS))
+        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: its experts are factors, which transformers runs (trust_remote_code) and this "
+                           "program only verifies; measure the same made with --emit dense", dir));
     MOEC_TRY(find_family(&m->family, m->ckpt, err));
     m->config = moec_json_get(moec_ckpt_config(m->ckpt), "text_config");
     if (!moec_json_absent(m->config) && moec_json_type(m->config) != MOEC_JSON_OBJECT)

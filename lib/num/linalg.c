@@ -7,6 +7,7 @@
 #include <lapacke.h>
 #include <math.h>
 #include <pthread.h>
+#include <string.h>
 
 static void pin(void)
 {
@@ -78,13 +79,25 @@ void moec_cholesky_solve(double *b, const double *factor, int64_t n, int64_t row
     (void)info;
 }
 
+void moec_dgemm(bool transa, bool transb, int64_t m, int64_t n, int64_t k, double alpha, const double *a, int64_t lda,
+                const double *b, int64_t ldb, double beta, double *c, int64_t ldc)
+{
+    moec_linalg_init();
+    if (m == 0 || n == 0)
+        return;
+    cblas_dgemm(CblasRowMajor, transa ? CblasTrans : CblasNoTrans, transb ? CblasTrans : CblasNoTrans, dimension(m),
+                dimension(n), dimension(k), alpha, a, dimension(lda), b, dimension(ldb), beta, c, dimension(ldc));
+}
+
 /* The order of the eigenpairs is turned round, LAPACK's is ascending. */
 static void reverse(double *values, double *vectors, int64_t n, int64_t r)
 {
     for (int64_t i = 0, j = r - 1; i < j; i++, j--) {
-        const double value = values[i];
-        values[i] = values[j];
-        values[j] = value;
+        if (values) {
+            const double value = values[i];
+            values[i] = values[j];
+            values[j] = value;
+        }
         for (int64_t c = 0; c < n; c++) {
             const double v = vectors[i * n + c];
             vectors[i * n + c] = vectors[j * n + c];
@@ -133,7 +146,7 @@ moec_status moec_eigen(double *values, double *vectors, double *a, int64_t n, in
                        (int)found, (long long)r);
         goto done;
     }
-    for (int64_t i = 0; i < r; i++)
+    for (int64_t i = 0; values && i < r; i++)
         values[i] = all[i];
     if (end == MOEC_EIGEN_LARGEST)
         reverse(values, vectors, n, r);

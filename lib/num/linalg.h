@@ -29,6 +29,10 @@ MOEC_API void moec_saxpy(float *y, float alpha, const float *x, int64_t n);
 /** sum of x[i] * y[i] in float32, in one order for each n. */
 MOEC_API float moec_sdot(const float *x, const float *y, int64_t n);
 
+/** The same of doubles. */
+MOEC_API void moec_dgemm(bool transa, bool transb, int64_t m, int64_t n, int64_t k, double alpha, const double *a, int64_t lda,
+                         const double *b, int64_t ldb, double beta, double *c, int64_t ldc);
+
 /** Factor of a symmetric positive definite matrix a [n,n] in float64: the lower triangle is overwritten by L with L L^T = a;
  *  what lies above it is neither read nor written. False: a is not positive definite or not finite; the triangle is lost then.
  *  Cost: n^3/3 operations. */
@@ -41,7 +45,7 @@ typedef enum moec_eigen_end { MOEC_EIGEN_LARGEST, MOEC_EIGEN_SMALLEST } moec_eig
 /** The r largest or smallest eigenvalues of a symmetric matrix a [n,n] in float64 and their eigenvectors, a v = value v; by
  *  LAPACK's dsyevr (tridiagonal form; bisection and inverse iteration, where all are wanted relatively robust representations).
  *  Largest is by value, not by magnitude.
- *  @param values  [r] descending for the largest, ascending for the smallest.
+ *  @param values  [r] descending for the largest, ascending for the smallest; NULL: they are not wanted.
  *  @param vectors [r,n] a row each, orthonormal; of the entries of largest magnitude the first is positive. Of equal eigenvalues
  *                 only the space is given by a, the vectors are some basis of it.
  *  @param a       the lower triangle is read, and lost; what lies above it is neither read nor written.

@@ -120,21 +120,23 @@ typedef struct job {
 } job;
 
 /* Text of moecompress.json: no times, paths or machine in it, so that the same input gives the same bytes. */
-static moec_status manifest_text(char **out, const moec_writer *w, const job *j, const moec_model *made, moec_err *err)
+static moec_status manifest_text(char **out, const moec_writer *w, const job *j, const moec_ckpt *made, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_digest after;
     char *text = NULL, *plan = NULL;
     moec_json *o = moec_json_new_object(), *source = NULL;
-    MOEC_TRY(moec_ckpt_fingerprint(&after, made->ckpt, err));
+    MOEC_TRY(moec_ckpt_fingerprint(&after, made, err));
     source = model_json(j->print, j->m->ckpt);
     moec_json_set(source, "name", folder_name(moec_ckpt_dir(j->m->ckpt)));
     moec_json_set(source, "model_type", moec_json_new_string(j->m->family->model_type));
     moec_json_set(o, "moecompress", moec_json_new_string(moec_version()));
-    moec_json_set(o, "verb", moec_json_new_string(moec_plan_merges(j->p) ? "merge" : "prune"));
+    moec_json_set(o, "verb", moec_json_new_string(moec_plan_merges(j->p)                    ? "merge"
+                                                  : j->p->factor.kind != MOEC_FACTOR_NONE ? "factor"
+                                                                                            : "prune"));
     moec_json_set(o, "method", moec_json_new_string(j->p->method));
     moec_json_set(o, "source", source);
-    moec_json_set(o, "output", model_json(&after, made->ckpt));
+    moec_json_set(o, "output", model_json(&after, made));
     moec_json_set(o, "stats", moec_json_new_string(j->p->stats));
     moec_json_set(o, "files", files_json(w));
     moec_json_set(o, "left_out", left_out_json(&j->l->side));
@@ -180,11 +182,11 @@ static moec_status expect_output(moec_expect **out, const job *j, moec_err *err)
 static moec_status seal(moec_writer *w, const job *j, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    moec_model *made = NULL;
+    moec_ckpt *made = NULL;
     moec_verify_report *report = NULL;
     char *manifest = NULL;
     const moec_verify_options check = {.source = j->m, .source_fingerprint = j->print->hex, .unfinished = true};
-    MOEC_TRY(moec_within(err, moec_model_open(&made, moec_writer_dir(w), err), "verifying the output"));
+    MOEC_TRY(moec_within(err, moec_ckpt_open(&made, moec_writer_dir(w), err), "verifying the output"));
     MOEC_TRY(manifest_text(&manifest, w, j, made, err));
     MOEC_TRY(moec_writer_add(w, MOEC_MANIFEST, manifest, strlen(manifest), err));
     MOEC_TRY(moec_verify(&report, moec_writer_dir(w), &check, err));
@@ -193,7 +195,7 @@ static moec_status seal(moec_writer *w, const job *j, moec_err *err)
 done:
     moec_verify_free(report);
     moec_free(manifest);
-    moec_model_close(made);
+    moec_ckpt_close(made);
     return st;
 }
 

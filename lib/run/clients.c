@@ -39,6 +39,7 @@ typedef struct form {
     int64_t width; /* neurons of an expert that were thinned out; 0: as in the source */
     int64_t least;           /* fewest experts of a layer; experts where all have as many */
     int64_t router_in;       /* rows of a router's first matrix; 0: it has one matrix only */
+    bool factors;            /* in place of experts' matrices */
     bool fp8, mxfp4, opened; /* opened: a quantized source that is written in a plain type */
 } form;
 
@@ -70,6 +71,7 @@ static form form_of(const moec_model *m, const moec_plan *p)
         f.least = p->pad > 0 ? p->pad : moec_plan_least(p);
         f.top_k = p->new_top_k;
         f.width = p->width;
+        f.factors = p->factor.kept;
         if (p->drop_groups)
             f.groups = f.top_groups = 1;
         f.opened = p->dtype != MOEC_DTYPE_COUNT && (f.fp8 || f.mxfp4);
@@ -149,12 +151,20 @@ static bool has_tokenizer(char why[WHY], const form *f, const struct client_row 
            has_file(f->m, "tiktoken.model");
 }
 
+static bool reads_factors(char why[WHY], const form *f, const struct client_row *c)
+{
+    (void)c;
+    snprintf(why, WHY, "experts are factors, which run by the Python file beside them; --emit dense loads here");
+    return !f->factors;
+}
+
 static const struct rule {
     const char *name;
     unsigned binds;
     rule_fn *holds;
 } rules[] = {
     {"class", ALL, has_class},
+    {"factors", VLLM | SGLANG | LLAMA_CPP, reads_factors},
     {"remote-code", TRANSFORMERS, has_code},
     {"router-width", TRANSFORMERS, router_fits},
     {"top-k", ALL, top_k_fits},
@@ -182,7 +192,8 @@ static void advise(char *out, size_t cap, const form *f, const struct client_row
 static void say_good(char why[WHY], const form *f, const struct client_row *c)
 {
     const char *storage = f->mxfp4 ? "; MXFP4 blocks as they are" : f->fp8 ? "; FP8 with block scales" : "";
-    const char *code = c->bit == TRANSFORMERS && f->m->family->remote_code ? "; with trust_remote_code" : "";
+    const bool own = f->factors || f->m->family->remote_code;
+    const char *code = c->bit == TRANSFORMERS && own ? "; with trust_remote_code" : "";
     snprintf(why, WHY, "%s%s%s", c->good, code, storage);
 }
 

@@ -2,6 +2,7 @@
 #include "run/layout.h"
 
 #include "base/mem.h"
+#include "method/factor.h"
 #include "model/config.h"
 
 #include <stdio.h>
@@ -481,6 +482,22 @@ done:
     return st;
 }
 
+/* Which code runs the factors, and their shapes. The source's own auto_map would have another class read them. */
+static moec_status say_factors(const editor *e, const moec_plan *p, moec_err *err)
+{
+    static const char map[] = "{\"AutoModelForCausalLM\": \"modeling_moecompress.FactoredForCausalLM\"}";
+    moec_status st = MOEC_OK;
+    char *text = NULL;
+    moec_json *o = moec_factor_config(p, e->m);
+    MOEC_TRY(moec_json_dump(&text, o, 0, err));
+    MOEC_TRY(insert(e, MOEC_CONFIG_FACTORS, text, err)); /* such a source would not have been opened */
+    MOEC_TRY(value_at(e, "auto_map") ? edit(e, "auto_map", map, err) : insert(e, "auto_map", map, err));
+done:
+    moec_json_free(o);
+    moec_free(text);
+    return st;
+}
+
 moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan *p, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -502,6 +519,8 @@ moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan 
         MOEC_TRY(set_width(&e, p->width, err));
     if (p->n_drop > 0)
         MOEC_TRY(drop_layers(&e, p, err));
+    if (p->factor.kept)
+        MOEC_TRY(say_factors(&e, p, err));
     MOEC_TRY(edit_quantization(&e, p, err));
     if (p->dtype != MOEC_DTYPE_COUNT)
         MOEC_TRY(edit_dtype(&e, p->dtype, err));

@@ -74,6 +74,21 @@ static moec_status want(moec_expect *x, const moec_plan *p, const moec_model *m,
     return st;
 }
 
+static moec_status want_extra(moec_expect *x, const moec_ckpt *c, const moec_override *weights, moec_extra *e, moec_err *err)
+{
+    moec_status st = MOEC_GROW(x->want, x->want_cap, x->n + 1, err);
+    if (st != MOEC_OK)
+        return st;
+    wanted *w = &x->want[x->n];
+    *w = (wanted){.source = moec_ckpt_at(c, e->anchor), .cast = &e->form, .forms = &x->forms, .i = e->anchor, .rewritten = true};
+    memcpy(w->dim, e->form.dim, sizeof w->dim);
+    st = moec_copy(&w->name, e->name, strlen(e->name), err);
+    x->n += st == MOEC_OK;
+    if (st == MOEC_OK && weights && (w->anew = moec_override_find(weights, e->key)) == NULL)
+        st = moec_fail(err, MOEC_EFORMAT, "tensor %s is not among the weights that were computed anew", w->name);
+    return st;
+}
+
 moec_status moec_expect_new(moec_expect **out, const moec_model *source, const moec_plan *p, const moec_override *weights,
                             moec_err *err)
 {
@@ -90,6 +105,8 @@ moec_status moec_expect_new(moec_expect **out, const moec_model *source, const m
         for (int64_t k = 0; k < f.dead && f.number >= 0; k++)
             MOEC_TRY(want(x, p, source, weights, i, f, f.first_dead + k, true, err));
     }
+    for (size_t k = 0; k < x->forms.n_extra; k++)
+        MOEC_TRY(want_extra(x, source->ckpt, weights, &x->forms.extra[k], err));
     if (x->n > 0)
         qsort(x->want, x->n, sizeof *x->want, by_name);
     *out = x;

@@ -1,5 +1,6 @@
 /* What becomes of each tensor of a source under a plan: dropped, renumbered, some of its parts, dead ones added. */
 #include "base/mem.h"
+#include "run/extra.h"
 #include "run/layout.h"
 
 #include <string.h>
@@ -64,6 +65,8 @@ moec_status moec_forms_new(moec_forms *out, const moec_model *m, const moec_plan
             out->layer[i] = -2;
     }
     MOEC_TRY(moec_casts_new(&out->cast, m, p, out->place, err));
+    if (p->factor.kept)
+        MOEC_TRY(moec__extras_new(out, m, p, err));
 done:
     return st;
 }
@@ -71,6 +74,11 @@ done:
 void moec_forms_release(moec_forms *f)
 {
     moec_casts_free(f->cast, f->n);
+    for (size_t i = 0; i < f->n_extra; i++) {
+        moec_free(f->extra[i].name);
+        moec_free(f->extra[i].key);
+    }
+    moec_free(f->extra);
     moec_free(f->place);
     moec_free(f->dead);
     moec_free(f->layer);
@@ -91,6 +99,10 @@ moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_for
         return f;
     const moec_plan_layer *l = &p->layer[at->set];
     f.rewritten = (l->rewritten & at->parts) != 0;
+    if (f.rewritten && p->factor.kept) { /* its factors stand for it */
+        f.dropped = true;
+        return f;
+    }
     const moec_slots slots = moec_plan_slots(p, m, at->set);
     if (at->role == MOEC_ROLE_STACK) {
         if (l->n_keep < l->n_experts) {

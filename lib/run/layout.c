@@ -3,6 +3,7 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "run/extra.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -62,6 +63,8 @@ static moec_status name_shards(builder *b, moec_err *err)
     for (size_t i = 0; i < moec_ckpt_count(b->c); i++)
         if (!moec_plan_fate(b->p, b->m, &b->forms, i).dropped)
             used[moec_ckpt_shard_of(b->c, i)] = true;
+    for (size_t k = 0; k < b->forms.n_extra; k++)
+        used[moec_ckpt_shard_of(b->c, b->forms.extra[k].anchor)] = true;
     for (size_t s = 0; s < n; s++)
         live += used[s];
     bool renumber = live < n && numbered(b->c, &prefix, &width);
@@ -189,6 +192,23 @@ done:
     return st;
 }
 
+/* What stands in the place of tensor i and its like. */
+static moec_status add_extra(builder *b, size_t i, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    size_t n;
+    const moec_extra *x = moec_forms_extra(&n, &b->forms, i);
+    for (size_t k = 0; st == MOEC_OK && k < n; k++) {
+        const moec_cast *c = &x[k].form;
+        st = moec_out_tensor(b->l->files, x[k].name, c->dtype, c->rank, c->dim, err);
+        if (st == MOEC_OK)
+            st = add_rewritten(b, x[k].key, c, c->dim, err);
+        b->l->tensors++;
+        b->more_values += (int64_t)(c->bytes / (uint64_t)moec_dtypes[c->dtype].bytes);
+    }
+    return st;
+}
+
 static moec_status add_shards(builder *b, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -200,6 +220,7 @@ static moec_status add_shards(builder *b, moec_err *err)
             open = s;
         }
         MOEC_TRY(add_tensor(b, i, err));
+        MOEC_TRY(add_extra(b, i, err));
     }
 done:
     return st;
@@ -223,6 +244,10 @@ static moec_status map_tensor(moec_json *map, const builder *b, size_t i, moec_e
     moec_status st = f.dropped ? MOEC_OK : map_name(map, b, i, f.number, err);
     for (int64_t k = 0; st == MOEC_OK && k < f.dead && f.number >= 0; k++)
         st = map_name(map, b, i, f.first_dead + k, err);
+    size_t n;
+    const moec_extra *x = moec_forms_extra(&n, &b->forms, i);
+    for (size_t k = 0; k < n; k++)
+        moec_json_set(map, x[k].name, moec_json_new_string(b->shard_name[moec_ckpt_shard_of(b->c, i)]));
     return st;
 }
 
@@ -296,6 +321,8 @@ static moec_status add_side(builder *b, moec_err *err)
     char *path = NULL, *config = NULL;
     MOEC_TRY(moec_config_edited(&config, b->m, b->p, err));
     MOEC_TRY(moec_out_text(b->l->files, "config.json", config, strlen(config), err));
+    if (b->p->factor.kept)
+        MOEC_TRY(moec_out_text(b->l->files, MOEC_MODELING_NAME, moec__modeling_text, moec__modeling_bytes, err));
     MOEC_TRY(moec_side_scan(&b->l->side, b->c, err));
     for (size_t i = 0; i < b->l->side.n; i++) {
         const moec_side *s = &b->l->side.at[i];

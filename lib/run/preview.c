@@ -88,11 +88,14 @@ static moec_status check_shown(const moec_plan *p, moec_err *err)
     return MOEC_OK;
 }
 
-moec_status moec_preview_new(moec_preview *out, const moec_model *m, const moec_plan *p, const moec_override *weights,
+moec_status moec_preview_new(moec_preview *out, const moec_model *m, const moec_plan *plan, const moec_override *weights,
                              moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_draft draft = {0};
+    moec_plan dense = *plan; /* what factors stand for is among the weights, too */
+    const moec_plan *p = &dense;
+    dense.factor.kept = false;
     MOEC_TRY(moec_preview_begin(out, m, p, err));
     MOEC_TRY(moec_preview_check(p, weights, err));
     if (p->n_drop > 0)

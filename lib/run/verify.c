@@ -18,7 +18,8 @@ typedef struct verifier {
     moec_verify_report *r;
     const char *dir;
     const moec_verify_options *opt;
-    moec_model *m;
+    moec_model *m;         /* NULL: its experts are factors */
+    moec_ckpt *ckpt, *own; /* own: where there is no model to close it */
     moec_json *manifest;
     moec_plan *plan;
     moec_digest source; /* fingerprint */
@@ -89,7 +90,7 @@ static moec_status check_fingerprints(verifier *v, moec_err *err)
     else if (v->opt->source)
         st = moec_ckpt_fingerprint(&v->source, v->opt->source->ckpt, err);
     if (st == MOEC_OK)
-        st = moec_ckpt_fingerprint(&mine, v->m->ckpt, err);
+        st = moec_ckpt_fingerprint(&mine, v->ckpt, err);
     if (st != MOEC_OK || !v->manifest)
         return st;
     if (strcmp(mine.hex, manifest_text(v, "output", "fingerprint")) != 0)
@@ -126,7 +127,7 @@ static moec_status check_file(const verifier *v, const char *name, const moec_js
     moec_digest hash;
     uint64_t bytes;
     const char *want = moec_json_string(moec_json_get(line, "xxh128"));
-    if (is_shard(v->m->ckpt, name))
+    if (is_shard(v->ckpt, name))
         return MOEC_OK;
     MOEC_TRY(moec_path_join(&path, v->dir, name, err));
     if (!moec_path_exists(path)) {
@@ -167,9 +168,9 @@ static moec_status check_files(const verifier *v, moec_err *err)
         else
             problem(v->r, "%s lists %.80s, which is no plain file name", MOEC_MANIFEST, name);
     }
-    for (size_t s = 0; v->manifest && s < moec_ckpt_shards(v->m->ckpt); s++)
-        if (!moec_json_get(files, moec_ckpt_shard_name(v->m->ckpt, s)))
-            problem(v->r, "%s is not listed in %s", moec_ckpt_shard_name(v->m->ckpt, s), MOEC_MANIFEST);
+    for (size_t s = 0; v->manifest && s < moec_ckpt_shards(v->ckpt); s++)
+        if (!moec_json_get(files, moec_ckpt_shard_name(v->ckpt, s)))
+            problem(v->r, "%s is not listed in %s", moec_ckpt_shard_name(v->ckpt, s), MOEC_MANIFEST);
 done:
     moec_names_free(names, n);
     return st;
@@ -210,17 +211,17 @@ done:
 
 static void check_index(const verifier *v)
 {
-    const moec_json *index = moec_ckpt_index(v->m->ckpt);
+    const moec_json *index = moec_ckpt_index(v->ckpt);
     int64_t total = -1;
     if (!index)
         return;
-    size_t listed = moec_json_len(moec_json_get(index, "weight_map")), there = moec_ckpt_count(v->m->ckpt);
+    size_t listed = moec_json_len(moec_json_get(index, "weight_map")), there = moec_ckpt_count(v->ckpt);
     if (listed != there) /* opening made sure that each listed one is where the index says */
         problem(v->r, "%s lists %zu tensors, the shards hold %zu", MOEC_INDEX_NAME, listed, there);
     if (!moec_json_int(moec_json_get(moec_json_get(index, "metadata"), "total_size"), &total) ||
-        (uint64_t)total != moec_ckpt_bytes(v->m->ckpt))
+        (uint64_t)total != moec_ckpt_bytes(v->ckpt))
         problem(v->r, "%s: total_size is %lld, the tensors have %llu bytes", MOEC_INDEX_NAME, (long long)total,
-                (unsigned long long)moec_ckpt_bytes(v->m->ckpt));
+                (unsigned long long)moec_ckpt_bytes(v->ckpt));
 }
 
 /* Number in the output of a set's layer, -1: it is dropped. Of a prefix of their own, MTP layers keep theirs. */
@@ -260,12 +261,11 @@ static void check_others(const verifier *v)
         problem(v->r, "config.json: %s is %lld, but these layers were left out", m->key_mtp, (long long)count);
 }
 
-static moec_status check_numbers(const verifier *v, moec_err *err)
+/* What config.json says against the plan. */
+static void check_dims(const verifier *v)
 {
     const moec_plan *p = v->plan;
     const moec_dims *d = &v->m->dims;
-    if (!p)
-        return MOEC_OK;
     if (d->experts != moec_plan_experts(p) || d->top_k != p->new_top_k)
         problem(v->r, "config.json: %lld experts and top-k %lld, the plan says %lld and %lld", (long long)d->experts,
                 (long long)d->top_k, (long long)moec_plan_experts(p), (long long)p->new_top_k);
@@ -279,15 +279,26 @@ static moec_status check_numbers(const verifier *v, moec_err *err)
     if (p->drop_groups && d->groups > 1)
         problem(v->r, "config.json: %lld groups of experts, the plan gives them up", (long long)d->groups);
     check_others(v);
+}
+
+static moec_status check_numbers(const verifier *v, moec_err *err)
+{
+    const moec_plan *p = v->plan;
+    if (!p)
+        return MOEC_OK;
+    if (v->m)
+        check_dims(v);
+    if (p->factor.kept != (v->m == NULL))
+        problem(v->r, "config.json and the plan do not agree on whether the experts are factors");
     if (!v->opt->source || !v->plan_fits)
         return MOEC_OK;
     char *want = NULL;
     moec_status st = moec_config_edited(&want, v->opt->source, p, err);
-    if (st == MOEC_OK && strcmp(want, moec_ckpt_config_text(v->m->ckpt)) != 0)
+    if (st == MOEC_OK && strcmp(want, moec_ckpt_config_text(v->ckpt)) != 0)
         problem(v->r, "config.json is not the source's with the new numbers");
     moec_free(want);
-    if (moec_ckpt_is_sharded(v->m->ckpt) != moec_ckpt_is_sharded(v->opt->source->ckpt))
-        problem(v->r, "the source is %s, the output is not", moec_ckpt_is_sharded(v->m->ckpt) ? "one file" : "sharded");
+    if (moec_ckpt_is_sharded(v->ckpt) != moec_ckpt_is_sharded(v->opt->source->ckpt))
+        problem(v->r, "the source is %s, the output is not", moec_ckpt_is_sharded(v->ckpt) ? "one file" : "sharded");
     return st;
 }
 
@@ -325,7 +336,7 @@ static moec_status compare_piece(void *ctx, int worker, int64_t lo, int64_t hi, 
 
 static moec_status end_shard(data_pass *d, size_t s, moec_err *err)
 {
-    const char *name = moec_ckpt_shard_name(d->v->m->ckpt, s);
+    const char *name = moec_ckpt_shard_name(d->v->ckpt, s);
     const moec_json *line = moec_json_get(moec_json_get(d->v->manifest, "files"), name);
     const char *want = moec_json_string(moec_json_get(line, "xxh128"));
     moec_digest have = moec_hash_digest(d->hash);
@@ -344,7 +355,7 @@ static moec_status hash_piece(void *ctx, int worker, int64_t lo, int64_t hi, moe
     moec_status st = MOEC_OK;
     data_pass *d = ctx;
     if (d->found[worker].code != MOEC_OK)
-        problem(d->v->r, "%s: %s", moec_ckpt_shard_name(d->v->m->ckpt, d->piece[lo].s), d->found[worker].text);
+        problem(d->v->r, "%s: %s", moec_ckpt_shard_name(d->v->ckpt, d->piece[lo].s), d->found[worker].text);
     for (int64_t i = lo; st == MOEC_OK && i < hi; i++) {
         const piece *p = &d->piece[i];
         moec_hash_add(d->hash, d->file[p->s] + p->lo, (size_t)(p->hi - p->lo));
@@ -389,9 +400,9 @@ static moec_status check_tensors(bool *good, data_pass *d, moec_err *err)
     uint64_t before = v->r->problems;
     MOEC_TRY(moec_expect_new(&d->x, v->opt->source, v->plan, NULL, err));
     v->r->fitted = moec_expect_unknown(d->x);
-    for (size_t s = 0; s < moec_ckpt_shards(v->m->ckpt); s++)
+    for (size_t s = 0; s < moec_ckpt_shards(v->ckpt); s++)
         MOEC_TRY(note(v, moec_expect_shard(d->x, d->file[s], (size_t)d->size[s], d->size[s],
-                                           moec_ckpt_shard_name(v->m->ckpt, s), err), err));
+                                           moec_ckpt_shard_name(v->ckpt, s), err), err));
     MOEC_TRY(note(v, moec_expect_all(d->x, err), err));
 done:
     *good = st == MOEC_OK && v->r->problems == before;
@@ -403,7 +414,7 @@ static moec_status check_data(const verifier *v, moec_err *err)
     moec_status st = MOEC_OK;
     data_pass d = {.v = v};
     bool compare = false;
-    MOEC_TRY(map_shards(&d, v->m->ckpt, err));
+    MOEC_TRY(map_shards(&d, v->ckpt, err));
     if (v->plan_fits)
         MOEC_TRY(check_tensors(&compare, &d, err));
     if (!compare) {
@@ -415,7 +426,7 @@ static moec_status check_data(const verifier *v, moec_err *err)
     MOEC_TRY(MOEC_NEW(d.found, (size_t)moec_par_threads(), err));
     MOEC_TRY(moec_hash_new(&d.hash, err));
     uint64_t total = 0;
-    for (size_t s = 0; s < moec_ckpt_shards(v->m->ckpt); s++)
+    for (size_t s = 0; s < moec_ckpt_shards(v->ckpt); s++)
         total += d.size[s];
     moec_progress_start(&d.progress, "verifying", "bytes", total, 0);
     MOEC_TRY(moec_par_ordered((int64_t)d.n, 1, compare_piece, hash_piece, &d, err));
@@ -447,21 +458,37 @@ static moec_status check_plan(verifier *v, moec_err *err)
 static moec_status check_all(verifier *v, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    v->r->tensors = moec_ckpt_count(v->m->ckpt);
-    v->r->bytes = moec_ckpt_bytes(v->m->ckpt);
-    v->r->experts = v->m->dims.experts;
-    v->r->top_k = v->m->dims.top_k;
-    v->r->n_clients = moec_clients(v->r->client, v->m);
+    v->r->tensors = moec_ckpt_count(v->ckpt);
+    v->r->bytes = moec_ckpt_bytes(v->ckpt);
     MOEC_TRY(read_manifest(v, err));
+    v->r->experts = v->m ? v->m->dims.experts : v->plan ? moec_plan_experts(v->plan) : 0;
+    v->r->top_k = v->m ? v->m->dims.top_k : v->plan ? v->plan->new_top_k : 0;
+    v->r->n_clients = v->m ? moec_clients(v->r->client, v->m) : 0;
     check_index(v);
     MOEC_TRY(check_fingerprints(v, err));
     MOEC_TRY(check_plan(v, err));
+    if (!v->m && v->plan_fits)
+        v->r->n_clients = moec_clients_of(v->r->client, v->opt->source, v->plan);
     MOEC_TRY(check_numbers(v, err));
     MOEC_TRY(check_files(v, err));
     if (v->opt->source)
         MOEC_TRY(check_side(v, err));
     MOEC_TRY(check_data(v, err));
 done:
+    return st;
+}
+
+/* A model where its experts are matrices, else the files alone. */
+static moec_status open_output(verifier *v, moec_err *err)
+{
+    moec_status st = moec_ckpt_open(&v->own, v->dir, err);
+    v->ckpt = v->own;
+    if (st != MOEC_OK || moec_json_get(moec_ckpt_config(v->own), MOEC_CONFIG_FACTORS))
+        return st;
+    moec_ckpt_close(v->own);
+    v->own = NULL;
+    st = moec_model_open(&v->m, v->dir, err);
+    v->ckpt = v->m ? v->m->ckpt : NULL;
     return st;
 }
 
@@ -473,7 +500,7 @@ moec_status moec_verify(moec_verify_report **out, const char *dir, const moec_ve
     *out = NULL;
     MOEC_TRY(MOEC_NEW(v.r, 1, err));
     v.r->against_source = opt->source != NULL;
-    if ((st = moec_model_open(&v.m, dir, &local)) == MOEC_OK)
+    if ((st = open_output(&v, &local)) == MOEC_OK)
         st = check_all(&v, &local);
     else
         st = note(&v, st, &local);
@@ -490,6 +517,7 @@ done:
     moec_plan_free(v.plan);
     moec_json_free(v.manifest);
     moec_model_close(v.m);
+    moec_ckpt_close(v.own);
     return st;
 }
 

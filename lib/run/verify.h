@@ -35,7 +35,8 @@ typedef struct moec_verify_options {
     bool unfinished;          /* the mark of an unfinished output may be there */
 } moec_verify_options;
 
-/** Checks a folder that this program wrote. Whatever is wrong with the folder is a problem in the report, not an error.
+/** Checks a folder that this program wrote, with experts that are factors, too (then no model is bound: shapes are held against the plan
+ *  where there is a source). Whatever is wrong with the folder is a problem in the report, not an error.
  *  @return MOEC_OK (look at out->problems); MOEC_EIO, MOEC_ENOMEM, MOEC_EINTR. Free with moec_verify_free.
  *  Cost: with data, one read of the output and one of the kept bytes of the source, on all threads. */
 MOEC_API moec_status moec_verify(moec_verify_report **out, const char *dir, const moec_verify_options *opt, moec_err *err)
