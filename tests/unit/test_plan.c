@@ -165,7 +165,7 @@ static void test_hostile(void **state)
         {"{\"moecompress_plan\": 2}", "expected 1"},
         {"{\"moecompress_plan\": 1.0}", "whole number"},
         {"{\"moecompress_plan\": 1}", "kind"},
-        {"{\"moecompress_plan\": 1, \"kind\": \"merge\"}", "merge"},
+        {"{\"moecompress_plan\": 1, \"kind\": \"melt\"}", "melt"},
         {"{\"moecompress_plan\": 1, \"kind\": \"prune\"}", "model"},
         {HEAD "\"layers\": []}", "layers"},
         {HEAD "\"layers\": {}}", "layers"},
