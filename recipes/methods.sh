@@ -1,5 +1,5 @@
 #!/bin/sh
-# Measures methods of prune and merge on a model: KL divergence from the original on held-out text, without repair, with ridge and
+# Measures methods of prune, merge and factor on a model: KL divergence from the original on held-out text, without repair, with ridge and
 # with deep repair, for each share of experts removed. No smaller model is written: plans are measured as they are. Prints a table
 # in Markdown. By default: the demo model and the two halves of its text.
 #   sh recipes/methods.sh [--program FILE] [--work FOLDER] [--model DIR] [--calib PATH] [--eval PATH] [--seq-len N]
@@ -7,8 +7,9 @@
 #     --work      where statistics and plans are kept (build/methods); what is there is used again
 #     --tokens    of calibration and repair, at most (65536); --windows: of each evaluation text, at most (30)
 #     --shares    of the experts, in per cent ("25 50"); --repairs: of none, ridge, deep ("none ridge deep")
-#     --methods   names from prune --methods (those that need one model and one text), or from merge --methods with merge: in
-#                 front; a setting may follow, as in merge:m-smoe,align=none
+#     --methods   names from prune --methods (those that need one model and one text), or with merge: or factor: in front from those
+#                 of these verbs; a setting may follow, as in merge:m-smoe,align=none. Factored experts lose the same share of their
+#                 bytes; they are not repaired
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,7 +17,7 @@ program=$root/build/moecompress work=$root/build/methods model=$root/recipes/dem
 tokens=65536 windows=30 shares='25 50' repairs='none ridge deep'
 methods='frequency gate ean-sum ean-mean msan reap weighted-ean energy easy-ep unified seuf tcess tcess-prob nllb lu stun
     router-row weight-norm aimer random merge:adaptive merge:m-smoe merge:dern merge:hc-smoe merge:sub-moe merge:ream
-    merge:merge-moe merge:uncurl'
+    merge:merge-moe merge:uncurl factor:pivot factor:svd factor:base-delta factor:mc-smoe factor:mpo factor:width'
 while [ $# -gt 0 ]; do
     case $1 in
     --program) program=$2 ;;
@@ -31,7 +32,7 @@ while [ $# -gt 0 ]; do
     --methods) methods=$2 ;;
     --repairs) repairs=$2 ;;
     *)
-        sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
     esac
@@ -65,6 +66,10 @@ make_plan()  # make_plan METHOD SHARE REPAIR PLAN
         set -- --set "$settings" "$@" ;;
     esac
     case $method in
+    factor:*)
+        shift 2 # no --repair
+        ratio=$(awk "BEGIN { print 100 - $share }")
+        "$program" factor "$model" --method "${method#factor:}" --ratio "$ratio%" -q --plan-only -o "$plan" "$@" ;;
     merge:*)
         "$program" merge "$model" --method "${method#merge:}" --remove "$share%" -q --plan-only -o "$plan" "$@" ;;
     *)
@@ -75,6 +80,10 @@ make_plan()  # make_plan METHOD SHARE REPAIR PLAN
 
 kl()  # kl METHOD SHARE REPAIR    makes the plan and prints its KL, or "-"
 {
+    case $1-$3 in
+    factor:*-none) ;;
+    factor:*) printf '%s' - && return ;;
+    esac
     plan=$work/$(printf '%s' "$1" | tr ':,=' '---')-$2-$3.json
     if [ ! -e "$plan" ] && ! make_plan "$1" "$2" "$3" "$plan" >/dev/null 2>"$work/log"; then
         sed "s/^/$1 $2 % $3: /" "$work/log" >&2
@@ -93,7 +102,7 @@ for share in $shares; do
 done
 printf '%s\n%s\n' "$head" "$rule"
 for method in $methods; do
-    row="| $(printf '%s' "$method" | sed 's/^merge:/merge /; s/,/, /') |"
+    row="| $(printf '%s' "$method" | sed 's/:/ /; s/,/, /') |"
     for share in $shares; do
         for repair in $repairs; do
             row="$row $(kl "$method" "$share" "$repair") |"
