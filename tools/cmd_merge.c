@@ -176,7 +176,7 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
                             .guard = p->protect ? &o.guard : NULL, .guard_name = o.guard_name, .share = p->remove,
                             .keep = p->keep, .seed = p->common.seed, .drop_mtp = p->mtp == 1, .drop_groups = p->groups == 1,
                             .pad = p->pad, .allocation = (moec_allocation)p->allocation, .least = p->least,
-                            .plan_only = p->plan_only || p->common.dry_run};
+                            .plan_only = p->plan_only || p->common.dry_run || p->emit == 1}; /* tied, all layers keep all */
     tool_job job = {.common = &p->common, .model = o.model, .fingerprint = o.print.hex, .output = p->output, .compat = p->compat,
                     .plan_only = p->plan_only, .began = began, .repair = &repair};
     MOEC_TRY(moec_method_plan(&plan, MOEC_MERGE, me->name, &q, err));

@@ -66,12 +66,16 @@ static void say_counts(const moec_plan *p)
                   "measures it", moec_plan_least(p), moec_plan_most(p));
 }
 
-static void say_policy(const moec_plan *p, bool hint)
+/* `repair`: what is still to be done to it, or NULL; who stays may be decided only there, or nobody goes since experts are tied. */
+static void say_policy(const moec_plan *p, bool hint, const moec_repair_opts *repair)
 {
     tally t = count(p);
-    if (moec_plan_least(p) == p->layer[0].n_experts && !p->layer[0].rewritten && p->n_drop == 0 && p->new_top_k == p->top_k)
+    const bool open = repair && (repair->method || repair->merge), tied = repair && repair->tied;
+    if (!tied && moec_plan_least(p) == p->layer[0].n_experts && !p->layer[0].rewritten && p->n_drop == 0 && p->new_top_k == p->top_k)
         moec_warn("no expert is removed: all %" PRId64 " of a layer are kept", p->layer[0].n_experts);
-    if (t.unseen > 0)
+    if (t.unseen > 0 && open)
+        moec_warn("experts that no calibration token selected, of which nothing is known: %" PRId64, t.unseen);
+    else if (t.unseen > 0)
         moec_warn("experts that no calibration token selected, of which nothing is known: %" PRId64 "; removed %" PRId64
                   ", kept %" PRId64, t.unseen, t.unseen - t.unseen_kept, t.unseen_kept);
     if (p->new_top_k < p->top_k && p->new_top_k < moec_plan_least(p))
@@ -437,7 +441,7 @@ moec_status tool_write_plans(const tool_job *job, moec_plan *const *plan, const 
         MOEC_TRY(moec_within(err, check_clients(&j, err), "%s", path[i]));
         MOEC_TRY(tool_may_write(path[i], TOOL_FILE_PLAN, job->common->overwrite, err));
         moec_say("%s:", path[i]);
-        say_policy(plan[i], false);
+        say_policy(plan[i], false, NULL);
     }
     list = moec_json_new_array();
     for (int i = 0; i < n; i++) {
@@ -600,7 +604,7 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     moec_apply_options opt = {.out = j->output, .fingerprint = j->fingerprint, .overwrite = j->common->overwrite,
                               .resume = j->common->resume, .max_memory = j->common->max_memory, .weights = j->weights};
     MOEC_TRY(check_clients(j, err));
-    say_policy(j->plan, !j->repair && !moec_plan_rewrites(j->plan));
+    say_policy(j->plan, !j->repair && !moec_plan_rewrites(j->plan), j->repair);
     if (j->repair && !j->common->dry_run) {
         MOEC_TRY(repair(&fixed, j, err));
         opt.weights = j->plan->weights[0] ? moec_repair_weights(fixed) : NULL;

@@ -434,6 +434,8 @@ static moec_status read_shift(moec_plan_layer *l, const moec_reader *r, const mo
 static moec_status read_group(moec_plan_layer *l, const moec_reader *r, const moec_json *a, const char *where)
 {
     int64_t centre = -1;
+    if (moec_json_type(a) != MOEC_JSON_ARRAY)
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: %s: merged: a group is not a list of experts", r->what, where);
     for (size_t i = 0; i < moec_json_len(a); i++) {
         int64_t e;
         if (!moec_json_int(moec_json_at(a, i), &e) || e < 0 || e >= l->n_experts || l->into[e] >= 0)

@@ -15,6 +15,15 @@ size_t moec__merge_bytes(const moec_lockstep *u)
     return moec_merge_bytes(u->m, u->n, r) + want;
 }
 
+moec_status moec__merge_possible(const moec_model *m, moec_err *err)
+{
+    for (int64_t i = 0; i < m->dims.layers; i++)
+        if (m->layer[i].gate_up_bias || m->layer[i].down_bias)
+            return moec_fail(err, MOEC_EINVAL, "layer %lld: experts with biases are not merged; prune --repair does these models",
+                             (long long)i);
+    return MOEC_OK;
+}
+
 /* --- groups ------------------------------------------------------------------------------------------------------------- */
 
 /* The sample as the layer's router sees it with all experts there. */
@@ -60,7 +69,7 @@ moec_status moec__merge_layer(moec_lockstep *u, int64_t set, moec_err *err)
     MOEC_TRY(note_groups(u, pl, err));
 done:
     moec_free(guarded);
-    return st;
+    return moec_within(err, st, "layer %lld", (long long)pl->layer);
 }
 
 /* --- weights ------------------------------------------------------------------------------------------------------------ */
@@ -98,14 +107,10 @@ moec_status moec__merge_draft(moec_lockstep *u, int64_t set, const moec_draft *d
 {
     moec_status st = MOEC_OK;
     const moec_plan_layer *pl = &u->p->layer[set];
-    const moec_layer *l = &u->m->layer[pl->layer];
     moec_mlp *expert = NULL;
     int32_t *slot = NULL;
     bool *guarded = NULL;
     moec_merge_tally tally;
-    if (l->gate_up_bias || l->down_bias)
-        return moec_fail(err, MOEC_EINVAL, "layer %lld: experts with biases are not merged; prune --repair does these models",
-                         (long long)pl->layer);
     MOEC_TRY(MOEC_NEW(expert, (size_t)pl->n_experts, err));
     MOEC_TRY(MOEC_NEW(slot, (size_t)pl->n_experts, err));
     MOEC_TRY(MOEC_NEW(guarded, (size_t)pl->n_experts, err));
@@ -127,7 +132,7 @@ done:
     moec_free(expert);
     moec_free(slot);
     moec_free(guarded);
-    return st;
+    return moec_within(err, st, "layer %lld", (long long)pl->layer);
 }
 
 /* --- router --------------------------------------------------------------------------------------------------------------- */

@@ -10,7 +10,7 @@
 
 static void say_few(const moec_lockstep *u)
 {
-    if (u->few > 0)
+    if (u->few > 0 && u->o->kind != MOEC_REPAIR_NONE)
         moec_warn("of %lld experts that were fitted %lld saw fewer of the %lld tokens than they have neurons (%lld): they stay near "
                   "their old weights, more text fits them better", (long long)u->seen, (long long)u->few, (long long)u->n_fit,
                   (long long)u->m->dims.expert_width);
@@ -100,6 +100,8 @@ static moec_status begin(moec_lockstep *u, moec_err *err)
     if (u->m->family->n_tail > 0)
         return moec_fail(err, MOEC_EINVAL, "repair: %s has experts without a network, whose part in a layer's output it does not "
                          "take out", u->m->family->model_type);
+    if (u->o->merge)
+        MOEC_TRY(moec__merge_possible(u->m, err));
     MOEC_TRY(moec_preview_begin(&u->twin, u->m, u->p, err));
     u->slots = u->twin.variant->model.dims.slots;
     u->ld = u->m->dims.experts + u->m->dims.null_experts;
@@ -136,13 +138,15 @@ moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m
 {
     moec_status st = MOEC_OK;
     moec_lockstep u = {.m = m, .p = p, .o = o};
+    bool opened = false;
     *out = NULL;
     MOEC_TRY(MOEC_NEW(u.r, 1, err));
     u.r->work.folder.lock = -1;
     MOEC_TRY(begin(&u, err));
     MOEC_TRY(moec__lockstep_room(&u, err)); /* nothing is left behind where there is none */
     MOEC_TRY(open_work(&u, err));
-    moec_progress_start(&u.progress, "repair", "token passes", token_passes(&u), 0);
+    opened = true;
+    moec_progress_start(&u.progress, o->merge ? "merge" : "repair", "token passes", token_passes(&u), 0);
     MOEC_TRY(moec_pass_embed(u.first, err));
     MOEC_TRY(moec_pass_embed(u.second, err));
     for (int64_t l = 0; l < m->dims.layers; l++) {
@@ -162,7 +166,11 @@ moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m
     u.r = NULL;
 done:
     moec__lockstep_release(&u);
-    moec_repair_close(u.r, false);
+    if (u.r && opened)
+        moec_work_abandon(&u.r->work);
+    else if (u.r)
+        moec_work_close(&u.r->work, false);
+    moec_free(u.r);
     return st;
 }
 

@@ -101,7 +101,7 @@ static moec_status fit(moec_lockstep *u, const moec_plan_layer *pl, moec_repair_
     const double rate = RATE * sqrt(moec_repair_missing(t).fit / (wanted.fit + 1e-30));
     const moec_deep_opts deep = {.sweeps = each > 0 ? epochs / each : 0, .epochs = each, .batch = MOEC_REPAIR_BATCH,
                                  .rate = rate < FASTEST ? rate : FASTEST, .seed = u->o->seed, .block_values = MOEC_REPAIR_BLOCK_VALUES};
-    if (u->o->kind == MOEC_REPAIR_RIDGE || !one)
+    if (u->o->kind == MOEC_REPAIR_RIDGE || (u->o->kind == MOEC_REPAIR_DEEP && !one))
         MOEC_TRY(moec_repair_ridge(&taken, t, &ridge, err));
     if (u->o->kind == MOEC_REPAIR_DEEP)
         MOEC_TRY(moec_repair_deep(&visits, t, &deep, err));
@@ -181,6 +181,15 @@ done:
     return st;
 }
 
+/* Did any expert go into another? Where not, rows of the router stand for who they stood for. */
+static bool any_merged(const moec_plan_layer *pl)
+{
+    for (int32_t e = 0; e < pl->n_experts; e++)
+        if (pl->into[e] >= 0 && pl->into[e] != e)
+            return true;
+    return false;
+}
+
 /* The task of a layer whose sample is there, on the twin's layer as the draft shows it. */
 static moec_status solve(moec_lockstep *u, int64_t set, const moec_draft *d, moec_err *err)
 {
@@ -193,7 +202,7 @@ static moec_status solve(moec_lockstep *u, int64_t set, const moec_draft *d, moe
     bool refitted;
     const moec_ridge_opts ridge = ridge_opts();
     const moec_repair_error all = moec__lockstep_wanted(u);
-    if (u->o->merge && u->o->merge->router == MOEC_ROW_LSE && d->router.of)
+    if (u->o->merge && u->o->merge->router == MOEC_ROW_LSE && d->router.of && any_merged(pl))
         MOEC_TRY(moec__merge_logits(&want, u, pl, err));
     for (int64_t e = 0; e < u->m->dims.experts; e++)
         for (int64_t i = 0; l->removed && l->removed[e] && i < u->n; i++)

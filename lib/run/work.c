@@ -101,6 +101,13 @@ moec_status moec_work_keep(const moec_work *w, const char *dir, moec_err *err)
     return rename(w->folder.dir, dir) == 0 ? MOEC_OK : moec_fail_errno(err, errno, dir);
 }
 
+void moec_work_abandon(moec_work *w)
+{
+    size_t layers = 0;
+    moec_err none;
+    moec_work_close(w, only_ours(&layers, w->folder.dir, &none) == MOEC_OK && layers == 0);
+}
+
 void moec_work_close(moec_work *w, bool remove)
 {
     moec_err err = {MOEC_OK, ""};

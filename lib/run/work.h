@@ -35,6 +35,9 @@ MOEC_API moec_status moec_work_ours(const char *dir, moec_err *err) MOEC_USE_RES
 MOEC_API moec_status moec_work_forget(const char *path, const moec_plan *done, moec_err *err) MOEC_USE_RESULT;
 /** Gives the folder the name `dir`, under which it stays. MOEC_EIO. */
 MOEC_API moec_status moec_work_keep(const moec_work *w, const char *dir, moec_err *err) MOEC_USE_RESULT;
+/** Closes it after a failure: the folder goes where no layer in it is finished, since then there is nothing to continue.
+ *  Of one that moec_work_open opened. */
+MOEC_API void moec_work_abandon(moec_work *w);
 /** `remove`: the folder goes, too. Of a zeroed one that was never opened: folder.lock must be -1. */
 MOEC_API void moec_work_close(moec_work *w, bool remove);
 

@@ -118,6 +118,55 @@ static void test_shift(void **state)
     moec_plan_free(p);
 }
 
+#define MERGED(keep, merged)                                                                                           \
+    "{\"moecompress_plan\": 1, \"kind\": \"merge\", \"model\": \"\", \"top_k\": 2, \"new_top_k\": 2, "               \
+    "\"layers\": [{\"layer\": 0, \"experts\": 6, \"keep\": " keep ", \"merged\": " merged "}]}"
+
+/* Who went into whom. */
+static void test_merged(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        int32_t into[6];
+        const char *says;
+    } good[] = {
+        {MERGED("[0, 2, 5]", "[[2, 1, 3], [5, 4]]"), {0, 2, 2, 2, 5, 5}, "\"merged\": [[2, 1, 3], [5, 4]]"},
+        {MERGED("[0, 2, 5]", "[[5, 4], [2, 3]]"), {0, -1, 2, 2, 5, 5}, "\"merged\": [[2, 3], [5, 4]]"}, /* 1 is only removed */
+        {MERGED("[0, 2, 5]", "[]"), {0, -1, 2, -1, -1, 5}, "\"merged\": []"},
+        {MERGED("[0, 2, 5]", "[[0], []]"), {0, -1, 2, -1, -1, 5}, "\"merged\": []"},
+        {MERGED("[0, 1, 2, 3, 4, 5]", "[[4, 0, 5]]"), {4, 1, 2, 3, 4, 4}, "\"merged\": [[4, 0, 5]]"}, /* tied: all are there */
+    };
+    for (size_t i = 0; i < MOEC_COUNT(good); i++) {
+        moec_plan *p, *again;
+        char *first, *second;
+        assert_int_equal(moec_plan_parse(&p, good[i].text, strlen(good[i].text), "plan", NULL), MOEC_OK);
+        assert_non_null(p->layer[0].into);
+        assert_memory_equal(p->layer[0].into, good[i].into, sizeof good[i].into);
+        assert_true(moec_plan_merges(p));
+        assert_int_equal(moec_plan_to_text(&first, p, NULL), MOEC_OK);
+        if (!strstr(first, good[i].says) || !strstr(first, "\"kind\": \"merge\""))
+            fail_msg("case %zu: %s", i, first);
+        assert_int_equal(moec_plan_parse(&again, first, strlen(first), "plan", NULL), MOEC_OK);
+        assert_memory_equal(again->layer[0].into, good[i].into, sizeof good[i].into);
+        assert_int_equal(moec_plan_to_text(&second, again, NULL), MOEC_OK);
+        assert_string_equal(first, second);
+        moec_free(first);
+        moec_free(second);
+        moec_plan_free(again);
+        moec_plan_free(p);
+    }
+    moec_plan *p = make(0x0f);
+    char *text;
+    assert_false(moec_plan_merges(p));
+    assert_null(p->layer[0].into);
+    assert_int_equal(moec_plan_to_text(&text, p, NULL), MOEC_OK);
+    assert_null(strstr(text, "merged"));
+    assert_non_null(strstr(text, "\"kind\": \"prune\""));
+    moec_free(text);
+    moec_plan_free(p);
+}
+
 /* What is only there where it applies is written as it was read, and nowhere else. */
 static void test_extras(void **state)
 {
@@ -166,6 +215,7 @@ static void test_hostile(void **state)
         {"{\"moecompress_plan\": 1.0}", "whole number"},
         {"{\"moecompress_plan\": 1}", "kind"},
         {"{\"moecompress_plan\": 1, \"kind\": \"melt\"}", "melt"},
+        {"{\"moecompress_plan\": 1, \"kind\": \"merge\"}", "model"},
         {"{\"moecompress_plan\": 1, \"kind\": \"prune\"}", "model"},
         {HEAD "\"layers\": []}", "layers"},
         {HEAD "\"layers\": {}}", "layers"},
@@ -213,6 +263,19 @@ static void test_hostile(void **state)
         {SHIFTED("\"router\"", "\"load_shift\": 0.5"), "go together"},
         {SHIFTED("\"router\"", "\"router_refit\": false"), "go together"},
         {SHIFTED("\"down\"", "\"load_shift\": 0.5, \"router_refit\": true"), "with router in rewritten"},
+        {MERGED("[0, 2, 5]", "[[1, 3]]"), "expert 1, into which 1 went, is not kept"},
+        {MERGED("[0, 2, 5]", "[[1]]"), "expert 1, into which 1 went, is not kept"},
+        {MERGED("[0, 2, 5]", "[[2, 6]]"), "not an expert from 0 to 5, each once"},
+        {MERGED("[0, 2, 5]", "[[2, -1]]"), "not an expert from 0 to 5, each once"},
+        {MERGED("[0, 2, 5]", "[[2, 1], [5, 1]]"), "not an expert from 0 to 5, each once"},
+        {MERGED("[0, 2, 5]", "[[2, 2]]"), "not an expert from 0 to 5, each once"},
+        {MERGED("[0, 2, 5]", "[[2, 1.5]]"), "not an expert from 0 to 5, each once"},
+        {MERGED("[0, 2, 5]", "[[2, \"1\"]]"), "not an expert from 0 to 5, each once"},
+        {MERGED("[0, 2, 5]", "[[2, [1]]]"), "not an expert from 0 to 5, each once"},
+        {MERGED("[0, 2, 5]", "[2, 1]"), "merged: a group is not a list of experts"},
+        {MERGED("[0, 2, 5]", "{\"2\": [1]}"), "merged is not a list of groups"},
+        {MERGED("[0, 2, 5]", "null"), "merged is not a list of groups"},
+        {MERGED("[0, 2, 5]", "[[], [], [], [], [], [], []]"), "merged is not a list of groups"},
         {"{\"moecompress_plan\": 1, \"kind\": \"prune\", \"model\": \"\", \"top_k\": 2, \"new_top_k\": 3, \"layers\": []}",
          "new_top_k"},
         {"{\"moecompress_plan\": 1, \"kind\": \"prune\", \"model\": \"0123456789012345678901234567890123\", \"top_k\": 2, "
@@ -305,6 +368,7 @@ int main(void)
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_extras),
         cmocka_unit_test(test_shift),
+        cmocka_unit_test(test_merged),
         cmocka_unit_test(test_hostile),
         cmocka_unit_test(test_other_model),
         cmocka_unit_test(test_lines),
