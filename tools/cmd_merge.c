@@ -189,6 +189,8 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
     if (p->dtype > 0)
         plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
     MOEC_TRY(tool_read_text(&corpus, &p->repair.input, o.model, p->common.seed, err));
+    if (recipe.decide && repair.kind == MOEC_REPAIR_NONE)
+        moec_say("with --repair none nothing is tried out, so every removed expert is merged, whether that helps or not");
     if (p->common.dry_run)
         moec_warn("who is merged with whom is decided while the layers run: the experts listed here mean nothing, only how many");
     job.plan = plan;

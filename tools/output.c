@@ -214,18 +214,27 @@ static void print_shift(const moec_plan *p)
 /* Held-out error of each layer, without and with the weights that were fitted. */
 static void print_repair(const moec_plan *p)
 {
+    bool fitted = false;
     if (!p->repair)
         return;
-    printf("%5s %14s %14s %8s\n", "layer", "error before", "repaired", "ratio");
+    for (int64_t i = 0; i < p->n_layers; i++)
+        fitted = fitted || p->layer[i].error_after < p->layer[i].error_before || p->layer[i].error_after > p->layer[i].error_before;
+    if (fitted)
+        printf("%5s %14s %14s %8s\n", "layer", "error before", "repaired", "ratio");
+    else
+        printf("%5s %14s\n", "layer", "error");
     for (int64_t i = 0; i < p->n_layers; i++) {
         const moec_plan_layer *l = &p->layer[i];
-        if (l->rewritten)
-            printf("%5" PRId64 " %14.5g %14.5g %8.3f\n", l->layer, l->error_before, l->error_after,
-                   l->error_before > 0.0 ? l->error_after / l->error_before : 1.0);
+        if (!l->rewritten)
+            continue;
+        printf("%5" PRId64 " %14.5g", l->layer, l->error_before);
+        if (fitted)
+            printf(" %14.5g %8.3f", l->error_after, l->error_before > 0.0 ? l->error_after / l->error_before : 1.0);
+        printf("\n");
     }
     print_shift(p);
-    printf("error: squared difference from what the layer's experts should give, relative to that, on held-out windows of --text; "
-           "ratio 1: not changed\n\n");
+    printf("error: squared difference from what the layer's experts should give, relative to that, on held-out windows of --text%s\n\n",
+           fitted ? "; ratio 1: not changed" : "");
 }
 
 static void print_cost(const tool_job *j, const moec_work_cost *c)
