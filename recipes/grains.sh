@@ -1,6 +1,7 @@
 #!/bin/sh
-# Measures pruning at other grains than whole experts on the demo model: neurons, zeros, layers, experts a token. KL divergence
-# from the original on the other half of its text; a table in Markdown.      sh recipes/grains.sh [--program FILE] [--work FOLDER]
+# Measures pruning at other grains than whole experts on the demo model: neurons, zeros, layers, experts a token; neurons with repair,
+# too, beside whole experts. KL divergence from the original on the other half of its text; a table in Markdown.
+#      sh recipes/grains.sh [--program FILE] [--work FOLDER]
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -10,7 +11,7 @@ while [ $# -gt 0 ]; do
     --program) program=$2 ;;
     --work) work=$2 ;;
     *)
-        sed -n '2,3s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,4s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
     esac
@@ -42,6 +43,17 @@ printf '| what | options of prune | KL |\n|---|---|---|\n'
 for method in gate-weighted out-norm mean-abs; do
     row "72 of 96 neurons" --grain neurons --method $method --keep-width 72 --align 8
     row "48 of 96 neurons" --grain neurons --method $method --keep-width 48
+done
+for how in ridge deep; do
+    text="--repair $how --seq-len 128 --text calibration.txt"
+    # shellcheck disable=SC2086
+    row "72 of 96 neurons, repaired" --grain neurons --keep-width 72 --align 8 $text
+    # shellcheck disable=SC2086
+    row "48 of 96 neurons, repaired" --grain neurons --keep-width 48 $text
+done
+row "8 of 16 experts" --keep 8
+for how in ridge deep; do
+    row "8 of 16 experts, repaired" --keep 8 --repair $how --seq-len 128 --text calibration.txt
 done
 for method in wanda magnitude owl; do
     row "half of the weights 0" --grain weights --method $method --sparsity 50%

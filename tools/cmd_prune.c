@@ -269,8 +269,8 @@ static moec_status prune(const prune_params *p, const moec_method *me, const sha
     MOEC_TRY(tool_grain_request(&q, &p->grain, drop, err));
     tool_job job = {.common = &p->common, .model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .output = p->output,
                     .compat = p->compat, .plan_only = p->plan_only, .began = began};
-    if (!experts && repair.kind != MOEC_REPAIR_NONE)
-        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "prune: repair goes with whole experts, not with --grain %s", tool_grains[q.grain]));
+    if (repair.kind != MOEC_REPAIR_NONE)
+        MOEC_TRY(tool_grain_repairs(q.grain, err));
     if (p->protect)
         moec_say("protected: %lld expert%s", (long long)o.guard.count, tool_s(o.guard.count));
     if (s->n > 1) {
@@ -359,6 +359,8 @@ const moec_verb moec_verb_prune = {
                 "moecompress prune tuned --base original --method router-norm --remove 25% -o smaller\n"
                 "moecompress prune gpt-oss-120b --stats stats.h5 --keep 90 --pad-to 96 -o gpt-oss-96\n"
                 "moecompress prune Qwen3-30B-A3B --stats stats.h5 --grain neurons --remove 50% -o Qwen3-narrow\n"
+                "moecompress prune Qwen3-30B-A3B --stats stats.h5 --grain neurons --remove 50% --repair deep -o Qwen3-narrow "
+                "--text calibration.txt\n"
                 "moecompress prune Qwen3-30B-A3B --stats stats.h5 --grain weights --method wanda --pattern 2:4 -o Qwen3-sparse\n"
                 "moecompress prune Qwen3-30B-A3B --stats stats.h5 --grain blocks --remove 4 -o Qwen3-44-layers\n"
                 "moecompress prune Qwen3-30B-A3B --top-k 6 -o Qwen3-top-6",

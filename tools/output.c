@@ -494,7 +494,11 @@ static moec_status check_writing(const tool_job *j, moec_err *err)
     const moec_apply_options opt = {.out = j->output, .fingerprint = j->fingerprint, .max_memory = j->common->max_memory};
     if (j->plan_only)
         return MOEC_OK;
+    if (j->thin)
+        snprintf(j->plan->weights, sizeof j->plan->weights, "not made yet");
     MOEC_TRY(moec_apply_estimate(&r, j->model, j->plan, &opt, err));
+    if (j->thin)
+        j->plan->weights[0] = '\0';
     if (r.disk_free < r.disk_bytes)
         st = moec_fail(err, MOEC_ENOFIT, "%s: the output needs %s of disk, %s are free", j->output,
                        moec_size_text(need, sizeof need, r.disk_bytes), moec_size_text(have, sizeof have, r.disk_free));
@@ -538,6 +542,8 @@ static moec_status repair(moec_repair **out, const tool_job *j, moec_err *err)
     o.max_memory = j->common->max_memory;
     o.seed = (uint64_t)j->common->seed;
     o.fingerprint = j->fingerprint;
+    o.thin = j->thin;
+    o.request = j->request;
     MOEC_TRY(moec_repair_run(out, j->plan, j->model, &o, err));
 done:
     moec_free(work);
@@ -551,9 +557,7 @@ static moec_status thin(moec_thin **out, const tool_job *j, moec_err *err)
     MOEC_TRY(moec_format(&work, err, "%s.thin", j->output ? j->output : ""));
     MOEC_TRY(forget_work(j, work, err));
     MOEC_TRY(check_room(j, err));
-    snprintf(j->plan->weights, sizeof j->plan->weights, "not made yet");
     MOEC_TRY(check_writing(j, err));
-    j->plan->weights[0] = '\0';
     const moec_thin_opts o = {.work = work, .resume = j->common->resume, .max_memory = j->common->max_memory};
     MOEC_TRY(moec_thin_run(out, j->plan, j->thin, j->request, &o, err));
 done:
@@ -590,13 +594,16 @@ static moec_status estimate_work(moec_work_cost *out, const tool_job *j, moec_er
     if (j->repair) {
         moec_repair_opts o = *j->repair;
         o.max_memory = j->common->max_memory;
+        o.thin = j->thin;
+        o.request = j->request;
         MOEC_TRY(moec_repair_estimate(out, j->plan, j->model, &o, err));
     }
-    if (j->thin) {
+    if (j->thin && !j->repair) {
         const moec_thin_opts o = {.max_memory = j->common->max_memory};
         MOEC_TRY(moec_thin_estimate(out, j->plan, j->model, &o, err));
-        snprintf(j->plan->weights, sizeof j->plan->weights, "not made by a dry run");
     }
+    if (j->thin)
+        snprintf(j->plan->weights, sizeof j->plan->weights, "not made by a dry run");
 done:
     return st;
 }
@@ -608,7 +615,7 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     moec_repair *fixed = NULL;
     moec_thin *thinned = NULL;
     moec_factoring *factored = NULL;
-    moec_thin_tally thin_tally;
+    moec_thin_tally thin_tally = {0};
     moec_work_cost cost = {0};
     moec_apply_options opt = {.out = j->output, .fingerprint = j->fingerprint, .overwrite = j->common->overwrite,
                               .resume = j->common->resume, .max_memory = j->common->max_memory, .weights = j->weights};
@@ -617,6 +624,8 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     if (j->repair && !j->common->dry_run) {
         MOEC_TRY(repair(&fixed, j, err));
         opt.weights = j->plan->weights[0] ? moec_repair_weights(fixed) : NULL;
+        if (j->thin)
+            thin_tally.unseen = moec_thin_unseen(j->plan, j->thin, j->request);
     }
     if (j->common->dry_run)
         MOEC_TRY(estimate_work(&cost, j, err));
@@ -626,7 +635,7 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     }
     if (j->factor && j->common->dry_run)
         snprintf(j->plan->weights, sizeof j->plan->weights, "not made by a dry run");
-    if (j->thin && !j->common->dry_run) {
+    if (j->thin && !j->repair && !j->common->dry_run) {
         MOEC_TRY(thin(&thinned, j, err));
         opt.weights = moec_thin_weights(thinned);
         thin_tally = moec_thin_count(thinned);
@@ -634,7 +643,7 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     if (j->plan_only && !j->common->dry_run) {
         if ((fixed || thinned || factored) && j->plan->weights[0])
             MOEC_TRY(tool_weights_keep(fixed, thinned, factored, j->output, err));
-        st = write_plan(j, thinned ? &thin_tally : NULL, err);
+        st = write_plan(j, j->thin ? &thin_tally : NULL, err);
         goto done;
     }
     if (j->common->dry_run) {
@@ -646,7 +655,7 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
     } else {
         MOEC_TRY(moec_apply(&r, j->model, j->plan, &opt, err));
     }
-    MOEC_TRY(report(j, &r, thinned ? &thin_tally : NULL, &cost, err));
+    MOEC_TRY(report(j, &r, j->thin && !j->common->dry_run ? &thin_tally : NULL, &cost, err));
 done:
     moec_repair_close(fixed, st == MOEC_OK && !(j->plan_only && j->plan->weights[0]));
     moec_thin_close(thinned, st == MOEC_OK && !j->plan_only);

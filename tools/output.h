@@ -12,7 +12,7 @@ typedef struct tool_job {
     const moec_override *weights; /* computed anew by an earlier run, of a plan from a file; NULL: none */
     const moec_method *thin; /* grain neurons or weights: the plan's weights are made by this method, */
     const moec_request *request; /* asked so; NULL: none are */
-    const moec_repair_opts *repair; /* NULL: none; work, resume and max_memory are set here */
+    const moec_repair_opts *repair; /* NULL: none; work, resume, max_memory, and with it thin and request are set here */
     const moec_factor_opts *factor; /* the plan is one of factors, made so; work, resume and max_memory are set here; NULL: none */
     const moec_stats *stats; /* a dry run says what the removed experts served; NULL: there are none */
     const char *output; /* folder, or file with plan_only; NULL: none was given */

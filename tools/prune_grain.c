@@ -30,6 +30,17 @@ moec_status tool_grain_check(int64_t *drop, const tool_grain_params *g, const ch
     return MOEC_OK;
 }
 
+moec_status tool_grain_repairs(moec_grain grain, moec_err *err)
+{
+    if (grain == MOEC_GRAIN_WEIGHTS)
+        return moec_fail(err, MOEC_EINVAL, "prune: repair would give the zeros of --grain weights other values; leave --text and "
+                         "--repair out");
+    if (grain == MOEC_GRAIN_BLOCKS)
+        return moec_fail(err, MOEC_EINVAL, "prune: repair goes with whole experts, --grain neurons and --top-k, not with --grain "
+                         "blocks; leave --text and --repair out");
+    return MOEC_OK;
+}
+
 moec_status tool_grain_request(moec_request *q, const tool_grain_params *g, int64_t drop, moec_err *err)
 {
     q->grain = (moec_grain)g->grain;

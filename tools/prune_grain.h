@@ -36,6 +36,8 @@ extern const char *const tool_grains[];
  *  in *drop where it is one. MOEC_EINVAL. */
 moec_status tool_grain_check(int64_t *drop, const tool_grain_params *g, const char *remove, int64_t keep, moec_err *err)
     MOEC_USE_RESULT;
+/** Can what this grain leaves be repaired? MOEC_EINVAL: no, the text says why. */
+moec_status tool_grain_repairs(moec_grain grain, moec_err *err) MOEC_USE_RESULT;
 /** Puts grain, widths, pattern and share into a request. MOEC_EINVAL: a pattern that is none. */
 moec_status tool_grain_request(moec_request *q, const tool_grain_params *g, int64_t drop, moec_err *err) MOEC_USE_RESULT;
 /** Says when fewer neurons stay than --remove asked for, since the width became a multiple of --align. */

@@ -20,7 +20,7 @@ extern const char *const tool_repair_routers[];
      .value = "none|ridge|deep",                                                                                       \
      .help = "fit the weights that stay to --text so that each layer gives again what the original's gave: ridge refits the "      \
              "experts' up and down projections in closed form, deep takes gradient steps on all their matrices and, in small " \
-             "layers, the router; of whole experts and --top-k only; "                                                             \
+             "layers, the router; of whole experts, neurons and --top-k only; "                                                    \
              "by default ridge where there is --text, else none"},                                                     \
     {.name = "repair-epochs", MOEC_INT(T, f.epochs), .lo = 0, .hi = 1000, .fallback = "0", .value = "N",               \
      .help = "passes of --repair deep over each layer's tokens; 0: 6"},                                                \

@@ -52,8 +52,9 @@ static size_t own_bytes(const moec_lockstep *u)
     const size_t n = (size_t)u->n;
     const size_t fit = moec_repair_bytes(u->m, u->n, u->slots, MOEC_REPAIR_BLOCK_VALUES);
     const size_t router = u->o->router ? moec_repair_router_bytes(u->m, u->n, u->slots) : 0;
+    const size_t thin = (size_t)u->workers * (size_t)u->thin_bytes, most = fit > router ? fit : router; /* one after the other */
     return n * (2 * (size_t)u->m->dims.hidden + (size_t)u->ld + 1 + 3 * (size_t)u->slots) * sizeof(float) +
-           (fit > router ? fit : router) +
+           (most > thin ? most : thin) +
            (u->o->method ? moec_choose_bytes(u->m) : 0) + moec__merge_bytes(u);
 }
 

@@ -27,6 +27,8 @@ typedef struct moec_lockstep {
     int32_t *ids;              /* [n,slots] */
     float *gates;
     moec_merge_groups groups;  /* of the layer at hand, where experts are merged */
+    uint64_t thin_bytes;       /* of a worker that makes experts thinner, and how many there are of these */
+    int64_t workers;
     int64_t seen, few;         /* experts whose tokens were counted, and those with fewer of them than neurons */
     moec_progress progress;
 } moec_lockstep;

@@ -3,7 +3,9 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/par.h"
 #include "base/version.h"
+#include "run/thin.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -13,7 +15,7 @@ static void say_few(const moec_lockstep *u)
     if (u->few > 0 && u->o->kind != MOEC_REPAIR_NONE)
         moec_warn("of %lld experts that were fitted %lld saw fewer of the %lld tokens than they have neurons (%lld): they stay near "
                   "their old weights, more text fits them better", (long long)u->seen, (long long)u->few, (long long)u->n_fit,
-                  (long long)u->m->dims.expert_width);
+                  (long long)u->twin.variant->model.dims.expert_width);
 }
 
 static moec_status run_layer(moec_lockstep *u, int64_t layer, moec_err *err)
@@ -93,6 +95,31 @@ static uint64_t token_passes(const moec_lockstep *u)
     return layer * (uint64_t)u->m->dims.layers;
 }
 
+/* As many as have room where a layer is fitted later on, one at least. */
+static moec_status count_workers(moec_lockstep *u, moec_err *err)
+{
+    moec_status st = moec_thin_worker_bytes(&u->thin_bytes, u->p, u->m, &u->twin.forms, err);
+    if (st != MOEC_OK)
+        return st;
+    const uint64_t room = moec_repair_bytes(u->m, u->n, u->slots, MOEC_REPAIR_BLOCK_VALUES) / u->thin_bytes;
+    const int64_t threads = moec_par_threads();
+    u->workers = room < 1 ? 1 : room < (uint64_t)threads ? (int64_t)room : threads;
+    return MOEC_OK;
+}
+
+/* What was asked for, as repair.h says that it goes together. */
+static moec_status check_plan(const moec_lockstep *u, moec_err *err)
+{
+    const moec_repair_opts *o = u->o;
+    if (u->n > INT32_MAX)
+        return moec_fail(err, MOEC_EINVAL, "repair: more than 2^31 tokens");
+    if ((!o->thin && moec_plan_rewrites(u->p)) || u->p->n_drop > 0)
+        return moec_fail(err, MOEC_EINVAL, "repair: the plan has weights computed anew, or drops layers");
+    if (o->thin && (o->thin->grain != MOEC_GRAIN_NEURONS || u->p->width < 1 || o->kind == MOEC_REPAIR_NONE || o->method || o->merge))
+        return moec_fail(err, MOEC_EINVAL, "repair: only neurons are taken out before a layer is fitted, and nothing else is then");
+    return MOEC_OK;
+}
+
 /* What needs no more than the plan and the text. */
 static moec_status begin(moec_lockstep *u, moec_err *err)
 {
@@ -106,9 +133,9 @@ static moec_status begin(moec_lockstep *u, moec_err *err)
     u->slots = u->twin.variant->model.dims.slots;
     u->ld = u->m->dims.experts + u->m->dims.null_experts;
     MOEC_TRY(moec__lockstep_place(u, err));
-    if (u->n > INT32_MAX || moec_plan_rewrites(u->p) || u->p->n_drop > 0)
-        st = moec_fail(err, MOEC_EINVAL, u->n > INT32_MAX ? "repair: more than 2^31 tokens" : "repair: the plan has weights computed "
-                       "anew, or drops layers");
+    MOEC_TRY(check_plan(u, err));
+    if (u->o->thin)
+        st = count_workers(u, err);
 done:
     return st;
 }
@@ -121,7 +148,7 @@ moec_status moec_repair_estimate(moec_work_cost *out, moec_plan *p, const moec_m
     uint64_t spare, all, largest;
     *out = (moec_work_cost){0};
     MOEC_TRY(begin(&u, err));
-    for (int64_t i = 0; i < p->n_layers && moec__repair_fits(o); i++) {
+    for (int64_t i = 0; i < (o->thin ? p->n_sets : p->n_layers) && moec__repair_fits(o); i++) {
         MOEC_TRY(moec_draft_bytes(&all, &largest, m, p, &u.twin.forms, i, moec__repair_drafted(&u, i), err));
         out->disk += all;
     }
@@ -158,6 +185,8 @@ moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m
         u.progress.done = u.progress.total / (uint64_t)m->dims.layers * (uint64_t)(l + 1);
         moec_progress_step(&u.progress, 0);
     }
+    for (int64_t i = p->n_layers; o->thin && i < p->n_sets; i++) /* what is not run gets its width all the same */
+        MOEC_TRY(moec_thin_make(u.r->work.weights, p, &u.twin.forms, o->thin, o->request, i, u.workers, err));
     MOEC_TRY(moec_ckpt_unchanged(m->ckpt, err));
     MOEC_TRY(record(&u, err));
     moec_progress_finish(&u.progress);

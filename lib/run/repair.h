@@ -30,6 +30,8 @@ typedef struct moec_repair_opts {
     const moec_merge_recipe *merge; /* experts are merged before they are fitted: `method` is NULL, the plan has the counts only */
     const int64_t *tied;    /* [MoE layers] groups of each; the plan keeps all experts, and each gets the weights of its group, the
                                router stays (kind NONE only). NULL: merged experts are as many as the plan keeps */
+    const moec_method *thin; /* of grain neurons: experts get the plan's width by this method before they are fitted, asked by */
+    const moec_request *request; /* this request, of the same model; `method` and `merge` are NULL, kind is not NONE. NULL: no */
     const moec_corpus *corpus;
     moec_compute compute;   /* of the forward passes; fitting is in float32 */
     bool router;            /* behind all that, the router's rows are refitted in closed form (moec_repair_router) where they can be:
@@ -46,13 +48,14 @@ typedef struct moec_repair moec_repair;
 
 /** Repairs: fills rewritten, error_before and error_after of the plan's MoE layers, load_shift (over all tokens of the text) and
  *  router_refit of those whose router is fitted, and its `repair` and `weights`. The plan must
- *  fit the model (moec_plan_check) and rewrite nothing yet. error: sum w |y - r|^2 / sum w |y|^2 on held-out windows (on all
- *  when there is one window), without and with the fitted weights.
+ *  fit the model (moec_plan_check) and rewrite nothing yet; with o->thin it is of grain neurons. error: sum w |y - r|^2 /
+ *  sum w |y|^2 on held-out windows (on all when there is one window), without and with the fitted weights.
  *  With o->method the keep lists and scores of MoE layers are replaced, each by what its layer gives behind those before it.
- *  Multi-token-prediction layers and attention experts are not repaired: they are not run.
+ *  Multi-token-prediction layers and attention experts are not repaired: they are not run. With o->thin they are made thinner.
  *  @param out  the work folder and its weights, to be given to moec_apply; moec_repair_close.
- *  @return MOEC_OK; MOEC_EINVAL: quantized weights without plan->dtype, a model whose experts are not all feed-forward; MOEC_EEXIST:
- *          another run is at work in the folder; MOEC_ENOFIT, MOEC_EINTR (can be resumed), MOEC_EIO, MOEC_ENOMEM, MOEC_ENUMERIC.
+ *  @return MOEC_OK; MOEC_EINVAL: quantized weights without plan->dtype, a model whose experts are not all feed-forward, options that
+ *          do not go together; MOEC_EEXIST: another run is at work in the folder; MOEC_ENOFIT, MOEC_EINTR (can be resumed), MOEC_EIO,
+ *          MOEC_ENOMEM, MOEC_ENUMERIC.
  *  Cost: for each layer three forward passes and what repair.h of lib/method says. */
 MOEC_API moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m, const moec_repair_opts *o,
                                      moec_err *err) MOEC_USE_RESULT;

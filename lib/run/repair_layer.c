@@ -3,6 +3,7 @@
 #include "base/mem.h"
 #include "method/choose.h"
 #include "run/lockstep.h"
+#include "run/thin.h"
 
 #include <math.h>
 #include <string.h>
@@ -17,7 +18,7 @@ static const double RATE = 0.1, FASTEST = 0.1;
  * router is fitted, too. */
 static bool whole_layer(const moec_lockstep *u, const moec_plan_layer *pl)
 {
-    const moec_dims *d = &u->m->dims;
+    const moec_dims *d = &u->twin.variant->model.dims; /* experts may be narrower there */
     return 3 * pl->n_keep * d->expert_width * d->hidden <= MOEC_REPAIR_BLOCK_VALUES;
 }
 
@@ -26,7 +27,7 @@ static uint32_t parts_of(const moec_lockstep *u, const moec_plan_layer *pl)
     const uint32_t all = MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN;
     const bool fitted = u->o->kind == MOEC_REPAIR_DEEP && whole_layer(u, pl);
     const bool merged = u->o->merge && !u->o->tied && u->o->merge->router != MOEC_ROW_KEEP;
-    if (u->o->kind == MOEC_REPAIR_DEEP || u->o->merge)
+    if (u->o->kind == MOEC_REPAIR_DEEP || u->o->merge || u->o->thin)
         return all | (fitted || merged ? MOEC_PART_ROUTER : 0);
     return u->o->kind == MOEC_REPAIR_RIDGE ? MOEC_PART_UP | MOEC_PART_DOWN : 0;
 }
@@ -138,7 +139,7 @@ static moec_status count_few(moec_lockstep *u, const moec_plan_layer *pl, moec_e
         if (u->ids[i] >= 0 && u->ids[i] < pl->n_experts) /* others are null experts */
             tokens[u->ids[i]]++;
     for (int64_t k = 0; k < pl->n_keep; k++)
-        u->few += tokens[pl->keep[k]] < u->m->dims.expert_width;
+        u->few += tokens[pl->keep[k]] < u->twin.variant->model.dims.expert_width;
     u->seen += pl->n_keep;
     moec_free(tokens);
     return MOEC_OK;
@@ -262,14 +263,24 @@ done:
     return st;
 }
 
-static moec_status fit_layer(moec_lockstep *u, int64_t set, moec_draft *draft, moec_err *err)
+/* The twin's layer as it is before the fit. */
+static moec_status show_draft(moec_lockstep *u, int64_t set, moec_draft *draft, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char file[64];
+    moec__record_name(file, u->p->layer[set].layer, "safetensors");
+    MOEC_TRY(moec_draft_new(draft, u->r->work.weights, file, u->m, u->p, &u->twin.forms, set, moec__repair_drafted(u, set), err));
+    MOEC_TRY(moec_preview_set(&u->twin, u->p, set, draft, err));
+    if (u->o->thin)
+        MOEC_TRY(moec_thin_fill(&u->twin.draft[set], u->p, u->o->thin, u->o->request, set, u->workers, err));
+done:
+    return st;
+}
+
+static moec_status fit_layer(moec_lockstep *u, int64_t set, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const moec_plan_layer *pl = &u->p->layer[set];
-    char file[64];
-    moec__record_name(file, pl->layer, "safetensors");
-    MOEC_TRY(moec_draft_new(draft, u->r->work.weights, file, u->m, u->p, &u->twin.forms, set, moec__repair_drafted(u, set), err));
-    MOEC_TRY(moec_preview_set(&u->twin, u->p, set, draft, err));
     if (u->o->merge)
         MOEC_TRY(moec__merge_draft(u, set, &u->twin.draft[set], err));
     MOEC_TRY(solve(u, set, &u->twin.draft[set], err));
@@ -293,6 +304,8 @@ moec_status moec__repair_layer(moec_lockstep *u, int64_t set, moec_err *err)
     if (found && fits)
         MOEC_TRY(moec_draft_reopen(&draft, u->r->work.weights, u->m, u->p, &u->twin.forms, set, moec__repair_drafted(u, set), err));
     if (!found) {
+        if (u->o->thin) /* the twin runs the layer when it looks, and has room for experts of its own width only */
+            MOEC_TRY(show_draft(u, set, &draft, err));
         if (u->o->merge && u->o->merge->original)
             MOEC_TRY(moec__merge_layer(u, set, err));
         MOEC_TRY(moec__lockstep_look(u, pl->layer, err));
@@ -303,8 +316,10 @@ moec_status moec__repair_layer(moec_lockstep *u, int64_t set, moec_err *err)
     }
     if (found || !fits)
         MOEC_TRY(moec_preview_set(&u->twin, u->p, set, found && fits ? &draft : NULL, err));
+    if (!found && fits && !u->o->thin)
+        MOEC_TRY(show_draft(u, set, &draft, err));
     if (!found)
-        MOEC_TRY(fits ? fit_layer(u, set, &draft, err) : moec__record_write(u, pl, NULL, err));
+        MOEC_TRY(fits ? fit_layer(u, set, err) : moec__record_write(u, pl, NULL, err));
     if (fits)
         pl->rewritten = moec__repair_drafted(u, set);
 done:

@@ -281,43 +281,82 @@ static moec_status zeros(void *ctx, int worker, int64_t lo, int64_t hi, moec_err
 
 /* --- sets ------------------------------------------------------------------------------------------------------------ */
 
-static bool was_seen(const job *j, int64_t e)
+static bool was_seen(const moec_request *q, int64_t set, int64_t e)
 {
-    if (j->m->set[j->set].kind != MOEC_SET_MOE)
+    if (q->model->set[set].kind != MOEC_SET_MOE)
         return false;
-    if (!j->q->stats)
+    if (!q->stats)
         return true; /* nobody asked */
-    for (int d = 0; d < j->q->stats->n_domains; d++)
-        if (((const uint64_t *)moec_stat_at(j->q->stats, d, MOEC_STAT_SELECTED, j->set))[e] > 0)
+    for (int d = 0; d < q->stats->n_domains; d++)
+        if (((const uint64_t *)moec_stat_at(q->stats, d, MOEC_STAT_SELECTED, set))[e] > 0)
             return true;
     return false;
+}
+
+int64_t moec_thin_unseen(const moec_plan *p, const moec_method *me, const moec_request *q)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < p->n_sets; i++)
+        for (int64_t e = 0; p->layer[i].rewritten && me->n_needs > 0 && e < q->model->dims.experts; e++)
+            n += !was_seen(q, i, e);
+    return n;
+}
+
+/* The set's weights into a file, if they are not there. */
+static moec_status make_file(job *j, moec_override *weights, const moec_forms *forms, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char file[48];
+    snprintf(file, sizeof file, "set-%05lld.safetensors", (long long)j->set);
+    j->l = moec_set_layer(j->m, j->set);
+    if (moec_override_has(weights, file))
+        return moec_draft_reopen(&j->draft, weights, j->m, j->p, forms, j->set, matrices, err);
+    MOEC_TRY(moec_draft_new(&j->draft, weights, file, j->m, j->p, forms, j->set, matrices, err));
+    MOEC_TRY(moec_par_for(j->m->dims.experts, j->grain, each, j, err));
+    moec_sheet *sheet = j->draft.sheet;
+    j->draft.sheet = NULL;
+    MOEC_TRY(moec_sheet_commit(sheet, weights, err));
+done:
+    return st;
 }
 
 static moec_status make_set(job *j, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    char file[48];
     const int64_t E = j->m->dims.experts;
-    snprintf(file, sizeof file, "set-%05lld.safetensors", (long long)j->set);
-    j->l = moec_set_layer(j->m, j->set);
-    if (!moec_override_has(j->t->work.weights, file)) {
-        MOEC_TRY(moec_draft_new(&j->draft, j->t->work.weights, file, j->m, j->p, &j->forms, j->set, matrices, err));
-        MOEC_TRY(moec_par_for(E, j->grain, each, j, err));
-        moec_sheet *sheet = j->draft.sheet;
-        j->draft.sheet = NULL;
-        MOEC_TRY(moec_sheet_commit(sheet, j->t->work.weights, err));
-    } else {
-        MOEC_TRY(moec_draft_reopen(&j->draft, j->t->work.weights, j->m, j->p, &j->forms, j->set, matrices, err));
-    }
+    MOEC_TRY(make_file(j, j->t->work.weights, &j->forms, err));
     MOEC_TRY(moec_par_for(E, j->grain, zeros, j, err));
     for (int64_t e = 0; e < E; e++) {
-        j->t->tally.unseen += j->me->n_needs > 0 && !was_seen(j, e);
         j->t->tally.zeros += j->count[e];
         j->t->zeros[j->set] += j->count[e];
         j->t->tally.values += 3 * (uint64_t)(j->draft.expert[e].gate.rows * j->m->dims.hidden);
     }
 done:
     moec_draft_release(&j->draft);
+    return st;
+}
+
+/* A job of one set, and of so many experts for each worker that there are no more than `workers`. */
+static job job_of(moec_plan *p, const moec_method *me, const moec_request *q, int64_t set, int64_t workers)
+{
+    return (job){.m = q->model, .p = p, .me = me, .q = q, .set = set, .l = moec_set_layer(q->model, set),
+                 .grain = workers >= moec_par_threads() ? 1 : (q->model->dims.experts + workers - 1) / workers};
+}
+
+moec_status moec_thin_fill(const moec_draft *d, moec_plan *p, const moec_method *me, const moec_request *q, int64_t set,
+                           int64_t workers, moec_err *err)
+{
+    job j = job_of(p, me, q, set, workers);
+    j.draft = *d;
+    return moec_par_for(j.m->dims.experts, j.grain, each, &j, err);
+}
+
+moec_status moec_thin_make(moec_override *weights, moec_plan *p, const moec_forms *forms, const moec_method *me,
+                           const moec_request *q, int64_t set, int64_t workers, moec_err *err)
+{
+    job j = job_of(p, me, q, set, workers);
+    moec_status st = make_file(&j, weights, forms, err);
+    moec_draft_release(&j.draft);
     return st;
 }
 
@@ -377,23 +416,42 @@ static uint64_t worker_bytes(const moec_model *m, const moec_plan *p, uint64_t a
            (1u << 20); /* and a stack */
 }
 
+/* Bytes of all output, of its largest tensor, and of a worker. */
+static moec_status measure(uint64_t *disk, uint64_t *largest, uint64_t *worker, const moec_plan *p, const moec_model *m,
+                           const moec_forms *forms, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    uint64_t most = 0;
+    *disk = *largest = *worker = 0;
+    for (int64_t i = 0; i < p->n_sets; i++) {
+        uint64_t all = 0, one = 0;
+        if (p->layer[i].rewritten)
+            MOEC_TRY(moec_draft_bytes(&all, &one, m, p, forms, i, matrices, err));
+        *disk += all;
+        most = all > most ? all : most;
+        *largest = one > *largest ? one : *largest;
+    }
+    *worker = worker_bytes(m, p, most);
+done:
+    return st;
+}
+
+moec_status moec_thin_worker_bytes(uint64_t *out, const moec_plan *p, const moec_model *m, const moec_forms *forms, moec_err *err)
+{
+    uint64_t disk, largest;
+    return measure(&disk, &largest, out, p, m, forms, err);
+}
+
 /* *workers: how many there may be. */
 static moec_status estimate(moec_work_cost *out, int64_t *workers, const moec_plan *p, const moec_model *m,
                             const moec_forms *forms, const moec_thin_opts *o, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    uint64_t most = 0, largest = 0;
+    uint64_t each, largest;
     char have[32], need[32];
     *out = (moec_work_cost){0};
-    for (int64_t i = 0; i < p->n_sets; i++) {
-        uint64_t all = 0, one = 0;
-        if (p->layer[i].rewritten)
-            MOEC_TRY(moec_draft_bytes(&all, &one, m, p, forms, i, matrices, err));
-        out->disk += all;
-        most = all > most ? all : most;
-        largest = one > largest ? one : largest;
-    }
-    const uint64_t each = worker_bytes(m, p, most), before = moec_resident_memory() + (4u << 20);
+    MOEC_TRY(measure(&out->disk, &largest, &each, p, m, forms, err));
+    const uint64_t before = moec_resident_memory() + (4u << 20);
     const int64_t threads = moec_par_threads();
     for (*workers = threads < m->dims.experts ? threads : m->dims.experts; *workers > 0; --*workers) {
         const uint64_t busy = (uint64_t)*workers * each;
@@ -471,6 +529,7 @@ moec_status moec_thin_run(moec_thin **out, moec_plan *p, const moec_method *me, 
     MOEC_TRY(moec_ckpt_unchanged(q->model->ckpt, err));
     MOEC_TRY(moec_preview_digest(&digest, p, j.t->work.weights, err));
     snprintf(p->weights, sizeof p->weights, "%s", digest.hex);
+    j.t->tally.unseen = moec_thin_unseen(p, me, q);
     moec_progress_finish(&progress);
     *out = j.t;
     j.t = NULL;

@@ -4,6 +4,7 @@
 #define MOEC_RUN_THIN_H
 
 #include "method/grain.h"
+#include "run/draft.h"
 #include "run/work.h"
 
 typedef struct moec_thin_opts {
@@ -38,11 +39,28 @@ MOEC_API moec_status moec_thin_run(moec_thin **out, moec_plan *p, const moec_met
  *  do; MOEC_EINVAL, MOEC_ENOMEM. */
 MOEC_API moec_status moec_thin_estimate(moec_work_cost *out, const moec_plan *p, const moec_model *m, const moec_thin_opts *o,
                                         moec_err *err) MOEC_USE_RESULT;
+/** How many experts are `unseen` (moec_thin_tally) where all sets that the plan rewrites are made by this method. */
+MOEC_API int64_t moec_thin_unseen(const moec_plan *p, const moec_method *me, const moec_request *q);
 MOEC_API const moec_override *moec_thin_weights(const moec_thin *t);
 MOEC_API moec_thin_tally moec_thin_count(const moec_thin *t);
 /** Moves the folder to `dir`, where it stays. MOEC_EIO. */
 MOEC_API moec_status moec_thin_keep(moec_thin *t, const char *dir, moec_err *err) MOEC_USE_RESULT;
 /** Releases it; `remove`: the folder goes, too. NULL-safe. */
 MOEC_API void moec_thin_close(moec_thin *t, bool remove);
+
+/* --- neurons of a single set, for repair, which thins a layer and fits it ---------------------------------------------- */
+
+/** Fills gate, up and down and their biases in a draft of set `set` of a plan of grain neurons, as moec_thin_run does, with at most
+ *  `workers` experts at a time. d: as moec_draft_new left it, all three parts in it. MOEC_ENUMERIC, MOEC_EINTR, MOEC_ENOMEM.
+ *  Cost: two reads of the set's experts and one write. Memory: moec_thin_worker_bytes for each worker. */
+MOEC_API moec_status moec_thin_fill(const moec_draft *d, moec_plan *p, const moec_method *me, const moec_request *q, int64_t set,
+                                    int64_t workers, moec_err *err) MOEC_USE_RESULT;
+/** The same of a set that nothing else changes, into a file of `weights`; one that is there already stays. What moec_thin_fill,
+ *  moec_draft_new and moec_sheet_commit return. */
+MOEC_API moec_status moec_thin_make(moec_override *weights, moec_plan *p, const moec_forms *forms, const moec_method *me,
+                                    const moec_request *q, int64_t set, int64_t workers, moec_err *err) MOEC_USE_RESULT;
+/** Bytes of a worker, as moec_thin_estimate counts them. MOEC_EINVAL, MOEC_ENOMEM: as moec_draft_bytes. */
+MOEC_API moec_status moec_thin_worker_bytes(uint64_t *out, const moec_plan *p, const moec_model *m, const moec_forms *forms,
+                                            moec_err *err) MOEC_USE_RESULT;
 
 #endif

@@ -21,7 +21,9 @@ expect 2 'expected N:M' prune "$demo" --stats one.h5 --grain weights --pattern 4
 expect 2 'no multiples of 7' prune "$demo" --stats one.h5 --grain weights --pattern 3:7 -o out
 expect 2 'take wanda' prune "$demo" --stats one.h5 --grain weights --method owl --pattern 2:4 -o out
 expect 2 'one share at a time' prune "$demo" --stats one.h5 --grain neurons --remove 25%,50% --plan-only -o out
-expect 2 'repair goes with whole experts' prune "$demo" --stats one.h5 --grain neurons --remove 50% --text "$demo/samples.txt" -o out
+expect 2 'zeros of --grain weights other values' prune "$demo" --stats one.h5 --grain weights --sparsity 50% --text "$demo/samples.txt" -o out
+expect 2 'not with --grain blocks' prune "$demo" --stats zero.h5 --grain blocks --remove 1 --text "$demo/samples.txt" -o out
+expect 2 'give --text' prune "$demo" --stats one.h5 --grain neurons --remove 50% --repair deep -o out
 expect 2 'protect is for whole experts' prune "$demo" --stats one.h5 --grain neurons --remove 50% --protect super -o out
 expect 2 'are for whole experts' prune "$demo" --stats one.h5 --grain neurons --remove 50% --betas -o out
 
@@ -82,6 +84,61 @@ expect 0 'were not removed: .*holds notes.txt, which was not made' \
 expect 3 'holds notes.txt, which was not made' \
     prune "$demo" --stats one.h5 --grain neurons --remove 50% --plan-only --overwrite -o plan.json
 ok "what others made stays" [ -s plan.json.weights/notes.txt ]
+
+# neurons, repaired
+lines=400
+[ -z "${MOEC_SANITIZED:-}" ] || lines=60
+head -n $lines "$demo/samples.txt" >calib.txt
+tail -n 100 "$demo/samples.txt" >held.txt
+narrow="prune $demo --stats one.h5 --grain neurons --remove 50% --seq-len 64 --text calib.txt"
+# 4 layers of 16 experts, three matrices of 48 x 192 in two bytes, and for deep the routers' rows
+prints 'repair +3.38 MiB of disk beside the output, .* of memory, [0-9]+ token passes' $narrow --dry-run
+prints '"work_disk_bytes": 3563520,' $narrow --repair deep --dry-run --json
+expect 4 'max-memory' $narrow --max-memory 20MiB -o small
+ok "nothing written" [ -z "$(find . -name 'small*')" ]
+kl()  # kl MODEL [OPTION...]
+{
+    "$program" eval "$@" --base "$demo" --seq-len 64 --json -q --text held.txt |
+        sed -n 's/^ *"kl": *\([-+.0-9eE]*\),*$/\1/p' | head -n 1
+}
+for how in ridge deep; do
+    prints 'neurons +96 -> 48' $narrow --repair $how -o $how
+    ok "errors of every layer are printed" [ "$(grep -cE '^ +[0-3] +[0-9.]+ +[0-9.]+ +[01][.][0-9]+$' "$work/stdout")" -eq 4 ]
+    prints '"ok": true' verify $how "$demo" --json
+    prints . $narrow --repair $how --threads 1 -o again
+    ok "$how: as with more threads" diff -r $how again
+    rm -r again
+done
+expect 0 . calibrate "$demo" --text held.txt --seq-len 64 --max-windows 2 --tier 1 -o few.h5
+prints '^unseen +[1-9]' prune "$demo" --stats few.h5 --grain neurons --remove 50% -o unseen
+said=$(grep '^unseen ' "$work/stdout")
+prints . prune "$demo" --stats few.h5 --grain neurons --remove 50% --seq-len 64 --repair ridge --text calib.txt -o unseen --overwrite
+ok "as many unseen experts as without repair" [ "$(grep '^unseen ' "$work/stdout")" = "$said" ]
+ok "no work is left" [ -z "$(find . -name '*.partial')" ]
+ok "gate, up and down are anew" grep -q '"rewritten": *\["gate", *"up", *"down"\]' ridge/moecompress.json
+ok "and their errors are there" [ "$(grep -c '"held_out"' ridge/moecompress.json)" -eq 4 ]
+prints . $narrow --repair deep --plan-only -o deep.json
+prints . apply "$demo" deep.json -o applied --overwrite
+ok "a plan makes what was made at once" diff -r deep applied
+if [ -z "${MOEC_SANITIZED:-}" ]; then
+    a=$(kl narrow) b=$(kl ridge) c=$(kl deep) d=$(kl "$demo" --plan deep.json)
+    ok "ridge is better than nothing ($b, $a), deep better than ridge ($c)" \
+        awk -v a="$a" -v b="$b" -v c="$c" 'BEGIN { exit !(b < 0.7 * a && c < 0.95 * b) }'
+    ok "a plan measures as its model ($d)" awk -v a="$d" -v b="$c" 'BEGIN { d = a - b; exit !(a > 0 && d < 1e-6 && d > -1e-6) }'
+    start $narrow --repair deep -o killed
+    for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
+        [ ! -e killed.repair.partial/layer-00001.safetensors ] || break
+        sleep 0.1
+    done
+    kill -9 $! 2>/dev/null
+    wait $! 2>/dev/null
+    ok "killed in between" [ ! -e killed ]
+    expect 0 'continuing' $narrow --repair deep -o killed
+    ok "as uninterrupted" diff -r deep killed
+fi
+cp -r deep.json.weights mixed.repair.partial
+expect 3 'layers of another model, text or options; --no-resume' $narrow --repair ridge -o mixed
+rm -r mixed.repair.partial
 
 # weights
 prints 'zeros +1769472 of 3538944 weights of experts .50.00 %.; a dense file is not smaller' prune "$demo" --stats one.h5 --grain weights --pattern 2:4 -o sparse

@@ -4,6 +4,8 @@
 
 Neurons: the output must load and give the logits of the source in which the other neurons do nothing (their columns of
 down_proj are zero), within 1e-3 of the largest; who was kept is found by comparing the columns. Only REFUSED are refused.
+With --repair ridge only up and down of layers that are run differ from that, with deep gate and router, too; `eval` gives the
+cross-entropy of transformers.
 Weights: half of each expert's are zero (2:4: the smaller two of every four), all else is the source's. Blocks: for every layer, the
 logits are those of the source in which it passes its input on. top-k: those of the source with fewer. Exit 0: nothing differs.
 """
@@ -43,6 +45,9 @@ class Row:
         self.ids = os.path.join(work, "windows.ids")
         with open(self.ids, "w", encoding="ascii") as f:
             f.writelines(" ".join(map(str, w)) + "\n" for w in self.windows)
+        self.twice = os.path.join(work, "twice.ids")  # the window that is held out is one of those that are fitted to: noise has no rule
+        with open(self.twice, "w", encoding="ascii") as f:
+            f.writelines(" ".join(map(str, w)) + "\n" for w in [*self.windows, self.windows[-1]])
         self.stats = os.path.join(work, "stats.h5")
         self.tool("calibrate", self.source, "--text", self.ids, "--tier", "1", "-o", self.stats, "-q")
 
@@ -103,6 +108,34 @@ class Row:
         self.check(matched > 0, "no experts were found")
         self.check(not torch.equal(self.logits(want), whole), "the neurons that were removed do nothing")
         return self.near(self.logits(got), self.logits(want), method)
+
+    def repaired(self, kind):
+        """Like the output of the last neurons() but for what was fitted."""
+        plain, out = os.path.join(self.work, "gate-weighted"), os.path.join(self.work, kind)
+        if self.spec["name"] in REFUSED:
+            return 0.0
+        args = ["--stats", self.stats, "--grain", "neurons", "--remove", "50%", "--repair", kind, "--text", self.twice]
+        if self.spec["make"] and re.search("fp8|mxfp4", self.spec["make"]):
+            args += ["--dtype", "f32"]
+        self.tool("prune", self.source, *args, "-o", out, "-q")
+        self.tool("verify", out, self.source, "-q")
+        old, new = families.read_tensors(plain), families.read_tensors(out)
+        changed = [n for n in new if not torch.equal(old[n], new[n])]
+        expert = re.compile(r"experts|(input|output)_linear")
+        gate = re.compile(r"gate_proj|\.w1\b|bias|shared|self_attention")
+        for name in changed:
+            fitted = expert.search(name) and not gate.search(name) if kind == "ridge" else \
+                expert.search(name) or re.search("router|gate", name)
+            self.check(bool(fitted) and not (self.spec["mtp"] and name.startswith(self.spec["mtp"])), f"{kind}: {name} has changed")
+        self.check(len(changed) > 0, f"{kind}: nothing was fitted")
+        logits, ids = self.logits(self.model(out)).double(), torch.tensor([i for w in self.windows for i in w])
+        nll = torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
+        first = torch.tensor([len(w) for w in self.windows]).cumsum(0)[:-1] - 1  # of another window
+        nll[first] = 0.0
+        want = nll.sum().item() / (len(nll) - len(first))
+        got = json.loads(self.tool("eval", out, "--text", self.ids, "--json", "-q"))["overall"]["cross_entropy"]
+        self.check(abs(got - want) < 1e-4, f"{kind}: cross-entropy {got:.6f}, transformers {want:.6f}")
+        return abs(got - want)
 
     def weights(self):
         out = os.path.join(self.work, "sparse")
@@ -205,6 +238,8 @@ def run_row(a, spec, seed, work):
         row = Row(a, spec, seed, work)
         for method in ("out-norm", "mean-abs", "gate-weighted"):
             worst[method] = row.neurons(method)
+        for kind in ("ridge", "deep"):
+            worst[kind] = row.repaired(kind)
         worst["weights"] = row.weights()
         worst["blocks"] = row.blocks()
         worst["top-k"] = row.top_k()

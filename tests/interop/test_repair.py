@@ -6,8 +6,9 @@
    those that plain numpy gives (block Gauss-Seidel over experts with a held-out test: normal equations for down, a few conjugate
    gradients for up, written here from the formulas in lib/method/repair.h), from the input, residual streams and router of
    transformers' model.
+   So must those with --grain neurons, which start from what is left of each expert by --repair none.
 2. With --repair-router refit, the rows of that layer's router must be those of numpy's solution behind its projections.
-3. Repaired models (ridge, deep, refit) load in transformers without a missing or unexpected key, and the mean log-likelihood there is
+3. Repaired models (ridge, deep, refit, narrow) load in transformers without a missing or unexpected key, and the mean log-likelihood there is
    that of `eval`.
 Exit 0: nothing differs.
 """
@@ -167,6 +168,20 @@ def refit(rows, down, s):
     return rows + np.linalg.solve(a, weighted.T @ change).T
 
 
+def compare(what, made, before, keep, sample, top_k):
+    """Layer 0 of `made` against numpy's solution, which starts from experts `keep` of `before`."""
+    want, taken, state = ridge(before, keep, *sample, top_k)
+    for i, part in enumerate(("gate", "up", "down")):
+        name = f"model.layers.0.mlp.experts.%d.{part}_proj.weight"
+        have = [tensor(made, name % k) for k in range(len(keep))]
+        old = [tensor(before, name % e) for e in keep]
+        moved = np.sqrt(sum(((a[i] - b) ** 2).sum() for a, b in zip(want, old)))
+        apart = np.sqrt(sum(((a[i] - b) ** 2).sum() for a, b in zip(want, have)))
+        check(taken > 0 and apart <= 0.02 * moved and (moved > 0) == (part != "gate"),
+              f"{what}, layer 0, {part}: numpy moved it by {moved:.4g} in {taken} changes of up and down, ours is {apart:.2g} from that")
+    return want, state
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", required=True)
@@ -179,23 +194,19 @@ def main():
         with open("text.ids", "w") as f:
             f.writelines(" ".join(map(str, w)) + "\n" for w in windows)
         text = ["--seq-len", str(SEQ), "--compute", "f32", "-q", "--text", "text.ids"]
-        subprocess.run([program, "calibrate", DEMO, "-o", "stats.h5", *text], check=True)
+        subprocess.run([program, "calibrate", DEMO, "--tier", "1", "-o", "stats.h5", *text], check=True)
         common = [program, "prune", DEMO, "--stats", "stats.h5", "--method", "energy", "--remove", "50%"]
         for kind, how in (("ridge", ["ridge"]), ("deep", ["deep"]), ("refit", ["ridge", "--repair-router", "refit"])):
             subprocess.run([*common, "-o", kind, "--repair", *how, *text], check=True, stdout=subprocess.DEVNULL)
+        common[-4:] = ["--grain", "neurons", "--keep-width", "40"]
+        subprocess.run([*common, "-o", "thin", "-q"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*common, "-o", "narrow", "--repair", "ridge", *text], check=True, stdout=subprocess.DEVNULL)
 
         original = load(DEMO)
         keep = json.load(open("ridge/moecompress.json"))["plan"]["layers"][0]["keep"]
-        x, h, after = first_layer(original, windows)
-        want, taken, state = ridge(DEMO, keep, x, h, after, original.config.num_experts_per_tok)
-        for i, part in enumerate(("gate", "up", "down")):
-            name = f"model.layers.0.mlp.experts.%d.{part}_proj.weight"
-            have = [tensor("ridge", name % k) for k in range(len(keep))]
-            old = [tensor(DEMO, name % e) for e in keep]
-            moved = np.sqrt(sum(((a[i] - b) ** 2).sum() for a, b in zip(want, old)))
-            apart = np.sqrt(sum(((a[i] - b) ** 2).sum() for a, b in zip(want, have)))
-            check(taken > 0 and apart <= 0.02 * moved and (moved > 0) == (part != "gate"),
-                  f"layer 0, {part}: numpy moved it by {moved:.4g} in {taken} changes of up and down, ours is {apart:.2g} from that")
+        sample, top_k = first_layer(original, windows), original.config.num_experts_per_tok
+        want, state = compare("experts", "ridge", DEMO, keep, sample, top_k)
+        compare("neurons", "narrow", "thin", list(range(original.config.num_experts)), sample, top_k)
         name = "model.layers.0.mlp.gate.weight"
         old, have = tensor(DEMO, name)[keep], tensor("refit", name)
         want = bf16(refit(old, [e[2] for e in want], state))
@@ -203,7 +214,7 @@ def main():
         told = json.load(open("refit/moecompress.json"))["plan"]["layers"][0]
         check(told["router_refit"] and 0 < told["load_shift"] < 0.1 and apart < 0.05 * moved,
               f"layer 0: load shifts by {told['load_shift']:.4f}; numpy's rows moved {moved:.4g}, ours are {apart:.2g} from them")
-        for kind in ("ridge", "deep", "refit"):
+        for kind in ("ridge", "deep", "refit", "narrow"):
             model = load(kind)
             with torch.no_grad():
                 logits = model(torch.tensor(windows)).logits.double()
