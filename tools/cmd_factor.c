@@ -3,8 +3,6 @@
 #include "prune_grain.h"
 #include "tool_text.h"
 
-#include <string.h>
-
 typedef struct factor_params {
     tool_common common;
     tool_text input;
@@ -74,15 +72,16 @@ static const char *method_entry(const char **text, size_t i)
             break;
     if (!m)
         return NULL;
-    snprintf(buf, sizeof buf, "%s: %s [%s%s%s%s]", m->brief, m->formula, m->paper, m->arxiv ? ", arXiv:" : "",
-             m->arxiv ? m->arxiv : "", "");
+    snprintf(buf, sizeof buf, "%s: %s [%s%s%s]", m->brief, m->formula, m->paper, m->arxiv ? ", arXiv:" : "",
+             m->arxiv ? m->arxiv : "");
     *text = buf;
     return m->name;
 }
 
-static bool is(const moec_method *m, const char *name)
+/* MOEC_FACTOR_NONE: no matrix is factored, neurons are cut away. */
+static moec_factor_kind kind_of(const moec_method *m)
 {
-    return strcmp(m->name, name) == 0;
+    return m->row ? *(const moec_factor_kind *)m->row : MOEC_FACTOR_NONE;
 }
 
 static moec_status check_params(const factor_params *p, const moec_method *m, const moec_opt_list *words, moec_err *err)
@@ -92,15 +91,15 @@ static moec_status check_params(const factor_params *p, const moec_method *m, co
     if ((p->ratio >= 0.0) == (p->rank > 0))
         return moec_fail(err, MOEC_EINVAL, p->rank > 0 ? "factor: --ratio and --rank say the same thing; give one"
                                                        : "factor: how much stays? give --ratio 50%% or --rank N");
-    if (is(m, "width") && p->rank > 0)
-        return moec_fail(err, MOEC_EINVAL, "factor: --method width takes --ratio; it has no ranks");
-    if (p->keep_rows >= 0.0 && !is(m, "mc-smoe"))
+    if (kind_of(m) == MOEC_FACTOR_NONE && p->rank > 0)
+        return moec_fail(err, MOEC_EINVAL, "factor: --method %s takes --ratio; it has no ranks", m->name);
+    if (p->keep_rows >= 0.0 && kind_of(m) != MOEC_FACTOR_ROWS)
         return moec_fail(err, MOEC_EINVAL, "factor: --keep-rows goes with --method mc-smoe");
-    if (p->cores > 0 && !is(m, "mpo"))
+    if (p->cores > 0 && kind_of(m) != MOEC_FACTOR_MPO)
         return moec_fail(err, MOEC_EINVAL, "factor: --cores goes with --method mpo");
     if (p->cores == 1)
         return moec_fail(err, MOEC_EINVAL, "factor: --cores 1: a train of one tensor is the matrix itself; 2 to %d", (int)MOEC_FACTOR_CORES);
-    if (p->input.text.n == 0 && !is(m, "mpo"))
+    if (p->input.text.n == 0 && kind_of(m) != MOEC_FACTOR_MPO)
         return moec_fail(err, MOEC_EINVAL, "factor: method %s looks at what the experts are given; give --text FILE", m->name);
     if (!p->output && !p->common.dry_run)
         return moec_fail(err, MOEC_EINVAL, "factor: -o OUT is missing: %s", p->plan_only ? "weights that are computed need a place"
@@ -138,6 +137,8 @@ static moec_status cut_width(tool_job *job, const factor_params *p, const moec_r
     MOEC_TRY(me->plan(&job->plan, me, &q, err)); /* which neurons is chosen when they are cut */
     job->plan->dtype = q.dtype;
     if (!p->common.dry_run)
+        MOEC_TRY(tool_check_room(job, err));
+    if (!p->common.dry_run)
         MOEC_TRY(calibrate(&stats, p, q.model, corpus, err));
     q.stats = stats;
     job->thin = me;
@@ -164,7 +165,7 @@ static moec_status factor(const factor_params *p, const moec_method *me, const c
                       .dtype = p->dtype > 0 ? moec_plan_dtype(dtypes[p->dtype]) : MOEC_DTYPE_COUNT};
     if (p->input.text.n > 0)
         MOEC_TRY(tool_read_text(&corpus, &p->input, m, p->common.seed, err));
-    if (is(me, "width")) {
+    if (kind_of(me) == MOEC_FACTOR_NONE) {
         st = cut_width(&job, p, &q, &corpus, err);
         goto done;
     }

@@ -3,8 +3,6 @@
 #include "prune_repair.h"
 #include "sources.h"
 
-#include <string.h>
-
 typedef struct merge_params {
     tool_common common;
     const char *output, *stats, *protect, *method, *compat;
@@ -115,8 +113,8 @@ static const char *method_entry(const char **text, size_t i)
             break;
     if (!m)
         return NULL;
-    snprintf(buf, sizeof buf, "%s: %s [%s]. %s%s%s%s", m->brief, m->formula, m->paper, "", m->arxiv ? " (arXiv:" : "",
-             m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
+    snprintf(buf, sizeof buf, "%s: %s [%s%s%s]", m->brief, m->formula, m->paper, m->arxiv ? ", arXiv:" : "",
+             m->arxiv ? m->arxiv : "");
     *text = buf;
     return m->name;
 }
@@ -133,6 +131,8 @@ static moec_status check_params(const merge_params *p, const moec_opt_list *word
         return moec_fail(err, MOEC_EINVAL, "merge: --remove and --keep say the same thing; give one");
     if (!p->output && !p->common.dry_run)
         return moec_fail(err, MOEC_EINVAL, "merge: -o OUT is missing: %s", p->plan_only ? "the plan file" : "the folder to write");
+    if (p->emit == 1 && p->repair.router == 1)
+        return moec_fail(err, MOEC_EINVAL, "merge: --emit tied keeps the original router; leave --repair-router out");
     if (p->emit == 1 && p->repair.kind > 1)
         return moec_fail(err, MOEC_EINVAL, "merge: --emit tied goes with --repair none: fitted one by one, experts are no longer tied");
     if (p->repair.input.text.n == 0)

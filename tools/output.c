@@ -471,8 +471,7 @@ done:
     return st;
 }
 
-/* Hours of work must not end at an output that was there before. */
-static moec_status check_room(const tool_job *j, moec_err *err)
+moec_status tool_check_room(const tool_job *j, moec_err *err)
 {
     if (!j->output)
         return moec_fail(err, MOEC_EINVAL, "-o OUT is missing: %s", j->plan_only ? "weights that are computed need a place"
@@ -528,15 +527,29 @@ done:
     return st;
 }
 
+/* *work: OUT.END, where weights will be computed, or NULL. All that can be refused is, before that begins. `rewrites`: the plan
+ * does already, and its estimate needs a name for the weights. */
+static moec_status begin_work(char **work, const tool_job *j, const char *end, bool rewrites, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    MOEC_TRY(moec_format(work, err, "%s.%s", j->output ? j->output : "", end));
+    MOEC_TRY(forget_work(j, *work, err));
+    MOEC_TRY(tool_check_room(j, err));
+    if (rewrites)
+        snprintf(j->plan->weights, sizeof j->plan->weights, "not made yet");
+    MOEC_TRY(check_writing(j, err));
+    if (rewrites)
+        j->plan->weights[0] = '\0';
+done:
+    return st;
+}
+
 static moec_status repair(moec_repair **out, const tool_job *j, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *work = NULL;
     moec_repair_opts o = *j->repair;
-    MOEC_TRY(moec_format(&work, err, "%s.repair", j->output ? j->output : ""));
-    MOEC_TRY(forget_work(j, work, err));
-    MOEC_TRY(check_room(j, err));
-    MOEC_TRY(check_writing(j, err));
+    MOEC_TRY(begin_work(&work, j, "repair", false, err));
     o.work = work;
     o.resume = j->common->resume;
     o.max_memory = j->common->max_memory;
@@ -554,10 +567,7 @@ static moec_status thin(moec_thin **out, const tool_job *j, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *work = NULL;
-    MOEC_TRY(moec_format(&work, err, "%s.thin", j->output ? j->output : ""));
-    MOEC_TRY(forget_work(j, work, err));
-    MOEC_TRY(check_room(j, err));
-    MOEC_TRY(check_writing(j, err));
+    MOEC_TRY(begin_work(&work, j, "thin", true, err));
     const moec_thin_opts o = {.work = work, .resume = j->common->resume, .max_memory = j->common->max_memory};
     MOEC_TRY(moec_thin_run(out, j->plan, j->thin, j->request, &o, err));
 done:
@@ -570,11 +580,7 @@ static moec_status factor(moec_factoring **out, const tool_job *j, moec_err *err
     moec_status st = MOEC_OK;
     char *work = NULL;
     moec_factor_opts o = *j->factor;
-    MOEC_TRY(check_room(j, err));
-    snprintf(j->plan->weights, sizeof j->plan->weights, "not made yet"); /* for the estimate */
-    MOEC_TRY(check_writing(j, err));
-    j->plan->weights[0] = '\0';
-    MOEC_TRY(moec_format(&work, err, "%s.factor", j->output));
+    MOEC_TRY(begin_work(&work, j, "factor", true, err));
     o.work = work;
     o.resume = j->common->resume;
     o.max_memory = j->common->max_memory;

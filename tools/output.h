@@ -29,6 +29,9 @@ typedef struct tool_job {
 /** Carries the job out (or, by its options, only writes the plan or shows what would be done) and prints the result.
  *  MOEC_EINVAL without an output where one is needed; else what moec_apply returns. */
 moec_status tool_carry_out(const tool_job *j, moec_err *err) MOEC_USE_RESULT;
+/** Is there a place for what the job will write? Hours of work must not end at an output that was there before: tool_carry_out asks
+ *  before it computes weights, a verb before what it computes itself. MOEC_EINVAL: no output; MOEC_EEXIST, MOEC_EIO, MOEC_ENOMEM. */
+moec_status tool_check_room(const tool_job *j, moec_err *err) MOEC_USE_RESULT;
 /** Writes nested plans to their files, after all of them were found writable, and prints what they keep. job->plan and
  *  job->output are not read. MOEC_EEXIST, MOEC_EIO, MOEC_EFORMAT: a client named by --compat would not load one. */
 moec_status tool_write_plans(const tool_job *job, moec_plan *const *plan, const char *const *path, int n, moec_err *err)

@@ -89,7 +89,7 @@ MOEC_API moec_status moec_factor_rows(int32_t *row, int64_t keep, const double *
  *  MOEC_ENUMERIC: a value is not finite; MOEC_ENOMEM. */
 MOEC_API moec_status moec_factor_matrix(float *const *piece, int32_t *index, const moec_factor_shape *s, const float *w,
                                         const double *c, moec_err *err) MOEC_USE_RESULT;
-/** W' [rows,cols] from the pieces. MOEC_ENOMEM. */
+/** W' [rows,cols] from the pieces. MOEC_EFORMAT: a row in `index` that there is not; MOEC_ENOMEM. */
 MOEC_API moec_status moec_factor_restore(float *w, const float *const *piece, const int32_t *index, const moec_factor_shape *s,
                                          moec_err *err) MOEC_USE_RESULT;
 /** *lost = tr((w - v) C (w - v)^T), *whole = tr(w C w^T). MOEC_ENOMEM. */

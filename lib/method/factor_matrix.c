@@ -398,6 +398,10 @@ moec_status moec_factor_restore(float *w, const float *const *piece, const int32
                                 moec_err *err)
 {
     const int64_t n = s->rows * s->cols;
+    const int64_t listed = s->kind == MOEC_FACTOR_PIVOT ? s->rows : s->kind == MOEC_FACTOR_ROWS ? s->keep : 0;
+    for (int64_t k = 0; k < listed; k++) /* they may come from a file */
+        if (index[k] < 0 || index[k] >= s->rows)
+            return moec_fail(err, MOEC_EFORMAT, "factors: row %d of %lld is listed", (int)index[k], (long long)s->rows);
     if (s->kind == MOEC_FACTOR_MPO)
         return untrain(w, piece, s, err);
     if (s->kind == MOEC_FACTOR_PIVOT)

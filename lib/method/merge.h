@@ -44,7 +44,9 @@ typedef enum moec_merge_mass {
     MOEC_MASS_KINDS
 } moec_merge_mass;
 
-typedef enum moec_merge_align { MOEC_ALIGN_NONE, MOEC_ALIGN_PLAIN, MOEC_ALIGN_CANONICAL, MOEC_ALIGN_ACTIVATIONS, MOEC_ALIGN_COUNT } moec_merge_align;
+typedef enum moec_merge_align {
+    MOEC_ALIGN_NONE, MOEC_ALIGN_PLAIN, MOEC_ALIGN_CANONICAL, MOEC_ALIGN_ACTIVATIONS, MOEC_ALIGN_COUNT
+} moec_merge_align;
 
 /* What becomes of a group's router row. */
 typedef enum moec_merge_router {

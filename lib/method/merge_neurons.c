@@ -7,7 +7,6 @@
 
 #include <string.h>
 
-
 size_t moec__rows_floats(const moec_model *m, int64_t most)
 {
     return (size_t)most * (3 * (size_t)m->dims.hidden + 2);

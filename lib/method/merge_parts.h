@@ -4,7 +4,6 @@
 
 #include "method/merge.h"
 #include "method/repair_parts.h"
-#include "method/repair_parts.h"
 
 /* ---- merge_group.c ------------------------------------------------------------------------------------------------------- */
 

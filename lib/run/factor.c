@@ -47,6 +47,7 @@ typedef struct run {
     const moec_tensor *at[3][MOEC_FACTOR_PIECES]; /* the layer's factors, all experts' */
     moec_draft draft;
     moec_progress progress;
+    bool opened;           /* the folder is */
 } run;
 
 static int64_t hidden_of(const run *u)
@@ -661,6 +662,7 @@ static moec_status begin(run *u, moec_err *err)
     MOEC_TRY(moec_forms_new(&u->extra, u->m, &u->kept, err));
     MOEC_TRY(make_room(u, err));
     MOEC_TRY(open_work(u, err));
+    u->opened = true;
     if (!u->p->factor.error)
         MOEC_TRY(MOEC_NEW(u->p->factor.error, 3 * (size_t)u->p->n_layers, err));
     moec_progress_start(&u->progress, "factor", "matrices", 3 * (uint64_t)(u->m->moe_layers * u->m->dims.experts), 0);
@@ -694,7 +696,11 @@ moec_status moec_factoring_run(moec_factoring **out, moec_plan *p, const moec_mo
     u.f = NULL;
 done:
     release(&u);
-    moec_factoring_close(u.f, false);
+    if (u.f && u.opened)
+        moec_work_abandon(&u.f->work);
+    else if (u.f)
+        moec_work_close(&u.f->work, false);
+    moec_free(u.f);
     return st;
 }
 

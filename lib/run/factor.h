@@ -29,7 +29,8 @@ typedef struct moec_factoring moec_factoring;
  *  file. Results do not depend on the number of threads.
  *  Multi-token-prediction layers, shared experts and attention experts stay as they are.
  *  @param out  the folder, to be given to moec_apply; moec_factoring_close.
- *  @return MOEC_OK; MOEC_EINVAL: quantized weights without plan->dtype; MOEC_EEXIST: another run is at work in the folder;
+ *  @return MOEC_OK; MOEC_EINVAL: quantized weights without plan->dtype; MOEC_EEXIST: another run is at work in the folder, or it
+ *          holds finished layers of another one and resume is on; MOEC_EFORMAT: what an earlier run left is damaged;
  *          MOEC_ENUMERIC: a weight or an activation is not finite; MOEC_ENOFIT, MOEC_EINTR (can be resumed), MOEC_EIO, MOEC_ENOMEM.
  *  Cost: one forward pass, and for an expert of n tokens some n (H^2 + I^2 + 4 H I) + 10 (2 I^3 + H^3) operations. Memory: the
  *  tokens' inputs n H floats, and for each thread some 6 H^2 + I^2 + 4 H I doubles. Disk: dense experts and factors. */

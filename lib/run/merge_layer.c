@@ -1,10 +1,22 @@
 /* Merging the experts of one layer of the twin: who goes with whom, by what the layer sees, and the merged weights. See merge.h. */
 #include "base/mem.h"
+#include "base/par.h"
 #include "method/repair_parts.h"
 #include "run/lockstep.h"
 
 #include <stdio.h>
 #include <string.h>
+
+/* Of moec__merge_decide, beside what the fits in it take. */
+static size_t decide_bytes(const moec_lockstep *u)
+{
+    const moec_repair_task t = {.model = u->m};
+    const size_t n = (size_t)u->n, hidden = (size_t)u->m->dims.hidden;
+    const int64_t width = u->m->dims.expert_width;
+    return n * (2 * hidden * sizeof(float) + sizeof(int32_t) + sizeof(float)) +
+           sizeof(float) * (size_t)(3 * moec__piece_values(&t, width) + moec__piece_biases(&t) +
+                                    moec_par_threads() * (moec__piece_floats(&t, width) + 15));
+}
 
 size_t moec__merge_bytes(const moec_lockstep *u)
 {
@@ -12,7 +24,9 @@ size_t moec__merge_bytes(const moec_lockstep *u)
     if (!r)
         return 0;
     const size_t want = r->router == MOEC_ROW_LSE ? (size_t)(u->n * u->m->dims.experts) * sizeof(float) : 0;
-    return moec_merge_bytes(u->m, u->n, r) + want;
+    const size_t merge = moec_merge_bytes(u->m, u->n, r);
+    const size_t decide = r->decide && u->o->kind != MOEC_REPAIR_NONE ? decide_bytes(u) : 0; /* when merging is done */
+    return want + (merge > decide ? merge : decide);
 }
 
 moec_status moec__merge_possible(const moec_model *m, moec_err *err)
@@ -121,6 +135,8 @@ moec_status moec__merge_draft(moec_lockstep *u, int64_t set, const moec_draft *d
         slot[pl->keep[k]] = (int32_t)k;
     }
     const moec_merge_target to = {.expert = expert, .router = d->router, .router_row = d->router_row, .slot = slot};
+    if (u->o->merge->original) /* selections are the original's still, the inputs no longer */
+        MOEC_TRY(moec__lockstep_route(u, &u->m->layer[pl->layer], err));
     const moec_merge_task t = task_of(u, pl, guarded);
     MOEC_TRY(moec_merge_fill_all(&tally, &to, &t, &u->groups, u->o->merge, err));
     if (u->o->tied)

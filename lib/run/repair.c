@@ -32,6 +32,14 @@ done:
 
 /* --- all of it ------------------------------------------------------------------------------------------------------- */
 
+static moec_json *numbers(const int64_t *v, int64_t n)
+{
+    moec_json *a = moec_json_new_array();
+    for (int64_t i = 0; i < n; i++)
+        moec_json_push(a, moec_json_new_int(v[i]));
+    return a;
+}
+
 /* For a run of everything that decides the result. */
 static moec_status open_work(moec_lockstep *u, moec_err *err)
 {
@@ -44,10 +52,12 @@ static moec_status open_work(moec_lockstep *u, moec_err *err)
     MOEC_TRY(moec__repair_identity(&rule, u, err));
     if (u->o->merge) {
         settings = moec_merge_json(u->o->merge);
+        if (u->o->tied) /* no keep list says how many groups there are */
+            moec_json_set(settings, "tied", numbers(u->o->tied, u->p->n_layers));
         MOEC_TRY(moec_json_dump(&merge, settings, 0, err));
     }
-    MOEC_TRY(moec_format(&text, err, "repair 3 %s\n%s\n%s %s\n%s\n%s %s\n%s", moec_version(), u->o->fingerprint, words.hex,
-                         u->o->method ? u->o->method->name : "", rule, u->o->tied ? "tied" : "", merge ? merge : "", plan));
+    MOEC_TRY(moec_format(&text, err, "repair 4 %s\n%s\n%s %s\n%s\n%s\n%s", moec_version(), u->o->fingerprint, words.hex,
+                         u->o->method ? u->o->method->name : "", rule, merge ? merge : "", plan));
     MOEC_TRY(moec_work_open(&u->r->work, u->o->work, text, u->o->resume, true, err));
 done:
     moec_json_free(settings);
@@ -91,7 +101,8 @@ done:
 static uint64_t token_passes(const moec_lockstep *u)
 {
     const uint64_t n = (uint64_t)u->n, used = (uint64_t)(u->n_fit * u->slots);
-    const uint64_t sweeps = u->o->kind == MOEC_REPAIR_NONE ? 0 : MOEC_REPAIR_RIDGE_SWEEPS, layer = 3 * n + used * (sweeps + (uint64_t)moec__repair_epochs(u->o));
+    const uint64_t sweeps = u->o->kind == MOEC_REPAIR_NONE ? 0 : MOEC_REPAIR_RIDGE_SWEEPS;
+    const uint64_t layer = 3 * n + used * (sweeps + (uint64_t)moec__repair_epochs(u->o));
     return layer * (uint64_t)u->m->dims.layers;
 }
 
@@ -127,6 +138,8 @@ static moec_status begin(moec_lockstep *u, moec_err *err)
     if (u->m->family->n_tail > 0)
         return moec_fail(err, MOEC_EINVAL, "repair: %s has experts without a network, whose part in a layer's output it does not "
                          "take out", u->m->family->model_type);
+    if (u->o->tied && (!u->o->merge || u->o->kind != MOEC_REPAIR_NONE || u->o->router))
+        return moec_fail(err, MOEC_EINVAL, "repair: experts that share weights are merged and not fitted, and their router stays");
     if (u->o->merge)
         MOEC_TRY(moec__merge_possible(u->m, err));
     MOEC_TRY(moec_preview_begin(&u->twin, u->m, u->p, err));

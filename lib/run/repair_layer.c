@@ -72,7 +72,8 @@ int moec__repair_epochs(const moec_repair_opts *o)
 
 static moec_ridge_opts ridge_opts(void)
 {
-    return (moec_ridge_opts){.sweeps = MOEC_REPAIR_RIDGE_SWEEPS, .lambda = LAMBDA, .dense = MOEC_REPAIR_DENSE, .up_sweeps = MOEC_REPAIR_UP_SWEEPS, .up_steps = MOEC_REPAIR_UP_STEPS};
+    return (moec_ridge_opts){.sweeps = MOEC_REPAIR_RIDGE_SWEEPS, .lambda = LAMBDA, .dense = MOEC_REPAIR_DENSE,
+                             .up_sweeps = MOEC_REPAIR_UP_SWEEPS, .up_steps = MOEC_REPAIR_UP_STEPS};
 }
 
 /* Other tokens of an expert, other best projections: one more sweep where the router changed. */

@@ -48,13 +48,14 @@ done:
     return st;
 }
 
-/* Kept experts go into themselves, others into a kept one or none. */
-static bool read_into(moec_plan_layer *pl, const moec_json *v)
+/* Kept experts go into themselves (tied ones: all are kept, whatever their group), others into such a one or none. `keep` is
+ * read. */
+static bool read_into(moec_plan_layer *pl, const moec_json *v, bool wanted, bool tied)
 {
     const moec_json *into = moec_json_get(v, "into");
     moec_err none;
     if (!into)
-        return true;
+        return !wanted;
     if (moec_json_len(into) != (size_t)pl->n_experts ||
         (!pl->into && MOEC_NEW(pl->into, (size_t)pl->n_experts, &none) != MOEC_OK))
         return false;
@@ -64,6 +65,12 @@ static bool read_into(moec_plan_layer *pl, const moec_json *v)
             return false;
         pl->into[e] = (int32_t)to;
     }
+    for (int64_t e = 0; e < pl->n_experts; e++)
+        if (pl->into[e] >= 0 && pl->into[pl->into[e]] != pl->into[e])
+            return false;
+    for (int64_t k = 0; k < pl->n_keep && !tied; k++)
+        if (pl->into[pl->keep[k]] != pl->keep[k])
+            return false;
     return true;
 }
 
@@ -123,7 +130,7 @@ moec_status moec__record_read(bool *found, const moec_lockstep *u, moec_plan_lay
     const moec_json *shift = moec_json_get(v, "load_shift");
     const bool moved = !shift || (moec_json_real(shift, &pl->load_shift) && pl->load_shift >= 0.0 && pl->load_shift <= 1.0 &&
                                    moec_json_bool(moec_json_get(v, "router_refit"), &pl->router_refit));
-    if (!errors || !moved || !read_keep(pl, v) || !read_into(pl, v))
+    if (!errors || !moved || !read_keep(pl, v) || !read_into(pl, v, u->o->merge != NULL, u->o->tied != NULL))
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: damaged; --no-resume begins anew", path));
     if (moec__repair_fits(u->o))
         MOEC_TRY(check_weights(u, pl, v, err));

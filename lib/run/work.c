@@ -10,14 +10,17 @@
 #include <stdio.h>
 #include <string.h>
 
-/* "layer-00012.json", "set-00003.safetensors", and what writing them is called before it is done. */
+/* "layer-00012.json", "layer-00012-factors.json", "set-00003.safetensors", and what writing them is called before it is done. */
 static bool is_layer(const char *name)
 {
     static const char *const ends[] = {".safetensors", ".safetensors.tmp", ".json", ".json.tmp"};
     const size_t head = strncmp(name, "layer-", 6) == 0 ? 6 : strncmp(name, "set-", 4) == 0 ? 4 : 0;
     const size_t digits = strspn(name + head, "0123456789");
+    const char *end = name + head + digits;
+    if (strncmp(end, "-factors", 8) == 0)
+        end += 8;
     for (size_t i = 0; head > 0 && digits >= 5 && i < MOEC_COUNT(ends); i++)
-        if (strcmp(name + head + digits, ends[i]) == 0)
+        if (strcmp(end, ends[i]) == 0)
             return true;
     return false;
 }

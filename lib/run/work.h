@@ -1,5 +1,5 @@
 /* A folder of work: weights that are computed layer by layer, kept while that lasts, so that a run that is stopped continues.
- * Shared by repair.c and thin.c. */
+ * Shared by repair.c, thin.c and factor.c. */
 #ifndef MOEC_RUN_WORK_H
 #define MOEC_RUN_WORK_H
 

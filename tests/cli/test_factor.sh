@@ -65,6 +65,17 @@ prints . apply "$demo" plan.json -o applied
 prints . factor "$demo" $text --ratio 50% --emit factored --threads 3 -o again
 ok "apply writes the same" diff -r applied again
 
+# what another run left is replaced where that is asked for, and only then
+expect 3 'there already' factor "$demo" $text --ratio 40% --plan-only -o plan.json
+prints . factor "$demo" $text --ratio 40% --plan-only --overwrite -o plan.json
+cp -r plan.json.weights left.factor.partial
+expect 3 'finished layers of another model, text or options' factor "$demo" $text --ratio 50% -o left
+prints . factor "$demo" $text --ratio 50% --no-resume -o left
+ok "nothing of it is left" [ ! -e left.factor.partial ]
+mkdir taken
+expect 3 'there already' factor "$demo" $text --method width --ratio 50% -o taken
+ok "before anything is run" [ ! -e taken.stats.h5 ]
+
 # neurons instead, by the same bytes
 prints 'neurons +96 -> 48' factor "$demo" $text --method width --ratio 50% -o narrow
 prints '"ok": true' verify narrow "$demo" --json

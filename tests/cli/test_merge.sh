@@ -321,6 +321,7 @@ mkdir there
     expect 2 'the model has 16 experts' merge "$model" --keep 17 -o x $texts
     expect 2 'no expert would be left of 16' merge "$model" --remove 100% -o x $texts
     expect 2 'emit tied goes with --repair none' merge $common --emit tied --repair ridge
+    expect 2 'tied keeps the original router' merge $common --emit tied --repair-router refit
     expect 2 'is none of native, tied' merge $common --emit both
     expect 2 'method nosuch: no such method' merge $common --method nosuch
     expect 2 'method reap: no such method' merge $common --method reap
