@@ -3,8 +3,8 @@
 # them. As published, nothing is fitted afterwards; --repair ridge fits the result, which is better.
 set -eu
 
-usage="sh recipes/dern.sh --model DIR --text PATH --out DIR [--remove 25%] [--seq-len 2048] [--repair ridge] [--eval PATH] [--program FILE]"
+usage="sh recipes/dern.sh --model DIR --text PATH --out DIR [--remove 25%]"
 . "$(dirname "$0")/pipeline.sh"
 
-"$program" merge "$model" --method dern --remove "$share" --seq-len "$length" ${more:---repair none} -o "$out" --text "$text"
+"$program" merge "$model" --method dern --remove "$share" --seq-len "$length" --repair "$repair" --tokens "$tokens" -o "$out" --text "$text"
 measure "$out"

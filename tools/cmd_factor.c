@@ -19,15 +19,15 @@ static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
 static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(factor_params, output), .value = "OUT",
      .help = "folder to write; with --plan-only the plan file, its weights go to OUT.weights"},
-    {"method", 0, MOEC_TEXT(factor_params, method), .value = "NAME", .help = "how matrices are factored; svd by default"},
+    {"method", 0, MOEC_TEXT(factor_params, method), .value = "NAME", .help = "how matrices are factored (--methods lists the ways); svd by default"},
     {"ratio", 0, MOEC_SHARE(factor_params, ratio), .lo = 0, .hi = 1, .fallback = "-1", .value = "SHARE",
      .help = "share of the experts' bytes that stays, such as 50%: ranks, bonds or neurons follow from it, rounded down"},
-    {"rank", 0, MOEC_INT(factor_params, rank), .lo = 0, .hi = 1 << 20, .fallback = "0", .value = "R",
+    {"rank", 0, MOEC_INT(factor_params, rank), .lo = 1, .hi = 1 << 20, .fallback = "0", .value = "R",
      .help = "instead of --ratio: the rank of every matrix; mpo: the most that a bond may have"},
     {"keep-rows", 0, MOEC_SHARE(factor_params, keep_rows), .lo = 0, .hi = 1, .fallback = "-1", .value = "SHARE",
-     .help = "mc-smoe: share of each matrix's rows that is kept whole; 10%"},
-    {"cores", 0, MOEC_INT(factor_params, cores), .lo = 0, .hi = MOEC_FACTOR_CORES, .fallback = "0", .value = "N",
-     .help = "mpo: tensors of a train, 2 to 5; 3"},
+     .help = "mc-smoe: share of each matrix's rows that is kept whole; 10% when it is not given"},
+    {"cores", 0, MOEC_INT(factor_params, cores), .lo = 1, .hi = MOEC_FACTOR_CORES, .fallback = "0", .value = "N",
+     .help = "mpo: tensors of a train, 2 or more; 3 when it is not given"},
     {"emit", 0, MOEC_CHOICE(factor_params, emit), .choices = emits, .fallback = "dense", .value = "dense|factored",
      .help = "dense: the products, under the model's own tensor names, as large as before, for every client and for measuring. factored: the "
              "factors, small, with a Python file that transformers 5 runs (trust_remote_code); no other client loads that. width writes "

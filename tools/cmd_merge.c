@@ -3,6 +3,8 @@
 #include "prune_repair.h"
 #include "sources.h"
 
+#include <string.h>
+
 typedef struct merge_params {
     tool_common common;
     const char *output, *stats, *protect, *method, *compat;
@@ -66,39 +68,119 @@ static const moec_opt rows[] = {
 
 /* --- methods ----------------------------------------------------------------------------------------------------------- */
 
+/* f_e(x): output of expert e, g_e: its gate, p_e: its full router score, z_e: its router logits over the tokens. */
+static const struct {
+    const char *key, *text;
+} explained[] = {
+    {"distance", "what makes two experts alike. logits: cosine of their router logits z; centred-logits: of z less the mean of all\n"
+                 "experts; mean-output: distance of mean f; output-cosine: mean cosine of f; output: mean |f_i - f_j|^2; gated: cosine of\n"
+                 "mean p f, and z; weights: distance of gate and up; router-rows: distance of the router's rows"},
+    {"grouping", "nearest: the most salient experts are centres, each other one joins the nearest centre; pseudo: the same, one centre after\n"
+                 "the other takes in its group-size - 1 nearest (REAM); average, ward, complete, single: hierarchical clustering of that\n"
+                 "linkage; kmeans, spectral: clustering; pruning: the most salient stay and the others join nobody (with fill=segments)"},
+    {"saliency", "which experts are centres. A sum over an expert's tokens of 1 (count: frequency), g, g^2 or g^2 |f|^2 (energy), or a mean\n"
+                 "of g |f| (reap) or p^2 |f| (ream); equal: 1 for every expert that is selected at all"},
+    {"weights", "how much each member counts in its group's average: the same kinds"},
+    {"align", "order of neurons before averaging, by linear assignment. plain: on weights, as they are; canonical: on weights, up to the\n"
+              "scale and sign that up and down can exchange; activations: on weights and what the neurons give"},
+    {"fill", "the merged expert. average: weighted mean of its group; subspace: the same projected on the group's leading singular\n"
+             "vectors (Sub-MoE); segments: neurons of pruned experts join the kept ones neuron by neuron (DERN)"},
+    {"router", "a group's router row. keep: its centre's; mean, weighted: mean of its members', by the same weights; add: the centre's and\n"
+               "shares of the others'; lse: fitted to log sum exp of the members' logits"},
+    {"original", "on: groups are formed on what the original's layer sees; off: behind the layers that are merged already"},
+    {"decide", "on: each group is merged or only pruned, whichever has the smaller error on held-out tokens"},
+    {"group-size", "grouping=pseudo: members of a group, at most"},
+    {"restarts", "grouping=kmeans, spectral: how often k-means begins anew; the best is taken"},
+    {"rank", "fill=subspace: share of the singular vectors that stays; 1: all, which is the average"},
+    {"whiten", "fill=subspace: on: singular vectors of the weights times the inputs' second moments"},
+    {"alpha", "fill=segments, as are all below: a neuron joins a kept expert when its similarity is above this, else it is dropped"},
+    {"segment-gate", "weight of the cosine of gate rows in that similarity; segment-up, segment-down likewise"},
+    {"segment-canonical", "on: up and down are first scaled to equal norms, and their joint sign is free"},
+    {"segment-response", "on: k-means begins at the neurons of largest response; off: at the kept expert's own"},
+    {"segment-same-norm", "on: members of a cluster are scaled to its mean norm"},
+    {"segment-sum-same-source", "on: down columns of members from one expert add up instead of being averaged"},
+    {"segment-rounds", "of k-means, at most"},
+};
+
+/* Each setting's line of values, and below it what it is. */
+static void print_settings(void)
+{
+    char list[2000];
+    moec_merge_settings(list, sizeof list);
+    printf("settings for --set (f: an expert's output for a token, g: its gate there, p: its router score, z: its router logits)\n");
+    for (const char *line = list; *line; line += strcspn(line, "\n"), line += *line == '\n') {
+        const size_t key = strcspn(line, "=");
+        printf("%.*s\n", (int)strcspn(line, "\n"), line);
+        for (size_t i = 0; i < sizeof explained / sizeof *explained; i++) {
+            if (strlen(explained[i].key) != key || memcmp(explained[i].key, line, key) != 0)
+                continue;
+            for (const char *t = explained[i].text; *t; t += strcspn(t, "\n"), t += *t == '\n')
+                printf("    %.*s\n", (int)strcspn(t, "\n"), t);
+        }
+    }
+}
+
+/* Does this setting change anything there? */
+static bool matters(const moec_merge_recipe *r, const char *key)
+{
+    if (strcmp(key, "group-size") == 0)
+        return r->grouping == MOEC_BY_PSEUDO;
+    if (strcmp(key, "restarts") == 0)
+        return r->grouping == MOEC_BY_KMEANS || r->grouping == MOEC_BY_SPECTRAL;
+    if (strcmp(key, "rank") == 0 || strcmp(key, "whiten") == 0)
+        return r->fill == MOEC_FILL_SUBSPACE;
+    return true;
+}
+
+/* A method's settings as --set takes them. */
+static void print_set(const moec_merge_recipe *r)
+{
+    char list[2000], key[40];
+    moec_json *set = moec_merge_json(r);
+    moec_merge_settings(list, sizeof list);
+    printf("   ");
+    for (const char *line = list; *line; line += strcspn(line, "\n"), line += *line == '\n') {
+        bool on;
+        double v;
+        snprintf(key, sizeof key, "%.*s", (int)strcspn(line, "="), line);
+        const moec_json *value = moec_json_get(set, key);
+        if (!value || !matters(r, key))
+            continue;
+        if (moec_json_string(value))
+            printf(" %s=%s", key, moec_json_string(value));
+        else if (moec_json_bool(value, &on))
+            printf(" %s=%s", key, on ? "on" : "off");
+        else if (moec_json_real(value, &v))
+            printf(" %s=%g", key, v);
+    }
+    printf("\n\n");
+    moec_json_free(set);
+}
+
 static moec_status list_methods(const merge_params *p, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    char settings[2000], *text = NULL;
     const moec_method *m;
     moec_json *list = moec_json_new_array();
-    moec_merge_settings(settings, sizeof settings);
     for (size_t i = 0; (m = moec_method_at(i)) != NULL; i++) {
         if (m->kind != MOEC_MERGE)
             continue;
-        moec_json *set = moec_merge_json(m->row);
         if (p->common.json) {
             moec_json *o = moec_method_json(m);
-            moec_json_set(o, "settings", set);
+            moec_json_set(o, "settings", moec_merge_json(m->row));
             moec_json_push(list, o);
             continue;
         }
-        st = moec_json_dump(&text, set, 0, err);
-        moec_json_free(set);
-        if (st != MOEC_OK)
-            goto done;
-        printf("%s%s\n    %s\n    %s\n    %s%s%s%s\n    %s\n\n", m->name, m->is_default ? " (the default)" : "", m->brief, m->formula,
-               m->paper, m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "", text);
-        moec_free(text);
-        text = NULL;
+        printf("%s%s\n    %s\n    %s\n    %s%s%s%s\n", m->name, m->is_default ? " (the default)" : "", m->brief, m->formula,
+               m->paper, m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
+        print_set(m->row);
     }
     if (p->common.json) {
         st = tool_print_json(list, err);
         list = NULL;
     } else {
-        printf("settings for --set\n%s\n", settings);
+        print_settings();
     }
-done:
     moec_json_free(list);
     return st;
 }
@@ -191,7 +273,9 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
     MOEC_TRY(tool_read_text(&corpus, &p->repair.input, o.model, p->common.seed, err));
     if (recipe.decide && repair.kind == MOEC_REPAIR_NONE)
         moec_say("with --repair none nothing is tried out, so every removed expert is merged, whether that helps or not");
-    if (p->common.dry_run)
+    if (p->common.dry_run && !p->common.json)
+        moec_say("who is merged with whom is decided while the layers run");
+    else if (p->common.dry_run)
         moec_warn("who is merged with whom is decided while the layers run: the experts listed here mean nothing, only how many");
     job.plan = plan;
     MOEC_TRY(tool_carry_out(&job, err));
@@ -241,6 +325,6 @@ const moec_verb moec_verb_merge = {
     .min_args = 0,
     .max_args = 1,
     .run = run,
-    .entries = "methods (--methods also says their settings, with --json for programs)",
+    .entries = "methods (--methods also explains their settings)",
     .entry = method_entry,
 };

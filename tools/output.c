@@ -106,9 +106,20 @@ static moec_status check_clients(const tool_job *j, moec_err *err)
     moec_client before[MOEC_VERIFY_CLIENTS];
     n = moec_clients(before, j->model);
     (void)moec_clients_of(c, j->model, j->plan);
-    for (int i = 0; st == MOEC_OK && i < n; i++)
-        if (before[i].loads && !c[i].loads)
-            moec_warn("%s loads the source, but will not load the output (%s): %s", c[i].name, c[i].rule, c[i].reason);
+    for (int i = 0; st == MOEC_OK && i < n; i++) {
+        char names[200] = "";
+        size_t at = 0;
+        bool said = !before[i].loads || c[i].loads;
+        for (int k = 0; k < n; k++) { /* those of one reason in one line */
+            if (!before[k].loads || c[k].loads || strcmp(c[k].reason, c[i].reason) != 0)
+                continue;
+            said = said || k < i;
+            const int more = snprintf(names + at, sizeof names - at, "%s%s", at > 0 ? ", " : "", c[k].name);
+            at = more > 0 && at + (size_t)more < sizeof names ? at + (size_t)more : sizeof names - 1;
+        }
+        if (!said)
+            moec_warn("%s: the source loads there, the output will not (%s): %s", names, c[i].rule, c[i].reason);
+    }
     return st;
 }
 
@@ -135,6 +146,19 @@ static void print_score(double v)
         printf(" %12.6g", v);
 }
 
+/* Was the plan made by merging with this value of a setting? */
+static bool merge_is(const moec_plan *p, const char *key, const char *value)
+{
+    moec_err err = {MOEC_OK, ""};
+    moec_json *o = NULL;
+    if (!p->options || moec_json_parse(&o, p->options, strlen(p->options), "options", &err) != MOEC_OK)
+        return false;
+    const char *word = moec_json_string(moec_json_get(moec_json_get(o, "merge"), key));
+    const bool is = word && strcmp(word, value) == 0;
+    moec_json_free(o);
+    return is;
+}
+
 /* What went into another expert, and what only went. */
 static void print_merges(const moec_plan *p)
 {
@@ -154,12 +178,28 @@ static void print_merges(const moec_plan *p)
                l->n_experts, l->n_experts - merged - pruned, merged, pruned, largest, l->n_guarded);
     }
     printf("\nmethod %s\n", p->method);
+    if (merge_is(p, "fill", "segments"))
+        printf("pruned: but neurons of these experts went to kept ones that have neurons like them (-v says how many)\n");
 }
 
-static void print_plan(const moec_plan *p, const moec_model *m, const moec_thin_tally *t)
+/* Of a dry run: who goes with whom is not known yet. */
+static void print_merge_sizes(const moec_plan *p, const moec_repair_opts *o)
+{
+    printf("%5s %8s %6s %10s\n", "layer", "experts", "groups", "protected");
+    for (int64_t i = 0; i < p->n_layers; i++)
+        printf("%5" PRId64 " %8" PRId64 " %6" PRId64 " %10" PRId64 "\n", p->layer[i].layer, p->layer[i].n_experts,
+               o->tied ? o->tied[i] : p->layer[i].n_keep, p->layer[i].n_guarded);
+    printf("\nmethod %s\n", p->method);
+}
+
+static void print_plan(const moec_plan *p, const moec_model *m, const moec_repair_opts *repair, const moec_thin_tally *t)
 {
     if (moec_plan_merges(p)) {
         print_merges(p);
+        return;
+    }
+    if (repair && repair->merge && !p->repair) {
+        print_merge_sizes(p, repair);
         return;
     }
     if (tool_grain_of(p) != MOEC_GRAIN_EXPERTS) {
@@ -194,7 +234,7 @@ static void print_plan(const moec_plan *p, const moec_model *m, const moec_thin_
 }
 
 /* What fitted routers did to how much each expert has to do. */
-static void print_shift(const moec_plan *p)
+static void print_shift(const moec_plan *p, bool fitted)
 {
     const moec_plan_layer *most = NULL;
     int64_t routers = 0, refitted = 0;
@@ -206,43 +246,58 @@ static void print_shift(const moec_plan *p)
         refitted += l->router_refit;
         most = !most || l->load_shift > most->load_shift ? l : most;
     }
-    if (most)
+    if (most && (fitted || refitted > 0)) /* the rows may be sums of others', fitted to nothing */
         printf("router: fitted in %" PRId64 " of %" PRId64 " layers; at most %.2f %% of the load moves to other experts (layer %"
                PRId64 ")\n", refitted, routers, 100.0 * most->load_shift, most->layer);
+}
+
+/* Was anything asked to be fitted, or did a router's rule fit its rows? */
+static bool is_fitted(const moec_plan *p)
+{
+    moec_err err = {MOEC_OK, ""};
+    moec_json *o = NULL;
+    bool fitted = true;
+    if (moec_json_parse(&o, p->repair, strlen(p->repair), "repair", &err) == MOEC_OK) {
+        const char *kind = moec_json_string(moec_json_get(o, "method"));
+        fitted = !kind || strcmp(kind, "none") != 0;
+    }
+    moec_json_free(o);
+    for (int64_t i = 0; i < p->n_layers; i++)
+        fitted = fitted || (p->layer[i].rewritten && p->layer[i].error_after < p->layer[i].error_before);
+    return fitted;
 }
 
 /* Held-out error of each layer, without and with the weights that were fitted. */
 static void print_repair(const moec_plan *p)
 {
-    bool fitted = false;
     if (!p->repair)
         return;
-    for (int64_t i = 0; i < p->n_layers; i++)
-        fitted = fitted || p->layer[i].error_after < p->layer[i].error_before || p->layer[i].error_after > p->layer[i].error_before;
+    const bool fitted = is_fitted(p);
     if (fitted)
         printf("%5s %14s %14s %8s\n", "layer", "error before", "repaired", "ratio");
     else
         printf("%5s %14s\n", "layer", "error");
     for (int64_t i = 0; i < p->n_layers; i++) {
         const moec_plan_layer *l = &p->layer[i];
-        if (!l->rewritten)
-            continue;
-        printf("%5" PRId64 " %14.5g", l->layer, l->error_before);
-        if (fitted)
-            printf(" %14.5g %8.3f", l->error_after, l->error_before > 0.0 ? l->error_after / l->error_before : 1.0);
-        printf("\n");
+        if (l->rewritten && !fitted)
+            printf("%5" PRId64 " %14.5g\n", l->layer, l->error_after);
+        else if (l->rewritten)
+            printf("%5" PRId64 " %14.5g %14.5g %8.3f\n", l->layer, l->error_before, l->error_after,
+                   l->error_before > 0.0 ? l->error_after / l->error_before : 1.0);
     }
-    print_shift(p);
-    printf("error: squared difference from what the layer's experts should give, relative to that, on held-out windows of --text%s\n\n",
-           fitted ? "; ratio 1: not changed" : "");
+    print_shift(p, fitted);
+    printf("error: squared difference from what the layer's experts should give, relative to that, on held-out windows of --text%s%s\n\n",
+           fitted ? "; ratio 1: not changed" : "", fitted && moec_plan_merges(p) ? "; before: merged and not fitted" : "");
 }
 
 static void print_cost(const tool_job *j, const moec_work_cost *c)
 {
     char a[32], b[32];
+    if (j->factor)
+        printf("factor     its time, memory and disk beside the output are not estimated\n");
     if (!j->repair && !j->thin)
         return;
-    printf("%s     %s of disk beside the output, %s of memory", j->repair ? "repair" : "thin  ", moec_size_text(a, sizeof a, c->disk),
+    printf("%s     %s of disk beside the output, %s of memory", !j->repair ? "thin  " : j->repair->merge ? "merge " : "repair", moec_size_text(a, sizeof a, c->disk),
            moec_size_text(b, sizeof b, c->memory));
     if (j->repair)
         printf(", %" PRIu64 " token passes", c->token_passes);
@@ -257,6 +312,8 @@ static void print_sizes(const tool_job *j, const moec_apply_result *r, const moe
     printf("tensors    %s -> %s (%.1f %%)\n", moec_size_text(a, sizeof a, r->source_bytes),
            moec_size_text(b, sizeof b, r->output_bytes),
            100.0 * (double)r->output_bytes / (double)r->source_bytes);
+    if (j->repair && j->repair->tied)
+        printf("           every expert is written, copies of its group's: NOT smaller, for measuring (--emit tied)\n");
     if (r->dead_bytes > 0)
         printf("dead       %s of %" PRId64 " experts that only pad a layer to %" PRId64 "\n",
                moec_size_text(a, sizeof a, r->dead_bytes), moec_plan_dead(j->plan), j->plan->pad);
@@ -345,7 +402,7 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, const m
         if (j->plan->factor.kind != MOEC_FACTOR_NONE)
             tool_factor_print(j->plan, j->model);
         else
-            print_plan(j->plan, j->model, t);
+            print_plan(j->plan, j->model, j->repair, t);
         print_repair(j->plan);
         print_sizes(j, r, t, cost);
         return j->common->dry_run && j->stats ? tool_print_served(j->plan, j->stats, err) : MOEC_OK;
@@ -430,7 +487,7 @@ static moec_status write_plan(const tool_job *j, const moec_thin_tally *t, moec_
         if (j->plan->factor.kind != MOEC_FACTOR_NONE)
             tool_factor_print(j->plan, j->model);
         else
-            print_plan(j->plan, j->model, t);
+            print_plan(j->plan, j->model, j->repair, t);
         print_repair(j->plan);
         tool_grain_print(j->plan, j->model, t);
         if (j->plan->weights[0])
@@ -586,8 +643,8 @@ static moec_status factor(moec_factoring **out, const tool_job *j, moec_err *err
     o.max_memory = j->common->max_memory;
     MOEC_TRY(moec_factoring_run(out, j->plan, j->model, &o, err));
     if (moec_factoring_unseen(*out) > 0)
-        moec_warn("%" PRId64 " experts were selected by no token: their factors are plain, by the weights alone",
-                  moec_factoring_unseen(*out));
+        moec_warn("%" PRId64 " expert%s selected by no token: the factors are of least error of the weights alone",
+                  moec_factoring_unseen(*out), moec_factoring_unseen(*out) == 1 ? " was" : "s were");
 done:
     moec_free(work);
     return st;

@@ -136,8 +136,8 @@ void tool_grain_print(const moec_plan *p, const moec_model *m, const moec_thin_t
         printf("zeros      %" PRIu64 " of %" PRIu64 " weights of experts (%.2f %%); a dense file is not smaller for them\n", t->zeros,
                t->values, 100.0 * (double)t->zeros / (double)t->values);
     if (t && t->unseen > 0)
-        printf("unseen     %" PRId64 " experts that no token selected, or of multi-token prediction: judged by their weights\n",
-               t->unseen);
+        printf("unseen     %" PRId64 " expert%s that no token selected, or of multi-token prediction: judged by their weights\n",
+               t->unseen, tool_s(t->unseen));
 }
 
 void tool_grain_set(moec_json *o, const moec_plan *p, const moec_model *m, const moec_thin_tally *t)

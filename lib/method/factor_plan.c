@@ -458,7 +458,7 @@ const moec_method moec_method_factor_svd = {
 const moec_method moec_method_factor_pivot = {
     .name = "pivot",
     .kind = MOEC_FACTOR,
-    .brief = "the same product kept as some of its own rows and the others' coefficients: a higher rank in the same bytes",
+    .brief = "the product of svd, kept as some of its own rows and the others' coefficients: a higher rank in the same bytes",
     .paper = "Pivoting Factorization: A Compact Meta Low-Rank Representation of Sparsity for Efficient Inference in Large Language "
              "Models",
     .arxiv = "2501.19090",
@@ -469,7 +469,7 @@ const moec_method moec_method_factor_pivot = {
 const moec_method moec_method_factor_rows = {
     .name = "mc-smoe",
     .kind = MOEC_FACTOR,
-    .brief = "the same, and whole rows of what the product leaves (--keep-rows)",
+    .brief = "the product of svd, and whole rows of what it leaves (--keep-rows)",
     .paper = "Merge, Then Compress: Demystify Efficient SMoE with Hints from Its Routing Policy",
     .arxiv = "2310.01334",
     .formula = "W' = A B + S, S: rows o of W - A B of largest s_o E[g^2 x x^T] s_o^T",

@@ -274,7 +274,7 @@ moec_status moec_model_open(moec_model **out, const char *dir, moec_err *err)
     MOEC_TRY(moec_ckpt_open(&m->ckpt, dir, err));
     if (moec_json_get(moec_ckpt_config(m->ckpt), MOEC_CONFIG_FACTORS))
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: its experts are factors, which transformers runs (trust_remote_code) and this "
-                           "program only verifies; measure the same made with --emit dense", dir));
+                           "program only verifies; to measure it, make the same with --emit dense or as a plan for eval --plan", dir));
     MOEC_TRY(find_family(&m->family, m->ckpt, err));
     m->config = moec_json_get(moec_ckpt_config(m->ckpt), "text_config");
     if (!moec_json_absent(m->config) && moec_json_type(m->config) != MOEC_JSON_OBJECT)

@@ -154,7 +154,8 @@ static bool has_tokenizer(char why[WHY], const form *f, const struct client_row 
 static bool reads_factors(char why[WHY], const form *f, const struct client_row *c)
 {
     (void)c;
-    snprintf(why, WHY, "experts are factors, which run by the Python file beside them; --emit dense loads here");
+    snprintf(why, WHY, "no code for factored experts, which transformers runs by the Python file beside them; --emit dense loads "
+                       "here");
     return !f->factors;
 }
 
