@@ -19,6 +19,7 @@
 #include "num/weight.h"
 
 #include "ckpt/ckpt.h"
+#include "ckpt/place.h"
 #include "ckpt/safetensors.h"
 #include "ckpt/writer.h"
 

@@ -3,6 +3,8 @@
 #include "prune_grain.h"
 #include "tool_text.h"
 
+#include <string.h>
+
 typedef struct factor_params {
     tool_common common;
     tool_text input;
@@ -114,7 +116,10 @@ static moec_status calibrate(moec_stats **out, const factor_params *p, const moe
     char *path = NULL;
     const moec_calibrate_opts o = {.compute = (moec_compute)p->input.compute, .tier = 1, .max_memory = p->common.max_memory,
                                    .options = "{}", .resume = p->common.resume, .checkpoint_every = 60.0};
-    MOEC_TRY(moec_format(&path, err, "%s.stats.h5", p->output));
+    size_t n = strlen(p->output);
+    while (n > 1 && p->output[n - 1] == '/')
+        n--;
+    MOEC_TRY(moec_format(&path, err, "%.*s.stats.h5", (int)n, p->output));
     if (moec_path_exists(path))
         MOEC_TRY(moec_fail(err, MOEC_EEXIST, "%s: is there already; the statistics of this run would go there", path));
     MOEC_TRY(moec_calibrate(out, m, corpus, path, &o, err));

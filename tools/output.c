@@ -535,8 +535,9 @@ moec_status tool_check_room(const tool_job *j, moec_err *err)
                                                                                  : "the folder to write");
     if (!j->common->overwrite && moec_path_exists(j->output))
         return moec_fail(err, MOEC_EEXIST, "%s: is there already; --overwrite replaces it", j->output);
+    const moec_writer_options place = {.dir = j->output, .source = moec_ckpt_dir(j->model->ckpt), .overwrite = j->common->overwrite};
     if (!j->plan_only)
-        return MOEC_OK;
+        return moec_place_check(&place, err);
     moec_status st = tool_may_write(j->output, TOOL_FILE_PLAN, j->common->overwrite, err);
     return st == MOEC_OK ? tool_weights_may_write(j->output, j->common->overwrite, err) : st;
 }
@@ -584,12 +585,22 @@ done:
     return st;
 }
 
+/* Beside OUT, also where OUT is said with a slash behind it. */
+static moec_status work_path(char **out, const tool_job *j, const char *what, moec_err *err)
+{
+    const char *name = j->output ? j->output : "";
+    size_t n = strlen(name);
+    while (n > 1 && name[n - 1] == '/')
+        n--;
+    return moec_format(out, err, "%.*s.%s", (int)n, name, what);
+}
+
 /* *work: OUT.END, where weights will be computed, or NULL. All that can be refused is, before that begins. `rewrites`: the plan
  * does already, and its estimate needs a name for the weights. */
 static moec_status begin_work(char **work, const tool_job *j, const char *end, bool rewrites, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    MOEC_TRY(moec_format(work, err, "%s.%s", j->output ? j->output : "", end));
+    MOEC_TRY(work_path(work, j, end, err));
     MOEC_TRY(forget_work(j, *work, err));
     MOEC_TRY(tool_check_room(j, err));
     if (rewrites)

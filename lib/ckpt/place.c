@@ -231,11 +231,10 @@ done:
     return st;
 }
 
-moec_status moec_place_take(moec_place_out *p, const moec_writer_options *opt, const char *mark, uint64_t need_bytes,
-                            moec_keep_fn *keep, void *ctx, moec_err *err)
+/* May OUT be written? Touches nothing. */
+static moec_status look(moec_place_out *p, const moec_writer_options *opt, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    uint64_t kept = 0;
     size_t n = strlen(opt->dir);
     *p = (moec_place_out){.lock = -1, .overwrite = opt->overwrite, .fresh = true};
     while (n > 1 && opt->dir[n - 1] == '/')
@@ -253,6 +252,24 @@ moec_status moec_place_take(moec_place_out *p, const moec_writer_options *opt, c
         MOEC_TRY(check_apart(p->partial, opt->source, err));
     }
     MOEC_TRY(check_out(p, err));
+done:
+    return st;
+}
+
+moec_status moec_place_check(const moec_writer_options *opt, moec_err *err)
+{
+    moec_place_out p;
+    moec_status st = look(&p, opt, err);
+    moec_place_release(&p);
+    return st;
+}
+
+moec_status moec_place_take(moec_place_out *p, const moec_writer_options *opt, const char *mark, uint64_t need_bytes,
+                            moec_keep_fn *keep, void *ctx, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    uint64_t kept = 0;
+    MOEC_TRY(look(p, opt, err));
     bool old = moec_path_exists(p->partial);
     if (old)
         MOEC_TRY(take_old(&kept, p, opt->resume, mark, keep, ctx, err));

@@ -10,6 +10,8 @@ typedef struct moec_place_out {
     bool overwrite, fresh; /* fresh: nothing of an earlier run is left to take up */
 } moec_place_out;
 
+/** Would OUT be refused? The checks of moec_place_take that need no folder. MOEC_EINVAL, MOEC_EEXIST as moec_writer_open. */
+MOEC_API moec_status moec_place_check(const moec_writer_options *opt, moec_err *err) MOEC_USE_RESULT;
 /** Checks OUT and takes OUT.partial. `mark`: identity of the output; what an unfinished output of another identity holds is
  *  removed, and so is everything in one of the same identity but files that `keep` says are complete (name, size).
  *  need_bytes: for the disk check; complete files count as there. Errors: moec_writer_open.

@@ -407,16 +407,14 @@ static void file_name(char out[64], int64_t layer, const char *end)
     snprintf(out, 64, "layer-%05lld%s", (long long)layer, end);
 }
 
-static moec_status write_record(const run *u, int64_t set, const char *name, moec_err *err)
+/* Takes `o`. With the hash by which a later run knows the weights of `sheet`. */
+static moec_status write_record(const run *u, moec_json *o, const moec_sheet *sheet, const char *name, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *path = NULL, *text = NULL;
-    moec_json *o = moec_json_new_object();
-    int64_t unseen = 0;
-    for (int64_t e = 0; u->pass && e < u->m->dims.experts; e++)
-        unseen += u->first[e] == u->first[e + 1];
-    moec_json_set(o, "unseen", moec_json_new_int(unseen));
-    moec_json_set(o, "error", moec_json_new_reals(u->p->factor.error + 3 * set, 3));
+    moec_digest hash;
+    MOEC_TRY(moec_sheet_digest(&hash, sheet, err));
+    moec_json_set(o, "weights", moec_json_new_string(hash.hex));
     MOEC_TRY(moec_path_join(&path, u->f->work.folder.dir, name, err));
     MOEC_TRY(moec_json_dump(&text, o, 0, err));
     MOEC_TRY(moec_file_write(path, text, strlen(text), err));
@@ -427,23 +425,59 @@ done:
     return st;
 }
 
-static moec_status read_record(run *u, int64_t set, const char *name, moec_err *err)
+static moec_json *say_factors(const run *u, int64_t set)
+{
+    moec_json *o = moec_json_new_object();
+    int64_t unseen = 0;
+    for (int64_t e = 0; u->pass && e < u->m->dims.experts; e++)
+        unseen += u->first[e] == u->first[e + 1];
+    moec_json_set(o, "unseen", moec_json_new_int(unseen));
+    moec_json_set(o, "error", moec_json_new_reals(u->p->factor.error + 3 * set, 3));
+    return o;
+}
+
+/* The record of `file`, whose weights are those that it was written for: numbers of rows among them are used as they are.
+ * Free with moec_json_free. */
+static moec_status read_record(moec_json **out, const run *u, const char *file, const char *name, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *path = NULL;
-    moec_json *v = NULL;
-    int64_t unseen;
+    moec_digest have;
+    *out = NULL;
     MOEC_TRY(moec_path_join(&path, u->f->work.folder.dir, name, err));
-    MOEC_TRY(moec_json_read(&v, path, 1 << 16, err));
-    bool good = moec_json_int(moec_json_get(v, "unseen"), &unseen);
+    if (!moec_path_exists(path))
+        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: is missing; --no-resume begins anew", path));
+    MOEC_TRY(moec_json_read(out, path, 1 << 16, err));
+    MOEC_TRY(moec_override_file_digest(&have, u->f->work.weights, file, err));
+    const char *said = moec_json_string(moec_json_get(*out, "weights"));
+    if (!said || strcmp(said, have.hex) != 0)
+        st = moec_fail(err, MOEC_EFORMAT, "%s/%s: is not what was written there (its hash differs); --no-resume begins anew",
+                       u->f->work.folder.dir, file);
+done:
+    moec_free(path);
+    return st;
+}
+
+static moec_status take_factors(run *u, int64_t set, const char *file, const char *name, moec_err *err)
+{
+    moec_json *v;
+    int64_t unseen = 0;
+    moec_status st = read_record(&v, u, file, name, err);
+    bool good = moec_json_int(moec_json_get(v, "unseen"), &unseen) && unseen >= 0 && unseen <= u->m->dims.experts;
     for (size_t k = 0; k < 3; k++)
         good = good && moec_json_real(moec_json_at(moec_json_get(v, "error"), k), &u->p->factor.error[3 * (size_t)set + k]);
-    if (!good)
-        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: damaged; --no-resume begins anew", path));
+    if (st == MOEC_OK && !good)
+        st = moec_fail(err, MOEC_EFORMAT, "%s/%s: damaged; --no-resume begins anew", u->f->work.folder.dir, name);
     u->f->unseen += unseen;
-done:
     moec_json_free(v);
-    moec_free(path);
+    return st;
+}
+
+static moec_status take_dense(const run *u, const char *file, const char *name, moec_err *err)
+{
+    moec_json *v;
+    const moec_status st = read_record(&v, u, file, name, err);
+    moec_json_free(v);
     return st;
 }
 
@@ -492,7 +526,7 @@ static moec_status make_factors(run *u, int64_t set, const char *file, const cha
         }
         u->p->factor.error[3 * set + k] = whole > 0.0 ? lost / whole : 0.0;
     }
-    MOEC_TRY(write_record(u, set, record, err));
+    MOEC_TRY(write_record(u, say_factors(u, set), sheet, record, err));
     st = moec_sheet_commit(sheet, u->f->work.weights, err);
     sheet = NULL;
 done:
@@ -524,12 +558,13 @@ done:
     return st;
 }
 
-static moec_status make_dense(run *u, int64_t set, const char *file, moec_err *err)
+static moec_status make_dense(run *u, int64_t set, const char *file, const char *record, moec_err *err)
 {
     moec_status st = MOEC_OK;
     MOEC_TRY(find_factors(u, set, NULL, err));
     MOEC_TRY(moec_draft_new(&u->draft, u->f->work.weights, file, u->m, &u->dense, &u->forms, set, matrices, err));
     MOEC_TRY(moec_par_for(u->m->dims.experts, 1, restore_experts, u, err));
+    MOEC_TRY(write_record(u, moec_json_new_object(), u->draft.sheet, record, err));
     moec_sheet *sheet = u->draft.sheet;
     u->draft.sheet = NULL;
     MOEC_TRY(moec_sheet_commit(sheet, u->f->work.weights, err));
@@ -541,11 +576,12 @@ done:
 static moec_status run_layer(run *u, int64_t layer, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    char factors[64], record[64], dense[64];
+    char factors[64], record[64], dense[64], dense_record[64];
     u->l = &u->m->layer[layer];
     file_name(factors, layer, "-factors.safetensors");
     file_name(record, layer, "-factors.json");
     file_name(dense, layer, ".safetensors");
+    file_name(dense_record, layer, ".json");
     const bool moe = u->l->expert != NULL, done = moe && moec_override_has(u->f->work.weights, factors);
     if (u->pass)
         MOEC_TRY(moec_pass_layer(u->pass, layer, moe && !done ? see : NULL, NULL, u, err));
@@ -555,9 +591,9 @@ static moec_status run_layer(run *u, int64_t layer, moec_err *err)
         MOEC_TRY(make_factors(u, u->l->moe_index, factors, record, err));
     else
         moec_progress_step(&u->progress, 3 * (uint64_t)u->m->dims.experts);
-    MOEC_TRY(read_record(u, u->l->moe_index, record, err));
-    if (!moec_override_has(u->f->work.weights, dense))
-        MOEC_TRY(make_dense(u, u->l->moe_index, dense, err));
+    MOEC_TRY(take_factors(u, u->l->moe_index, factors, record, err));
+    st = moec_override_has(u->f->work.weights, dense) ? take_dense(u, dense, dense_record, err)
+                                                      : make_dense(u, u->l->moe_index, dense, dense_record, err);
 done:
     return st;
 }

@@ -323,7 +323,7 @@ static moec_status add_side(builder *b, moec_err *err)
     MOEC_TRY(moec_out_text(b->l->files, "config.json", config, strlen(config), err));
     if (b->p->factor.kept)
         MOEC_TRY(moec_out_text(b->l->files, MOEC_MODELING_NAME, moec__modeling_text, moec__modeling_bytes, err));
-    MOEC_TRY(moec_side_scan(&b->l->side, b->c, err));
+    MOEC_TRY(moec_side_scan(&b->l->side, b->c, b->p, err));
     for (size_t i = 0; i < b->l->side.n; i++) {
         const moec_side *s = &b->l->side.at[i];
         if (s->kind != MOEC_SIDE_COPY)

@@ -29,8 +29,8 @@ typedef struct moec_side_list {
 
 /** Every entry of a checkpoint's folder and what becomes of it. Links to files are read through; folders, other weight
  *  formats (they hold the unpruned model) and anything that is no regular file are left out. MOEC_EIO, MOEC_ENOMEM.
- *  Release with moec_side_release. */
-MOEC_API moec_status moec_side_scan(moec_side_list *out, const moec_ckpt *c, moec_err *err) MOEC_USE_RESULT;
+ *  `p`: the output's, or NULL; factors bring a modelling file of their own. Release with moec_side_release. */
+MOEC_API moec_status moec_side_scan(moec_side_list *out, const moec_ckpt *c, const moec_plan *p, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_side_release(moec_side_list *l);
 
 /** config.json of a plan's output: the source's text with the values replaced that the plan changes and nothing else

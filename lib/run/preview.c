@@ -53,6 +53,12 @@ moec_status moec_preview_digest(moec_digest *out, const moec_plan *p, const moec
         moec_hash_add(h, head, sizeof head);
         moec_hash_add(h, l->keep, (size_t)l->n_keep * sizeof *l->keep);
     }
+    if (p->factor.kind != MOEC_FACTOR_NONE) { /* whether factors are written or products does not matter */
+        const moec_plan_factor *f = &p->factor;
+        const int64_t form[] = {(int64_t)f->kind, f->rank[0], f->rank[1], f->rows[0], f->rows[1], f->cores};
+        moec_hash_add(h, form, sizeof form);
+        moec_hash_add(h, f->bond, sizeof f->bond);
+    }
     *out = moec_hash_digest(h);
 done:
     moec_hash_free(h);

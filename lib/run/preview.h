@@ -14,7 +14,7 @@ typedef struct moec_preview {
 } moec_preview;
 
 /** What a plan's `weights` is: a hash of moec_override_digest, and of the keep list and the rewritten parts of every layer that is
- *  rewritten, since weights fitted for one expert are not another's. MOEC_ENOMEM. Cost: one read. */
+ *  rewritten, since weights fitted for one expert are not another's, and of what the factors are. MOEC_ENOMEM. Cost: one read. */
 MOEC_API moec_status moec_preview_digest(moec_digest *out, const moec_plan *p, const moec_override *weights, moec_err *err)
     MOEC_USE_RESULT;
 /** Are these the weights that the plan was made with? MOEC_EFORMAT: no, or they are missing (NULL). Cost: one read. */

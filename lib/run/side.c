@@ -1,4 +1,5 @@
 /* The files around the tensors: which are copied. */
+#include "run/extra.h"
 #include "run/layout.h"
 
 #include "base/file.h"
@@ -65,7 +66,7 @@ static moec_status check_name(const char *name, const char *dir, moec_err *err)
                                                       "it away", dir, name);
 }
 
-moec_status moec_side_scan(moec_side_list *out, const moec_ckpt *c, moec_err *err)
+moec_status moec_side_scan(moec_side_list *out, const moec_ckpt *c, const moec_plan *p, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char **names = NULL, *path = NULL;
@@ -81,6 +82,8 @@ moec_status moec_side_scan(moec_side_list *out, const moec_ckpt *c, moec_err *er
         names[i] = NULL; /* moved */
         MOEC_TRY(check_name(s->name, moec_ckpt_dir(c), err));
         classify(s, c, &info, stat(path, &info) == 0);
+        if (p && p->factor.kept && strcmp(s->name, MOEC_MODELING_NAME) == 0)
+            s->kind = MOEC_SIDE_REWRITE;
         moec_free(path);
         path = NULL;
     }

@@ -182,7 +182,7 @@ static moec_status check_side(const verifier *v, moec_err *err)
     moec_status st = MOEC_OK;
     moec_side_list side = {0};
     char *from = NULL;
-    MOEC_TRY(moec_side_scan(&side, v->opt->source->ckpt, err));
+    MOEC_TRY(moec_side_scan(&side, v->opt->source->ckpt, v->plan, err));
     for (size_t i = 0; i < side.n; i++) {
         const moec_side *s = &side.at[i];
         moec_digest hash;

@@ -54,6 +54,14 @@ printf 'x' | dd of=small/model-00002-of-00003.safetensors bs=1 seek=$((size - 5)
 run verify small "$demo"
 ok "a changed byte is found" [ "$code" -eq 3 ]
 
+# what the source has under the modelling file's name does not take its place; a slash behind OUT changes nothing
+cp -r "$demo" named && echo 'x = 1' >named/modeling_moecompress.py
+expect 2 'the output is the source' factor named $text --ratio 50% --overwrite -o named
+ok "no work is left" [ ! -e named.factor.partial ]
+prints . factor named $text --ratio 50% --emit factored -o ours/
+ok "the modelling file is ours" cmp ours/modeling_moecompress.py "$source/lib/run/modeling_moecompress.py"
+prints '"ok": true' verify ours named --json
+
 # a plan: measured, applied, the same bytes
 prints . factor "$demo" $text --ratio 50% --emit factored --plan-only -o plan.json
 ok "its weights" [ -d plan.json.weights ]
@@ -75,6 +83,14 @@ ok "nothing of it is left" [ ! -e left.factor.partial ]
 mkdir taken
 expect 3 'there already' factor "$demo" $text --method width --ratio 50% -o taken
 ok "before anything is run" [ ! -e taken.stats.h5 ]
+
+# what is continued is what was written
+prints . factor "$demo" $text --method pivot --ratio 50% --plan-only -o pivot.json
+sed 's/"kind": "pivot"/"kind": "svd"/' pivot.json >svd.json && cp -r pivot.json.weights svd.json.weights
+expect 3 'fitted weights have digest' apply "$demo" svd.json -o applied-svd
+mv pivot.json.weights changed.factor.partial
+printf '\377\377\377\377' | dd of=changed.factor.partial/layer-00001-factors.safetensors bs=1 seek=20000 conv=notrunc 2>/dev/null
+expect 3 'is not what was written there' factor "$demo" $text --method pivot --ratio 50% -o changed
 
 # neurons instead, by the same bytes
 prints 'neurons +96 -> 48' factor "$demo" $text --method width --ratio 50% -o narrow
