@@ -27,9 +27,8 @@ extern const char *const tool_repair_routers[];
     {.name = "repair-router", MOEC_CHOICE(T, f.router), .choices = tool_repair_routers, .fallback = "keep",            \
      .value = "keep|refit",                                                                                            \
      .help = "refit: behind --repair the routers' rows are refitted in closed form, too, layer by layer where that lowers the " \
-             "held-out error, and the shift of load is reported. By default they stay (but for --repair deep in small layers): on " \
-             "the demo model, half the experts removed, refitting takes 0.8 % off the divergence behind a good selection and 2.5 % off " \
-             "behind a random one, for half as much time again"},                                                      \
+             "held-out error, and the shift of load is reported. By default they stay (but for --repair deep in small layers): it gains " \
+             "little behind a good selection of experts, and takes half as much time again"},                                  \
     TOOL_TEXT_ROWS_OF(T, f.input), TOOL_COMPUTE_ROW_OF(T, f.input, "bf16")
 
 /** Sets kind and method of a repair from what was asked for: "auto" is ridge where there is text; a method that looks at tokens
