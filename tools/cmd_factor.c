@@ -63,21 +63,10 @@ static moec_status list_methods(const factor_params *p, moec_err *err)
     return MOEC_OK;
 }
 
-/* For --help: method i of this kind. */
+/* For --help. */
 static const char *method_entry(const char **text, size_t i)
 {
-    static char buf[800];
-    const moec_method *m;
-    size_t n = 0;
-    for (size_t k = 0; (m = moec_method_at(k)) != NULL; k++)
-        if (m->kind == MOEC_FACTOR && n++ == i)
-            break;
-    if (!m)
-        return NULL;
-    snprintf(buf, sizeof buf, "%s: %s [%s%s%s]", m->brief, m->formula, m->paper, m->arxiv ? ", arXiv:" : "",
-             m->arxiv ? m->arxiv : "");
-    *text = buf;
-    return m->name;
+    return tool_method_entry(text, MOEC_FACTOR, i);
 }
 
 /* MOEC_FACTOR_NONE: no matrix is factored, neurons are cut away. */

@@ -188,17 +188,7 @@ static moec_status list_methods(const merge_params *p, moec_err *err)
 /* For --help. */
 static const char *method_entry(const char **text, size_t i)
 {
-    static char buf[1200];
-    const moec_method *m;
-    for (size_t at = 0; (m = moec_method_at(at)) != NULL; at++)
-        if (m->kind == MOEC_MERGE && i-- == 0)
-            break;
-    if (!m)
-        return NULL;
-    snprintf(buf, sizeof buf, "%s: %s [%s%s%s]", m->brief, m->formula, m->paper, m->arxiv ? ", arXiv:" : "",
-             m->arxiv ? m->arxiv : "");
-    *text = buf;
-    return m->name;
+    return tool_method_entry(text, MOEC_MERGE, i);
 }
 
 /* --- the job ------------------------------------------------------------------------------------------------------------ */

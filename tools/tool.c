@@ -151,3 +151,18 @@ const char *tool_s(int64_t n)
 {
     return n == 1 ? "" : "s";
 }
+
+const char *tool_method_entry(const char **text, moec_method_kind kind, size_t i)
+{
+    static char buf[1200];
+    const moec_method *m;
+    for (size_t at = 0; (m = moec_method_at(at)) != NULL; at++)
+        if (m->kind == kind && i-- == 0)
+            break;
+    if (!m)
+        return NULL;
+    snprintf(buf, sizeof buf, "%s: %s [%s%s%s]", m->brief, m->formula, m->paper, m->arxiv ? ", arXiv:" : "",
+             m->arxiv ? m->arxiv : "");
+    *text = buf;
+    return m->name;
+}

@@ -77,6 +77,9 @@ void tool_routing_text(char text[TOOL_ROUTING], const moec_family *f);
  *  outputs were not collected. */
 moec_status tool_show_super(const char *path, int64_t top, bool json, moec_err *err) MOEC_USE_RESULT;
 
+/** Name of the i-th method of a kind and what --help says of it, valid until the next call; NULL behind the last. */
+const char *tool_method_entry(const char **text, moec_method_kind kind, size_t i);
+
 /** Prints a JSON value on standard output with a newline and frees it. */
 moec_status tool_print_json(moec_json *v, moec_err *err) MOEC_USE_RESULT;
 
