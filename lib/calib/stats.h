@@ -49,6 +49,7 @@ typedef enum moec_stat {
     MOEC_STAT_ACTIVE,        /* [L,E+1] u64 tokens that use n experts; all at n = k unless their number varies */
     MOEC_STAT_NULL_SELECTED, /* [L,N] u64   tokens that select row E + i of the router, an expert without a network */
     MOEC_STAT_NULL_GATE_SUM, /* [L,N] f64   sum of its applied weight over these */
+    MOEC_STAT_PROB_SELECTED, /* [L,E] f64   sum of the full score, before it is renormalised, over the tokens that select e */
     /* tier 1 */
     MOEC_STAT_LOGIT_GRAM,    /* [L,E,E] f64 sum of z z^T */
     MOEC_STAT_Y_SUM,         /* [L,E,H] f64 sum of y over the tokens that select e */
@@ -58,8 +59,14 @@ typedef enum moec_stat {
     MOEC_STAT_GACT_SQ,       /* [L,E,I] f64 sum of g^2 a^2; of a^2 where g multiplies the expert's input and is in a */
     MOEC_STAT_XIN_ABS,       /* [L,E,H] f64 sum of |x| over the tokens that select e */
     MOEC_STAT_XIN_SQ,        /* [L,E,H] f64 sum of x^2 */
+    /* tier 2: what widths cost, see measure.h of lib/run; B: MOEC_QUANT_WIDTHS */
+    MOEC_STAT_QUANT_SQ,      /* [L,E,4,B] f64 of gate, up, down alone and all three: sum of g^2 |y - y_q|^2 / mean(h'^2) */
+    MOEC_STAT_QUANT_FRO,     /* [L,E,B] f64 sum over sequences of sqrt(sum of g^2 |y - y_q|^2) */
+    MOEC_STAT_QUANT_KL,      /* [L] f64     sum of KL to the original when the layer's experts alone have 2 bits; 0: not measured */
     MOEC_STAT_COUNT
 } moec_stat;
+enum { MOEC_QUANT_WIDTHS = 5 };
+#define MOEC_QUANT_WIDTH_LIST {1, 2, 3, 4, 8}
 
 typedef enum moec_cell { MOEC_CELL_U64, MOEC_CELL_U32, MOEC_CELL_F64, MOEC_CELL_F32, MOEC_CELL_I32 } moec_cell;
 typedef enum moec_merge { MOEC_MERGE_ADD, MOEC_MERGE_MAX, MOEC_MERGE_FOLLOW } moec_merge;

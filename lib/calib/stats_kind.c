@@ -77,6 +77,8 @@ const moec_stat_kind moec_stat_kinds[MOEC_STAT_COUNT] = {
                                  "tokens that select the i-th expert without a network"},
     [MOEC_STAT_NULL_GATE_SUM] = {"null_gate_sum", "N", F64, ADD, 0, 1, 0, 0, "weight",
                                  "sum of its applied weight over the tokens that select it"},
+    [MOEC_STAT_PROB_SELECTED] = {"prob_selected", "E", F64, ADD, 0, 1, 0, 0, "score",
+                                 "sum of the full score, before it is renormalised, over the tokens that select e"},
     [MOEC_STAT_LOGIT_GRAM] = {"logit_gram", "EE", F64, ADD, 1, 1, 0, ANY, "logit^2", "sum of z z^T over all tokens"},
     [MOEC_STAT_Y_SUM] = {"y_sum", "EH", F64, ADD, 1, 1, 0, ANY, "activation", "sum of y over the tokens that select e"},
     [MOEC_STAT_GY_SUM] = {"gy_sum", "EH", F64, ADD, 1, 1, 0, ANY, "activation", "sum of g y"},
@@ -87,6 +89,12 @@ const moec_stat_kind moec_stat_kinds[MOEC_STAT_COUNT] = {
     [MOEC_STAT_XIN_ABS] = {"xin_abs", "EH", F64, ADD, 1, 1, 0, 0, "activation",
                            "sum of |x|, x the expert's input, over the tokens that select e"},
     [MOEC_STAT_XIN_SQ] = {"xin_sq", "EH", F64, ADD, 1, 1, 0, 0, "activation^2", "sum of x^2"},
+    [MOEC_STAT_QUANT_SQ] = {"quant_sq", "E45", F64, ADD, 2, 1, 0, 0, "relative",
+                            "gate, up, down alone and all three at 1, 2, 3, 4, 8 bits: sum of g^2 |y - y_q|^2 / mean(h^2)"},
+    [MOEC_STAT_QUANT_FRO] = {"quant_fro", "E5", F64, ADD, 2, 1, 0, 0, "activation",
+                             "at 1, 2, 3, 4, 8 bits: sum over sequences of the root of the sum of g^2 |y - y_q|^2"},
+    [MOEC_STAT_QUANT_KL] = {"quant_kl", "", F64, ADD, 2, 1, 0, 0, "nats",
+                            "sum of KL to the original when the layer's experts alone have 2 bits; 0: not measured"},
 };
 
 typedef struct cell_row {

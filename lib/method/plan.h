@@ -46,6 +46,18 @@ typedef struct moec_plan_factor {
     double *error;      /* [n_layers, 3] of gate, up and down: tr(D C D^T) / tr(W C W^T), D = W - W', summed over the experts; NULL */
 } moec_plan_factor;
 
+/* Matrices whose weights are in few bits; see quant.h, and format.h of lib/run. Every expert is kept. */
+typedef struct moec_plan_quant {
+    char format[24];    /* "gptq"; "": nothing is quantized */
+    int64_t group;      /* asked; a matrix has moec_quant_group(group, columns, the format's) */
+    bool zeros;
+    moec_dtype scale_type;
+    uint8_t *expert;    /* [n_layers, E, 3] bits of gate, up and down; 16: as it is */
+    uint8_t *mat;       /* [n_mat_layers, MOEC_MAT_COUNT] of the other matrices of all layers; 0, 16: as it is */
+    int64_t n_mat_layers;
+    double *error;      /* [n_layers, 3] of gate, up and down: sum of L over sum of tr(W H W^T) (gptq.h) over the experts; NULL */
+} moec_plan_quant;
+
 typedef struct moec_plan {
     char model[33];     /* fingerprint of the source; "": any model of this shape */
     char model_type[64];
@@ -64,6 +76,7 @@ typedef struct moec_plan {
     char *repair;       /* JSON object of how weights were computed anew, NULL: none were */
     char weights[33];   /* moec_override_digest of these weights, "" when none */
     moec_plan_factor factor;
+    moec_plan_quant quant;
     int64_t n_layers;   /* MoE layers, ascending */
     int64_t n_sets;     /* and behind them attention experts and the MTP layers that stay, in the order of model->set */
     moec_plan_layer *layer; /* [n_sets] */
@@ -92,7 +105,9 @@ MOEC_API moec_status moec_plan_set_option(moec_plan *p, const char *key, moec_js
  *  apply, in front of "layers": "mtp": "keep"|"drop", "groups": "drop", "pad": N, "dtype": "bf16"|"f16"|"f32",
  *  "betas": [one a layer] (0 to 1, only with top_k and new_top_k 2), "expert_width": N, "drop_layers": [..], "repair": {..},
  *  "weights": digest, "factor": {"kind": "svd"|"pivot"|"mc-smoe"|"base-delta"|"mpo", "emit": "dense"|"factored", "rank": [2], "rows": [2],
- *  "cores": n, "bonds": [2 (n - 1)], "error": [3 a layer]};
+ *  "cores": n, "bonds": [2 (n - 1)], "error": [3 a layer]}, "quant": {"format", "group_size", "zero_points": true|false,
+ *  "scale_dtype", "error": [3 a layer], "others": [{"layer", "q": bits, "o": bits, ..}]} with in each layer "bits": [one an expert, or
+ *  [gate, up, down]];
  *  in a layer "merged": [[kept expert, others that went into it, ..], ..], "rewritten": ["gate", "up", "down", "router", "router_bias", "selection_bias"] and "held_out": [error before,
  *  after], and with "router" in it "load_shift": 0 to 1 and "router_refit": true|false, which go together; behind them
  *  "others": [{"kind": "attention"|"mtp", "layer", "experts", "keep", "rewritten"}], sets that calibration does not see. */

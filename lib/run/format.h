@@ -1,0 +1,68 @@
+/* Formats of quantized weights: which tensors stand for a matrix, what config.json says of them, and what clients can load. A format
+ * is one file, format_*.c, and one row of the table. */
+#ifndef MOEC_RUN_FORMAT_H
+#define MOEC_RUN_FORMAT_H
+
+#include "method/plan.h"
+#include "method/quant.h"
+#include "method/widths.h"
+
+enum { MOEC_PIECES = 4 };
+
+/* One tensor of a quantized matrix: MODULE.suffix. */
+typedef struct moec_piece {
+    const char *suffix; /* "qweight" */
+    moec_dtype dtype;
+    int rank;
+    int64_t dim[2];
+} moec_piece;
+
+typedef struct moec_qformat {
+    const char *name;         /* of --format and in plans */
+    const char *about, *loads; /* one line each: what is written, what loads it */
+    uint32_t widths;          /* bit b: codes of b bits can be written */
+    moec_widths_grain grain;  /* as fine as its clients load routed experts */
+    bool zeros;               /* zero points can be written */
+    bool dense;               /* W' under the model's own names, in its number format and layout: loads everywhere, is not smaller.
+                                 No pieces */
+    moec_dtype scale_type;    /* MOEC_DTYPE_COUNT: any float type; dense: F32 */
+    int64_t row_multiple, col_multiple, group_multiple; /* of rows, columns and the group of a matrix that can be written */
+    int (*pieces)(moec_piece out[MOEC_PIECES], const moec_qgrid *g, int64_t rows, int64_t cols);
+    void (*write)(void *const *piece, const moec_qcodes *c);            /* in the order of `pieces` */
+    moec_status (*read)(moec_qcodes *c, const void *const *piece, moec_err *err); /* back; c has its grid */
+    /* Adds what config.json must have to its root. */
+    moec_status (*config)(moec_json *root, const moec_plan *p, const moec_model *m, moec_err *err);
+    /* Can this model's output of this plan be loaded? MOEC_EINVAL: no, the text says why and what would do. NULL: any. */
+    moec_status (*check)(const moec_plan *p, const moec_model *m, moec_err *err);
+} moec_qformat;
+
+/** By name, NULL: there is none; row i, NULL behind the last. gptq, gptq-dynamic, gptq-server, compressed-tensors, fake. */
+MOEC_API const moec_qformat *moec_qformat_find(const char *name);
+MOEC_API const moec_qformat *moec_qformat_at(size_t i);
+/** MOEC_EINVAL for a name that there is not; the nearest is suggested. */
+MOEC_API moec_status moec_qformat_take(const moec_qformat **out, const char *name, moec_err *err) MOEC_USE_RESULT;
+
+/* A quantized matrix of a plan: one of an expert, or another one of its layer. */
+typedef struct moec_qmatrix {
+    int64_t layer, expert;    /* expert -1: another matrix */
+    int which;                /* 0 gate, 1 up, 2 down of the expert; else a moec_mat */
+    const moec_weight *source;
+    moec_qgrid grid;
+    char *module;             /* "model.layers.0.mlp.experts.3.gate_proj"; NULL in a dense format */
+} moec_qmatrix;
+typedef struct moec_qmatrices {
+    moec_qmatrix *at;
+    size_t n;
+} moec_qmatrices;
+/** Those of layer `layer`, other matrices by moec_mat first, then experts by number, each gate, up, down. The plan fits the model.
+ *  Release with moec_qmatrices_release. MOEC_ENOMEM. */
+MOEC_API moec_status moec_qmatrices_of(moec_qmatrices *out, const moec_model *m, const moec_plan *p, int64_t layer, moec_err *err)
+    MOEC_USE_RESULT;
+MOEC_API void moec_qmatrices_release(moec_qmatrices *q);
+/** Can another matrix of a layer be quantized? A whole plain tensor of its own whose rows and columns the format takes; never
+ *  routers, shared experts' gates, or what mixes in other ways than by one product. */
+MOEC_API bool moec_qformat_takes(const moec_qformat *f, const moec_plan_quant *q, const moec_layer *l, moec_mat which);
+/** Bytes on disk of one expert's matrix (0 gate, 1 up, 2 down) at `bits` (16: as it is, in the output's type). */
+MOEC_API uint64_t moec_qformat_bytes(const moec_qformat *f, const moec_plan_quant *q, const moec_model *m, int which, int bits);
+
+#endif
