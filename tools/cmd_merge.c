@@ -120,18 +120,6 @@ static void print_settings(void)
     }
 }
 
-/* Does this setting change anything there? */
-static bool matters(const moec_merge_recipe *r, const char *key)
-{
-    if (strcmp(key, "group-size") == 0)
-        return r->grouping == MOEC_BY_PSEUDO;
-    if (strcmp(key, "restarts") == 0)
-        return r->grouping == MOEC_BY_KMEANS || r->grouping == MOEC_BY_SPECTRAL;
-    if (strcmp(key, "rank") == 0 || strcmp(key, "whiten") == 0)
-        return r->fill == MOEC_FILL_SUBSPACE;
-    return true;
-}
-
 /* A method's settings as --set takes them. */
 static void print_set(const moec_merge_recipe *r)
 {
@@ -144,7 +132,7 @@ static void print_set(const moec_merge_recipe *r)
         double v;
         snprintf(key, sizeof key, "%.*s", (int)strcspn(line, "="), line);
         const moec_json *value = moec_json_get(set, key);
-        if (!value || !matters(r, key))
+        if (!value || !moec_merge_applies(NULL, r, key))
             continue;
         if (moec_json_string(value))
             printf(" %s=%s", key, moec_json_string(value));
@@ -224,6 +212,21 @@ static moec_status tie(int64_t **groups, moec_plan *plan, moec_err *err)
     return st;
 }
 
+/* A setting that changes nothing is most likely meant for another value of one that does. */
+static moec_status set_all(moec_merge_recipe *r, const moec_opt_list *set, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const char *of = NULL;
+    for (int i = 0; i < set->n; i++)
+        MOEC_TRY(moec_merge_set(r, set->at[i], err));
+    for (int i = 0; i < set->n; i++)
+        if (!moec_merge_applies(&of, r, set->at[i]))
+            MOEC_TRY(moec_fail(err, MOEC_EINVAL, "--set %s: changes nothing here, it belongs to %s; leave it out or set that", set->at[i],
+                               of));
+done:
+    return st;
+}
+
 static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -236,8 +239,7 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
     const double began = moec_now();
     MOEC_TRY(moec_method_take(&me, MOEC_MERGE, MOEC_GRAIN_EXPERTS, p->method, err));
     moec_merge_recipe recipe = *(const moec_merge_recipe *)me->row;
-    for (int i = 0; i < p->set.n; i++)
-        MOEC_TRY(moec_merge_set(&recipe, p->set.at[i], err));
+    MOEC_TRY(set_all(&recipe, &p->set, err));
     moec_repair_opts repair = {.corpus = &corpus, .merge = &recipe};
     bool run_text;
     MOEC_TRY(tool_repair_check(&repair, &run_text, &p->repair, NULL, err));

@@ -66,15 +66,14 @@ moec_status moec__expert_run(moec_expert_room *r, const float *x, int64_t n, con
     MOEC_TRY(moec_gemm_weight(r->a, x, n, &w->gate, MOEC_COMPUTE_F32, NULL, err));
     MOEC_TRY(moec_gemm_weight(r->b, x, n, &w->up, MOEC_COMPUTE_F32, NULL, err));
     if (l->gate_up_bias) {
-        moec_expert_bias(r->gate_bias, r->up_bias, m, l, e, 1);
+        moec_expert_bias(r->gate_bias, r->up_bias, m, l, e);
         add_bias(r->a, r->gate_bias, n, wide);
         add_bias(r->b, r->up_bias, n, wide);
     }
     moec_activate(r->a, r->b, values, m);
     MOEC_TRY(moec_gemm_weight(r->out, r->a, n, &w->down, MOEC_COMPUTE_F32, NULL, err));
     if (l->down_bias) {
-        const moec_dtype_traits *type = &moec_dtypes[l->down_bias->dtype];
-        type->to_f32(r->down_bias, (const char *)l->down_bias->data + e * d->hidden * type->bytes, d->hidden);
+        moec_expert_down_bias(r->down_bias, m, l, e);
         add_bias(r->out, r->down_bias, n, d->hidden);
     }
 done:

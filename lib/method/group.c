@@ -251,19 +251,33 @@ static moec_status take_nearest(int32_t *label, const moec_group_part *p, void *
     return MOEC_OK;
 }
 
-moec_status moec_group_pseudo(int32_t *centre, const moec_group_task *t, int64_t size, moec_err *err)
+/* No group has more members than a block has experts. */
+static int64_t size_in(const moec_group_task *t, int64_t size)
+{
+    return size < t->n / t->blocks ? size : t->n / t->blocks;
+}
+
+moec_status moec_group_pseudo_fits(const moec_group_task *t, int64_t size, moec_err *err)
 {
     moec_status st = moec_group_check(t, err);
     if (st != MOEC_OK)
         return st;
     const int64_t width = t->n / t->blocks, quota = t->keep / t->blocks;
-    if (size > width)
-        size = width;
+    size = size_in(t, size);
     for (int64_t b = 0; b < t->blocks; b++) {
         const int64_t fixed = moec_group_fixed(t, b);
         if (size < 1 || (quota - fixed) * size < width - fixed)
             return moec_fail(err, MOEC_EINVAL, "%lld groups of up to %lld do not hold %lld experts; keep more or give a larger "
                              "size", (long long)(quota - fixed), (long long)size, (long long)(width - fixed));
     }
+    return MOEC_OK;
+}
+
+moec_status moec_group_pseudo(int32_t *centre, const moec_group_task *t, int64_t size, moec_err *err)
+{
+    moec_status st = moec_group_pseudo_fits(t, size, err);
+    if (st != MOEC_OK)
+        return st;
+    size = size_in(t, size);
     return moec_group_run(centre, t, &(moec_group_way){MOEC_GROUP_DISTANCE, t->distance, take_nearest, &size}, err);
 }

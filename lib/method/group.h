@@ -38,6 +38,9 @@ MOEC_API moec_status moec_group_nearest(int32_t *centre, const moec_group_task *
  *  a mass join the nearest centre behind that, whatever its size is, and do not take up a place. */
 MOEC_API moec_status moec_group_pseudo(int32_t *centre, const moec_group_task *t, int64_t size, moec_err *err) MOEC_USE_RESULT;
 
+/** Would the above refuse? Mass and distance are not read. */
+MOEC_API moec_status moec_group_pseudo_fits(const moec_group_task *t, int64_t size, moec_err *err) MOEC_USE_RESULT;
+
 typedef enum moec_linkage { MOEC_LINK_AVERAGE, MOEC_LINK_WARD, MOEC_LINK_COMPLETE, MOEC_LINK_SINGLE } moec_linkage;
 /** Agglomeration: the two nearest groups become one until K are left.
  *

@@ -145,6 +145,10 @@ MOEC_API moec_status moec_merge_distances(double *distance, double *kernel, cons
  *  Same result on any number of threads. */
 MOEC_API moec_status moec_merge_group(moec_merge_groups *out, const moec_merge_task *t, const moec_merge_recipe *r, moec_err *err)
     MOEC_USE_RESULT;
+/** What these two would refuse and can be known before any token is run: t with model, layer, keep, blocks and guarded only, the
+ *  rest is not read. MOEC_EINVAL as they say: keep, guarded experts, groups of the grouping, outputs where there can be none,
+ *  activations of experts without a gate, rank 0, segments whose parts all have weight 0. Cost: nothing. */
+MOEC_API moec_status moec_merge_check(const moec_merge_task *t, const moec_merge_recipe *r, moec_err *err) MOEC_USE_RESULT;
 /** Bytes that moec_merge_group and moec_merge_fill_all need. */
 MOEC_API size_t moec_merge_bytes(const moec_model *m, int64_t n, const moec_merge_recipe *r);
 
@@ -152,9 +156,8 @@ MOEC_API size_t moec_merge_bytes(const moec_model *m, int64_t n, const moec_merg
 typedef struct moec_merge_target {
     const moec_mlp *expert;   /* [E], of the centres */
     moec_weight router;       /* writable; .of NULL: rows stay */
-    const int32_t *router_row;/* [E] */
-    const moec_tensor *gate_up_bias, *down_bias; /* [kept, 2I], [kept, H] writable, NULL: there are none */
-    const int32_t *slot;      /* [E] of a centre, in these; -1 */
+    const moec_tensor *gate_up_bias, *down_bias; /* [., 2I], [., H] writable; NULL: there are none */
+    const int32_t *row;       /* [E] of a centre, in these three; -1 */
 } moec_merge_target;
 
 typedef struct moec_merge_tally {
@@ -174,8 +177,9 @@ typedef struct moec_merge_tally {
  *  3.2) without making it, equal to its SVD (tests/interop/test_merge_fill.py). rank 1 is AVERAGE, at its cost. Members without
  *  weight count in U, as in the paper.
  *  SEGMENTS: see moec_segment_opts and merge_segments.c; DERN (arXiv 2509.10377). Neurons of experts with saliency 0 are thrown
- *  away; a member of a cluster counts by its expert's saliency. down biases stay. The router's ADD rule is made here, LSE by the
- *  caller's repair.
+ *  away; a member of a cluster counts by its expert's saliency. A neuron takes its biases of gate and up with it; the down bias is the
+ *  mean of the kept expert's and of those whose neurons it took, by saliency times the share of their neurons. The router's ADD rule
+ *  is made here, LSE by the caller's repair.
  *  Router: rows only; biases of logits and of the selection stay the centre's. ADD with AVERAGE or SUBSPACE adds the members' rows.
  *  MOEC_EINVAL: F8 or packed target; groups that are none (a centre that goes elsewhere, weights that do not add up to 1); rank 0;
  *  segments whose parts all have weight 0; activations wanted (alignment by them, whiten) without tokens or of experts without a
@@ -194,6 +198,9 @@ extern MOEC_API const char *const moec_merge_distance_names[], *const moec_merge
 /** Changes one setting: "KEY=VALUE", keys and values as moec_merge_settings lists them. MOEC_EINVAL: no such key (the nearest is
  *  suggested) or value (those that there are are named). */
 MOEC_API moec_status moec_merge_set(moec_merge_recipe *r, const char *spec, moec_err *err) MOEC_USE_RESULT;
+/** Does a setting change anything beside the recipe's others? If not, *of (or NULL) is what it belongs to, as "fill=subspace".
+ *  `key`: may be followed by "=.."; one that there is not belongs everywhere. */
+MOEC_API bool moec_merge_applies(const char **of, const moec_merge_recipe *r, const char *key);
 /** {"distance": "logits", ..}: all settings that mean something with this fill. */
 MOEC_API moec_json *moec_merge_json(const moec_merge_recipe *r);
 /** "KEY=A|B|C", a line a setting, into out [size]. */

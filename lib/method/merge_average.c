@@ -19,7 +19,7 @@ typedef struct averager {
     float *acts[2];            /* [tokens,I] of centre and member; NULL: not aligned by them */
     int64_t tokens, every;
     moec_room room;            /* for those */
-    double *down_bias;         /* [H] */
+    double *weight;            /* [E] of the group's members, 0 of others */
 } averager;
 
 static const moec_align_opts aligning = {.dense = MOEC_ALIGN_DENSE, .candidates = MOEC_ALIGN_CANDIDATES};
@@ -36,7 +36,7 @@ static moec_status averager_new(averager *a, moec_err *err)
     const size_t width = (size_t)f->width;
     MOEC_TRY(moec__rows_new(&a->sum, f, f->width, err));
     MOEC_TRY(moec__rows_new(&a->member, f, f->width, err));
-    MOEC_TRY(MOEC_NEW(a->down_bias, (size_t)f->hidden, err));
+    MOEC_TRY(MOEC_NEW(a->weight, (size_t)f->experts, err));
     if (f->r->align != MOEC_ALIGN_NONE) {
         MOEC_TRY(moec__rows_new(&a->centre, f, f->width, err));
         MOEC_TRY(MOEC_NEW(a->order.from, width, err));
@@ -66,7 +66,7 @@ static void averager_release(averager *a)
     moec_free(a->acts[0]);
     moec_free(a->acts[1]);
     moec_free(a->room.store);
-    moec_free(a->down_bias);
+    moec_free(a->weight);
 }
 
 /* --- alignment -------------------------------------------------------------------------------------------------------------- */
@@ -152,30 +152,9 @@ static moec_status add_some(void *ctx, int worker, int64_t lo, int64_t hi, moec_
 static moec_status add_member(averager *a, const moec_rows *x, int32_t e, moec_err *err)
 {
     const moec_filling *f = a->f;
-    const moec_tensor *bias = f->t->layer->down_bias;
-    const double weight = f->g->weight[e];
-    adding c = {&a->sum, x, f->hidden, (float)weight};
-    for (int64_t i = 0; bias && i < f->hidden; i++) {
-        float v;
-        const int size = moec_dtypes[bias->dtype].bytes;
-        moec_dtypes[bias->dtype].to_f32(&v, (const char *)bias->data + (e * f->hidden + i) * size, 1);
-        a->down_bias[i] += weight * (double)v;
-    }
+    adding c = {&a->sum, x, f->hidden, (float)f->g->weight[e]};
+    a->weight[e] = f->g->weight[e];
     return moec_par_for(f->width, BAND, add_some, &c, err);
-}
-
-static moec_status write_down_bias(const averager *a, int32_t centre, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    const moec_filling *f = a->f;
-    if (!f->t->layer->down_bias || !f->to->down_bias)
-        return MOEC_OK;
-    const moec_weight to = moec_weight_of(f->to->down_bias);
-    for (int64_t i = 0; st == MOEC_OK && i < f->hidden; i++) {
-        const float v = (float)a->down_bias[i];
-        st = moec_weight_write(&to, &v, 1, f->to->slot[centre], 1, i, 1, err);
-    }
-    return st;
 }
 
 static bool selected(const moec_merge_task *t, int32_t e)
@@ -205,7 +184,7 @@ static moec_status fill_group(averager *a, int32_t centre, moec_err *err)
         if (part[i])
             memset(part[i], 0, (size_t)(f->width * (i < 3 ? f->hidden : 1)) * sizeof(float));
     }
-    memset(a->down_bias, 0, (size_t)f->hidden * sizeof *a->down_bias);
+    memset(a->weight, 0, (size_t)f->experts * sizeof *a->weight);
     if (a->space)
         moec__subspace_clear(a->space);
     if (align)
@@ -231,7 +210,7 @@ static moec_status fill_group(averager *a, int32_t centre, moec_err *err)
     if (a->space)
         MOEC_TRY(moec__subspace_project(a->space, &a->sum, err));
     MOEC_TRY(moec__rows_write(&a->sum, f, centre, err));
-    MOEC_TRY(write_down_bias(a, centre, err));
+    MOEC_TRY(moec__down_bias_write(f, centre, a->weight, err));
 done:
     return moec_within(err, st, "group of expert %d", (int)centre);
 }

@@ -29,6 +29,11 @@ static moec_status check_target(const moec_filling *f, moec_err *err)
         MOEC_TRY(check_view(&to->down, "down", e, err));
     }
     MOEC_TRY(check_view(&f->to->router, "the router's row", 0, err));
+    for (int i = 0; i < 2; i++) {
+        const moec_tensor *bias = i == 0 ? f->to->gate_up_bias : f->to->down_bias;
+        const moec_weight w = bias ? moec_weight_of(bias) : (moec_weight){0};
+        MOEC_TRY(check_view(&w, i == 0 ? "bias of gate and up" : "bias of down", 0, err));
+    }
 done:
     return st;
 }
@@ -57,16 +62,32 @@ static moec_status check_groups(const moec_filling *f, moec_err *err)
     return MOEC_OK;
 }
 
+static bool wants_activations(const moec_merge_recipe *r)
+{
+    return r->fill != MOEC_FILL_SEGMENTS &&
+           (r->align == MOEC_ALIGN_ACTIVATIONS || (r->fill == MOEC_FILL_SUBSPACE && r->rank < 1.0 && r->whiten));
+}
+
+moec_status moec__merge_fill_check(const moec_merge_recipe *r, bool gated, moec_err *err)
+{
+    const moec_segment_opts *s = &r->segment;
+    if (wants_activations(r) && !gated)
+        return moec_fail(err, MOEC_EINVAL, "activations are wanted of experts that have no gate; align=canonical and whiten=off do "
+                         "without");
+    if (r->fill == MOEC_FILL_SUBSPACE && !(r->rank > 0.0))
+        return moec_fail(err, MOEC_EINVAL, "rank=%g: nothing would be left of the experts, give a share above 0, as rank=0.5", r->rank);
+    if (r->fill == MOEC_FILL_SEGMENTS && !((gated ? s->gate : 0.0) + s->up + s->down > 0.0))
+        return moec_fail(err, MOEC_EINVAL, "segments: gate, up and down all have weight 0 in the similarity; give some, as "
+                         "segment-up=0.5 segment-down=0.5");
+    return MOEC_OK;
+}
+
 static moec_status check(const moec_filling *f, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    const moec_merge_recipe *r = f->r;
-    const bool acts = r->fill != MOEC_FILL_SEGMENTS &&
-                      (r->align == MOEC_ALIGN_ACTIVATIONS || (r->fill == MOEC_FILL_SUBSPACE && r->rank < 1.0 && r->whiten));
-    if (acts && (!f->gated || f->t->n < 1))
-        return moec_fail(err, MOEC_EINVAL, "merge: activations are wanted, but there are no tokens or the experts have no gate");
-    if (f->r->fill == MOEC_FILL_SUBSPACE && !(f->r->rank > 0.0))
-        return moec_fail(err, MOEC_EINVAL, "merge: rank %g, expected above 0", f->r->rank);
+    MOEC_TRY(moec__merge_fill_check(f->r, f->gated, err));
+    if (wants_activations(f->r) && f->t->n < 1)
+        return moec_fail(err, MOEC_EINVAL, "activations are wanted, but there are no tokens");
     MOEC_TRY(check_groups(f, err));
     MOEC_TRY(check_target(f, err));
 done:
@@ -118,7 +139,7 @@ static moec_status fill_row(const moec_filling *f, int64_t c, double *sum, float
         return MOEC_OK;
     for (int64_t i = 0; i < cols; i++)
         row[i] = (float)sum[i];
-    return moec_within(err, moec_weight_write(&f->to->router, row, cols, f->to->router_row[c], 1, 0, cols, err),
+    return moec_within(err, moec_weight_write(&f->to->router, row, cols, f->to->row[c], 1, 0, cols, err),
                        "router's row of expert %lld", (long long)c);
 }
 
@@ -132,7 +153,7 @@ static moec_status fill_router(const moec_filling *f, moec_err *err)
     MOEC_TRY(MOEC_NEW(sum, (size_t)f->to->router.cols, err));
     MOEC_TRY(MOEC_NEW(row, (size_t)f->to->router.cols, err));
     for (int64_t c = 0; c < f->experts; c++)
-        if (moec__fill_open(f, c) && f->to->router_row[c] >= 0)
+        if (moec__fill_open(f, c) && f->to->row[c] >= 0)
             MOEC_TRY(fill_row(f, c, sum, row, err));
 done:
     moec_free(sum);

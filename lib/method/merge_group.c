@@ -1,4 +1,5 @@
 /* Who goes with whom: a recipe's distance, grouping and masses put together; see merge.h. */
+#include "method/group_parts.h"
 #include "method/merge_parts.h"
 
 #include "base/mem.h"
@@ -237,6 +238,23 @@ static void share_out(double *weight, double *sum, const int32_t *centre, int64_
     for (int64_t e = 0; e < n; e++)
         if (weight[e] < 0.0)
             weight[e] = 1.0 / sum[centre[e]];
+}
+
+moec_status moec_merge_check(const moec_merge_task *t, const moec_merge_recipe *r, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const bool grouped = ways[r->grouping].reads != NOTHING;
+    const moec_group_task g = {.n = t->model->dims.experts, .keep = t->keep, .blocks = t->blocks, .fixed = t->guarded};
+    MOEC_TRY(moec__merge_check(t, true, (grouped && moec__merge_runs_experts(r->distance)) || moec__merge_mass_runs(r->saliency) ||
+                                        moec__merge_mass_runs(r->weights), err));
+    MOEC_TRY(check_sizes(t, err));
+    if (t->keep < g.n && r->grouping == MOEC_BY_PSEUDO)
+        MOEC_TRY(moec_group_pseudo_fits(&g, r->group_size, err));
+    else if (t->keep < g.n && grouped)
+        MOEC_TRY(moec_group_check(&g, err));
+    MOEC_TRY(moec__merge_fill_check(r, t->layer->expert[0].gate.of != NULL, err));
+done:
+    return st;
 }
 
 moec_status moec_merge_group(moec_merge_groups *out, const moec_merge_task *t, const moec_merge_recipe *r, moec_err *err)

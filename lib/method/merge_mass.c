@@ -239,6 +239,11 @@ done:
 
 /* ---- both ---------------------------------------------------------------------------------------------------------------- */
 
+bool moec__merge_mass_runs(moec_merge_mass kind)
+{
+    return rules[kind].power > 0;
+}
+
 moec_status moec_merge_mass_of(double *out, const moec_merge_task *t, moec_merge_mass kind, moec_err *err)
 {
     moec_status st = MOEC_OK;

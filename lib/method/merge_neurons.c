@@ -38,6 +38,8 @@ void moec__rows_release(moec_rows *x)
     *x = (moec_rows){.most = 0};
 }
 
+/* --- biases --------------------------------------------------------------------------------------------------------------- */
+
 /* Biases of gate (column 0) and up (column 1) of part e of a stack, [I,2]: they lie as the columns of their matrices do. */
 static moec_weight bias_view(const moec_filling *f, const moec_tensor *of, int64_t e)
 {
@@ -45,6 +47,35 @@ static moec_weight bias_view(const moec_filling *f, const moec_tensor *of, int64
     const bool pairs = layout == MOEC_LAYOUT_IN_OUT_PAIRS || layout == MOEC_LAYOUT_MXFP4_PAIRS;
     return (moec_weight){.of = of, .rows = f->width, .cols = 2, .at = e * 2 * f->width, .row_step = pairs ? 2 : 1,
                          .col_step = pairs ? 1 : f->width};
+}
+
+moec_status moec__down_bias_write(const moec_filling *f, int32_t expert, const double *weight, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const int64_t h = f->hidden;
+    float *row = NULL;
+    double *sum = NULL;
+    if (!f->t->layer->down_bias || !f->to->down_bias)
+        return MOEC_OK;
+    const moec_weight to = moec_weight_of(f->to->down_bias);
+    MOEC_TRY(MOEC_NEW(row, (size_t)h, err));
+    MOEC_TRY(MOEC_NEW(sum, (size_t)h, err));
+    for (int64_t e = 0; e < f->experts; e++) {
+        if (!(weight[e] > 0.0))
+            continue;
+        moec_expert_down_bias(row, f->t->model, f->t->layer, e);
+        if (!moec_all_finite(row, h))
+            MOEC_TRY(moec_fail(err, MOEC_ENUMERIC, "expert %lld: a bias is NaN or infinite", (long long)e));
+        for (int64_t i = 0; i < h; i++)
+            sum[i] += weight[e] * (double)row[i];
+    }
+    for (int64_t i = 0; i < h; i++)
+        row[i] = (float)sum[i];
+    MOEC_TRY(moec_weight_write(&to, row, h, f->to->row[expert], 1, 0, h, err));
+done:
+    moec_free(row);
+    moec_free(sum);
+    return moec_within(err, st, "down bias of expert %d", (int)expert);
 }
 
 /* --- reading -------------------------------------------------------------------------------------------------------------- */
@@ -70,7 +101,8 @@ static void read_run(const reading *a, float *scratch, int64_t at, int32_t exper
             a->x->down[(at + j) * h + i] = scratch[i * n + j];
     if (!f->biased)
         return;
-    const moec_weight bias = bias_view(f, f->t->layer->gate_up_bias, expert);
+    const int32_t *row = f->t->layer->gate_up_bias_row;
+    const moec_weight bias = bias_view(f, f->t->layer->gate_up_bias, row ? row[expert] : expert);
     moec_weight_read(a->x->gate_bias + at, 1, &bias, first, n, 0, 1);
     moec_weight_read(a->x->up_bias + at, 1, &bias, first, n, 1, 1);
 }
@@ -167,7 +199,7 @@ moec_status moec__rows_write(const moec_rows *x, const moec_filling *f, int32_t 
     moec_status st = MOEC_OK;
     writing a = {.f = f, .x = x, .e = &f->to->expert[expert]};
     if (f->biased && f->to->gate_up_bias)
-        a.bias = bias_view(f, f->to->gate_up_bias, f->to->slot[expert]);
+        a.bias = bias_view(f, f->to->gate_up_bias, f->to->row[expert]);
     MOEC_TRY(moec_par_for(f->width, MOEC_MERGE_BAND, write_in, &a, err));
     MOEC_TRY(moec_par_for(f->hidden, MOEC_MERGE_BAND, write_down, &a, err));
 done:

@@ -18,6 +18,8 @@ moec_status moec__merge_check(const moec_merge_task *t, bool blind, bool outputs
  *  or with `selected`, of t->ids alone, out [n,slots] (0 in empty slots). MOEC_ENOMEM, MOEC_EINTR. */
 moec_status moec__merge_scores(float *out, const moec_merge_task *t, const int32_t *row, int64_t n, bool selected, moec_err *err)
     MOEC_USE_RESULT;
+/** Does a mass need outputs of experts? */
+bool moec__merge_mass_runs(moec_merge_mass kind);
 size_t moec__merge_mass_bytes(const moec_model *m, int64_t n);
 
 /* ---- merge_distance.c ---------------------------------------------------------------------------------------------------- */
@@ -30,6 +32,8 @@ size_t moec__merge_distance_bytes(const moec_model *m);
 
 /* ---- merge_fill.c -------------------------------------------------------------------------------------------------------- */
 
+/** What moec_merge_fill_all refuses of a recipe, whatever the weights are; `gated`: experts have gates. MOEC_EINVAL. */
+moec_status moec__merge_fill_check(const moec_merge_recipe *r, bool gated, moec_err *err) MOEC_USE_RESULT;
 /** Bytes that moec_merge_fill_all needs for a recipe. */
 MOEC_API size_t moec__merge_fill_bytes(const moec_model *m, const moec_merge_recipe *r);
 
@@ -84,6 +88,9 @@ moec_status moec__rows_read_expert(moec_rows *x, const moec_filling *f, int32_t 
 moec_status moec__rows_write(const moec_rows *x, const moec_filling *f, int32_t expert, moec_err *err) MOEC_USE_RESULT;
 /** Place j takes neuron from[j], up times scale[j] and down over it, in place. */
 moec_status moec__rows_apply(moec_rows *x, const moec_filling *f, const moec_alignment *a, moec_err *err) MOEC_USE_RESULT;
+/** The target's down bias of an expert becomes sum of weight[e] [E] times the source's of e, in float64; nothing where there is none.
+ *  MOEC_ENUMERIC, MOEC_ENOMEM. */
+moec_status moec__down_bias_write(const moec_filling *f, int32_t expert, const double *weight, moec_err *err) MOEC_USE_RESULT;
 moec_neurons moec__rows_neurons(const moec_rows *x, const moec_filling *f);
 /** What neurons [0, I) make of tokens x [n,H], any thread: gate and up (without biases) to pre_gate, pre_up where they are not
  *  NULL, act [n,I] = act(gate x, up x); up: scratch [n,I]. Experts with a gate only. */

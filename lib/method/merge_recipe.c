@@ -31,38 +31,86 @@ const char *const moec_merge_router_names[] = {
 static const char *const switches[] = {"off", "on", NULL};
 
 typedef enum setting_kind { NAMED, SWITCH, COUNT, REAL } setting_kind;
+
+/* What a setting belongs to, where not to every merge. */
+typedef struct owner {
+    const char *name;
+    bool (*is)(const moec_merge_recipe *r);
+} owner;
+
+static bool is_grouped(const moec_merge_recipe *r)
+{
+    return r->grouping != MOEC_BY_PRUNING;
+}
+
+static bool is_pseudo(const moec_merge_recipe *r)
+{
+    return r->grouping == MOEC_BY_PSEUDO;
+}
+
+static bool is_means(const moec_merge_recipe *r)
+{
+    return r->grouping == MOEC_BY_KMEANS || r->grouping == MOEC_BY_SPECTRAL;
+}
+
+static bool is_whole(const moec_merge_recipe *r)
+{
+    return r->fill != MOEC_FILL_SEGMENTS;
+}
+
+static bool is_subspace(const moec_merge_recipe *r)
+{
+    return r->fill == MOEC_FILL_SUBSPACE;
+}
+
+static bool is_segments(const moec_merge_recipe *r)
+{
+    return r->fill == MOEC_FILL_SEGMENTS;
+}
+
+static bool is_response(const moec_merge_recipe *r)
+{
+    return is_segments(r) && r->segment.response;
+}
+
+static const owner grouped = {"groupings other than pruning", is_grouped}, pseudo = {"grouping=pseudo", is_pseudo},
+                   means = {"grouping=kmeans and spectral", is_means}, whole = {"fill=average and subspace", is_whole},
+                   subspace = {"fill=subspace", is_subspace}, segments = {"fill=segments", is_segments},
+                   response = {"fill=segments with segment-response=on", is_response};
+
 typedef struct setting {
     const char *key;
     setting_kind kind;
     size_t offset;
     const char *const *names;
     double lo, hi;
+    const owner *of; /* NULL: every merge */
 } setting;
 
 #define AT(field) offsetof(moec_merge_recipe, field)
 static const setting settings[] = {
-    {"distance", NAMED, AT(distance), moec_merge_distance_names, 0, 0},
-    {"grouping", NAMED, AT(grouping), moec_merge_grouping_names, 0, 0},
-    {"saliency", NAMED, AT(saliency), moec_merge_mass_names, 0, 0},
-    {"weights", NAMED, AT(weights), moec_merge_mass_names, 0, 0},
-    {"align", NAMED, AT(align), moec_merge_align_names, 0, 0},
-    {"fill", NAMED, AT(fill), moec_merge_fill_names, 0, 0},
-    {"router", NAMED, AT(router), moec_merge_router_names, 0, 0},
-    {"original", SWITCH, AT(original), switches, 0, 0},
-    {"decide", SWITCH, AT(decide), switches, 0, 0},
-    {"group-size", COUNT, AT(group_size), NULL, 2, 65535},
-    {"restarts", COUNT, AT(restarts), NULL, 1, 10000},
-    {"rank", REAL, AT(rank), NULL, 0, 1},
-    {"whiten", SWITCH, AT(whiten), switches, 0, 0},
-    {"alpha", REAL, AT(segment.alpha), NULL, -1, 1},
-    {"segment-gate", REAL, AT(segment.gate), NULL, 0, 1e6},
-    {"segment-up", REAL, AT(segment.up), NULL, 0, 1e6},
-    {"segment-down", REAL, AT(segment.down), NULL, 0, 1e6},
-    {"segment-canonical", SWITCH, AT(segment.canonical), switches, 0, 0},
-    {"segment-response", SWITCH, AT(segment.response), switches, 0, 0},
-    {"segment-same-norm", SWITCH, AT(segment.same_norm), switches, 0, 0},
-    {"segment-sum-same-source", SWITCH, AT(segment.sum_same_source), switches, 0, 0},
-    {"segment-rounds", COUNT, AT(segment.rounds), NULL, 1, 10000},
+    {"distance", NAMED, AT(distance), moec_merge_distance_names, 0, 0, &grouped},
+    {"grouping", NAMED, AT(grouping), moec_merge_grouping_names, 0, 0, NULL},
+    {"saliency", NAMED, AT(saliency), moec_merge_mass_names, 0, 0, NULL},
+    {"weights", NAMED, AT(weights), moec_merge_mass_names, 0, 0, NULL},
+    {"align", NAMED, AT(align), moec_merge_align_names, 0, 0, &whole},
+    {"fill", NAMED, AT(fill), moec_merge_fill_names, 0, 0, NULL},
+    {"router", NAMED, AT(router), moec_merge_router_names, 0, 0, NULL},
+    {"original", SWITCH, AT(original), switches, 0, 0, NULL},
+    {"decide", SWITCH, AT(decide), switches, 0, 0, NULL},
+    {"group-size", COUNT, AT(group_size), NULL, 2, 65535, &pseudo},
+    {"restarts", COUNT, AT(restarts), NULL, 1, 10000, &means},
+    {"rank", REAL, AT(rank), NULL, 0, 1, &subspace},
+    {"whiten", SWITCH, AT(whiten), switches, 0, 0, &subspace},
+    {"alpha", REAL, AT(segment.alpha), NULL, -1, 1, &segments},
+    {"segment-gate", REAL, AT(segment.gate), NULL, 0, 1e6, &segments},
+    {"segment-up", REAL, AT(segment.up), NULL, 0, 1e6, &segments},
+    {"segment-down", REAL, AT(segment.down), NULL, 0, 1e6, &segments},
+    {"segment-canonical", SWITCH, AT(segment.canonical), switches, 0, 0, &segments},
+    {"segment-response", SWITCH, AT(segment.response), switches, 0, 0, &segments},
+    {"segment-same-norm", SWITCH, AT(segment.same_norm), switches, 0, 0, &segments},
+    {"segment-sum-same-source", SWITCH, AT(segment.sum_same_source), switches, 0, 0, &segments},
+    {"segment-rounds", COUNT, AT(segment.rounds), NULL, 1, 10000, &response},
 };
 
 /* Which of them; -1. */
@@ -128,16 +176,28 @@ moec_status moec_merge_set(moec_merge_recipe *r, const char *spec, moec_err *err
                      near ? "; did you mean " : "", near ? near : "");
 }
 
+bool moec_merge_applies(const char **of, const moec_merge_recipe *r, const char *key)
+{
+    const size_t len = strcspn(key, "=");
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        const setting *s = &settings[i];
+        if (strlen(s->key) != len || memcmp(s->key, key, len) != 0)
+            continue;
+        if (of)
+            *of = s->of ? s->of->name : "every merge";
+        return !s->of || s->of->is(r);
+    }
+    return true;
+}
+
 moec_json *moec_merge_json(const moec_merge_recipe *r)
 {
     moec_json *o = moec_json_new_object();
     for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
         const setting *s = &settings[i];
         const char *at = (const char *)r + s->offset;
-        if (strncmp(s->key, "segment", 7) == 0 || s->offset == AT(segment.alpha)) {
-            if (r->fill != MOEC_FILL_SEGMENTS)
-                continue;
-        }
+        if ((s->of == &segments || s->of == &response) && !is_segments(r))
+            continue;
         int word = 0;
         if (s->kind == NAMED)
             memcpy(&word, at, sizeof word);

@@ -474,6 +474,25 @@ done:
     return st;
 }
 
+/* Its own and those of the experts whose neurons it took, by their weights and the share that it took. */
+static moec_status fill_down_bias(const segments *s, int32_t expert, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_filling *f = s->f;
+    double *weight = NULL, all = 0.0;
+    MOEC_TRY(MOEC_NEW(weight, (size_t)f->experts, err));
+    for (int64_t e = 0; e < f->experts; e++) {
+        weight[e] = s->weight[e] * (e == expert ? 1.0 : (double)f->took[e * f->experts + expert] / (double)f->width);
+        all += weight[e];
+    }
+    for (int64_t e = 0; e < f->experts; e++)
+        weight[e] /= all; /* its own is above 0 */
+    MOEC_TRY(moec__down_bias_write(f, expert, weight, err));
+done:
+    moec_free(weight);
+    return st;
+}
+
 static moec_status fill_taker(segments *s, int32_t expert, int64_t n, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -500,6 +519,7 @@ static moec_status fill_taker(segments *s, int32_t expert, int64_t n, moec_err *
     if (o->sum_same_source)
         silence_empty(s);
     MOEC_TRY(moec__rows_write(&s->centre, s->f, expert, err));
+    MOEC_TRY(fill_down_bias(s, expert, err));
 done:
     moec_free(centre);
     return st;
@@ -624,8 +644,6 @@ moec_status moec__fill_segments(moec_filling *f, moec_err *err)
     moec_status st = MOEC_OK;
     segments s = {.f = f};
     home *homes = NULL;
-    if (!((f->gated ? f->r->segment.gate : 0.0) + f->r->segment.up + f->r->segment.down > 0.0))
-        return moec_fail(err, MOEC_EINVAL, "segments: gate, up and down all have weight 0 in the similarity");
     MOEC_TRY(segments_new(&s, err));
     if (s.n_takers == 0 || s.n_dropped == 0) {
         f->tally->dropped += s.n_dropped * f->width;

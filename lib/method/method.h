@@ -126,7 +126,7 @@ MOEC_API moec_status moec_no_statistic(const moec_method *me, const moec_stats *
  *
  *  Where the router chooses among groups of experts, each group keeps K / n_group. Sets that calibration does not see
  *  (attention experts, multi-token-prediction layers) keep the K experts whose router rows have the largest norm.
- *  The share is floored as REAP's int() does. Experts that no token selected are listed as unseen where the statistics say
+ *  The share is floored as REAP's int() does; one above 0 that is less than an expert is refused. Experts that no token selected are listed as unseen where the statistics say
  *  so. top-k falls to K when K is smaller.
  *  Where q->allocation is not uniform, K is the mean over the layers (moec_allocate); layers that come out unequal are padded
  *  to the largest, or where the router has nothing that rules dead experts out, refused unless q->plan_only.
@@ -140,7 +140,7 @@ MOEC_API moec_status moec_plan_counts(moec_plan **out, const moec_method *me, co
     MOEC_USE_RESULT;
 /** Forgets the scores of a plan's layers. */
 MOEC_API void moec_plan_drop_scores(moec_plan *p);
-/** K of the formula above. MOEC_EINVAL: out of range, or not of the model's form: top-k that cannot shrink, groups that
+/** K of the formula above. MOEC_EINVAL: out of range, a share above 0 that removes nobody, or not of the model's form: top-k that cannot shrink, groups that
  *  cannot share K, padding that is not exact. */
 MOEC_API moec_status moec_kept_experts(int64_t *out, const moec_request *q, moec_err *err) MOEC_USE_RESULT;
 

@@ -73,17 +73,15 @@ static moec_status write_band(void *ctx, int worker, int64_t lo, int64_t hi, moe
 static void read_bias(moec_piece *p, const moec_repair_task *t, float *biases)
 {
     const moec_dims *d = &t->model->dims;
-    const moec_tensor *down = t->layer->down_bias;
     p->gate_bias = p->up_bias = p->down_bias = NULL;
     if (t->layer->gate_up_bias) {
-        moec_expert_bias(biases, biases + d->expert_width, t->model, t->layer, p->expert, 1);
+        moec_expert_bias(biases, biases + d->expert_width, t->model, t->layer, p->expert);
         p->gate_bias = biases + p->first;
         p->up_bias = biases + d->expert_width + p->first;
     }
-    if (down && p->width == d->expert_width) {
-        const int size = moec_dtypes[down->dtype].bytes;
+    if (t->layer->down_bias && p->width == d->expert_width) {
         p->down_bias = biases + 2 * d->expert_width;
-        moec_dtypes[down->dtype].to_f32(p->down_bias, (const char *)down->data + p->expert * d->hidden * size, d->hidden);
+        moec_expert_down_bias(p->down_bias, t->model, t->layer, p->expert);
     }
 }
 

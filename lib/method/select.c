@@ -37,6 +37,9 @@ moec_status moec_kept_experts(int64_t *out, const moec_request *q, moec_err *err
     if (!(q->share >= 0.0 && q->share <= 1.0))
         return moec_fail(err, MOEC_EINVAL, "--remove %g: expected a share from 0 to 1", q->share);
     *out = q->keep > 0 ? q->keep : n - (int64_t)floor((double)n * q->share + 1e-9);
+    if (q->keep == 0 && q->share > 0.0 && *out == n)
+        return moec_fail(err, MOEC_EINVAL, "--remove %g%%: is less than one expert of a layer's %lld; the smallest step is %.4g%%",
+                         q->share * 100.0, (long long)n, ceil(1e4 / (double)n - 1e-9) / 100.0);
     if (*out < 1)
         return moec_fail(err, MOEC_EINVAL, "--remove %g%%: no expert would be left of %lld", q->share * 100.0,
                          (long long)n);

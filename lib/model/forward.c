@@ -426,15 +426,15 @@ static void widen_layer(moec_forward *f, const moec_layer *l)
         }
     /* Whether experts have biases is asked of the model; a layer without them adds 0. */
     size_t EI = (size_t)(d->experts * d->expert_width), EH = (size_t)(d->experts * d->hidden);
-    if (l->gate_up_bias) {
-        moec_expert_bias(f->expert_gate_bias, f->expert_up_bias, f->m, l, 0, d->experts);
-    } else if (f->expert_gate_bias) {
+    for (int64_t e = 0; l->gate_up_bias && e < d->experts; e++)
+        moec_expert_bias(f->expert_gate_bias + e * d->expert_width, f->expert_up_bias + e * d->expert_width, f->m, l, e);
+    for (int64_t e = 0; l->down_bias && e < d->experts; e++)
+        moec_expert_down_bias(f->expert_down_bias + e * d->hidden, f->m, l, e);
+    if (!l->gate_up_bias && f->expert_gate_bias) {
         memset(f->expert_gate_bias, 0, EI * sizeof(float));
         memset(f->expert_up_bias, 0, EI * sizeof(float));
     }
-    if (l->down_bias)
-        moec_dtypes[l->down_bias->dtype].to_f32(f->expert_down_bias, l->down_bias->data, count_of(l->down_bias));
-    else if (f->expert_down_bias)
+    if (!l->down_bias && f->expert_down_bias)
         memset(f->expert_down_bias, 0, EH * sizeof(float));
 }
 

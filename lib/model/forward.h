@@ -88,8 +88,10 @@ MOEC_API moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, f
 MOEC_API void moec_route(float *scores, int32_t *ids, float *gates, const float *logits, const moec_model *m,
                          const moec_layer *l, int64_t n);
 
-/** Biases of gate and up of experts [first, first + n) to float32, [n,I] each; the layer has gate_up_bias. */
-MOEC_API void moec_expert_bias(float *gate, float *up, const moec_model *m, const moec_layer *l, int64_t first, int64_t n);
+/** Biases of an expert's gate and up to float32, [I] each; the layer has gate_up_bias. 0 for an expert without a row. */
+MOEC_API void moec_expert_bias(float *gate, float *up, const moec_model *m, const moec_layer *l, int64_t expert);
+/** The same of its down, [H]; the layer has down_bias. */
+MOEC_API void moec_expert_down_bias(float *out, const moec_model *m, const moec_layer *l, int64_t expert);
 
 /** gate[i] = act(gate[i]) up[i] by the model's activation, n values. Any thread. */
 MOEC_API void moec_activate(float *gate, const float *up, int64_t n, const moec_model *m);

@@ -3,6 +3,8 @@
 #include "base/par.h"
 #include "model/forward_parts.h"
 
+#include <string.h>
+
 typedef void each_fn(void *ctx, const moec_model *m, const moec_tensor *t);
 
 /* The matrices of an MLP, and in which order their tensors are named. */
@@ -95,23 +97,40 @@ uint64_t moec_expert_bytes(const moec_layer *l, int64_t expert)
     return moec_weight_bytes(&e->gate) + moec_weight_bytes(&e->up) + moec_weight_bytes(&e->down);
 }
 
-/* Rows [E, 2I], gate and up side by side or in turns as in gate_up. */
-void moec_expert_bias(float *gate, float *up, const moec_model *m, const moec_layer *l, int64_t first, int64_t n)
+static int64_t row_of(const int32_t *row, int64_t expert)
+{
+    return row ? row[expert] : expert;
+}
+
+/* Rows [., 2I], gate and up side by side or in turns as in gate_up. */
+void moec_expert_bias(float *gate, float *up, const moec_model *m, const moec_layer *l, int64_t expert)
 {
     enum { PART = 512 };
     float both[PART];
-    const int64_t width = m->dims.expert_width, all = n * 2 * width, size = moec_dtypes[l->gate_up_bias->dtype].bytes;
+    const moec_tensor *t = l->gate_up_bias;
+    const int64_t width = m->dims.expert_width, size = moec_dtypes[t->dtype].bytes, row = row_of(l->gate_up_bias_row, expert);
     const bool pairs = l->layout == MOEC_LAYOUT_IN_OUT_PAIRS || l->layout == MOEC_LAYOUT_MXFP4_PAIRS;
-    const char *data = (const char *)l->gate_up_bias->data + first * 2 * width * size;
-    for (int64_t at = 0; at < all; at += PART) {
-        int64_t k = all - at < PART ? all - at : PART;
-        moec_dtypes[l->gate_up_bias->dtype].to_f32(both, data + at * size, k);
-        for (int64_t i = 0; i < k; i++) {
-            int64_t e = (at + i) / (2 * width), c = (at + i) % (2 * width);
-            bool is_up = pairs ? c % 2 : c >= width;
-            (is_up ? up : gate)[e * width + (pairs ? c / 2 : c % width)] = both[i];
-        }
+    if (row < 0) {
+        memset(gate, 0, (size_t)width * sizeof *gate);
+        memset(up, 0, (size_t)width * sizeof *up);
+        return;
     }
+    for (int64_t at = 0; at < 2 * width; at += PART) {
+        const int64_t n = 2 * width - at < PART ? 2 * width - at : PART;
+        moec_dtypes[t->dtype].to_f32(both, (const char *)t->data + (row * 2 * width + at) * size, n);
+        for (int64_t i = 0, c = at; i < n; i++, c++)
+            ((pairs ? c % 2 : c >= width) ? up : gate)[pairs ? c / 2 : c % width] = both[i];
+    }
+}
+
+void moec_expert_down_bias(float *out, const moec_model *m, const moec_layer *l, int64_t expert)
+{
+    const moec_tensor *t = l->down_bias;
+    const int64_t hidden = m->dims.hidden, row = row_of(l->down_bias_row, expert);
+    if (row < 0)
+        memset(out, 0, (size_t)hidden * sizeof *out);
+    else
+        moec_dtypes[t->dtype].to_f32(out, (const char *)t->data + row * hidden * moec_dtypes[t->dtype].bytes, hidden);
 }
 
 /* --- are they finite? -------------------------------------------------------------------------------------------------- */

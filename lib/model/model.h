@@ -75,7 +75,8 @@ typedef struct moec_layer {
     const bool *removed;                      /* [E] experts whose logits count as -infinity; NULL: none (see variant.h) */
     const bool *heads_removed;                /* the same of attention experts */
     const int32_t *router_row;                /* [E] row of the router that is an expert's, -1: none; NULL: e is e's */
-    const moec_tensor *gate_up_bias, *down_bias; /* of all experts, [E,2I] interleaved as gate_up is, [E,H]; NULL: none */
+    const moec_tensor *gate_up_bias, *down_bias; /* a row an expert, [.,2I] interleaved as gate_up is, [.,H]; NULL: none */
+    const int32_t *gate_up_bias_row, *down_bias_row; /* [E] an expert's row in them, -1: it has none; NULL: e is e's */
     const moec_tensor *constant[MOEC_TAIL], *constant_mix[MOEC_TAIL]; /* of null expert i; NULL: of another kind */
     const moec_tensor *heads_in, *heads_out;  /* attention experts [E, kv*d, H] [E, H, kv*d]; NULL: none */
     int64_t moe_index;                        /* 0, 1, .. over the MoE layers; -1: dense */

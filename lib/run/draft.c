@@ -145,6 +145,9 @@ static moec_status views(moec_draft *d, const builder *b, const moec_tensor *con
     const moec_plan_layer *pl = &b->p->layer[b->set];
     const int64_t H = b->m->dims.hidden, I = b->p->width > 0 ? b->p->width : b->m->dims.expert_width;
     d->n_keep = pl->n_keep;
+    MOEC_TRY(MOEC_NEW(d->row, (size_t)pl->n_experts, err));
+    for (int64_t e = 0; e < pl->n_experts; e++)
+        d->row[e] = (int32_t)moec_plan_number(b->p, b->m, b->set, e);
     MOEC_TRY(MOEC_NEW(d->expert, (size_t)pl->n_keep, err));
     for (int64_t k = 0; k < pl->n_keep; k++)
         d->expert[k] = b->l->expert[pl->keep[k]];
@@ -152,15 +155,12 @@ static moec_status views(moec_draft *d, const builder *b, const moec_tensor *con
         const moec_place *at = &b->forms->place[b->source[i]];
         if (at->parts & MOEC_PART_ROUTER) {
             d->router = moec_weight_of(t[i]);
-            MOEC_TRY(MOEC_NEW(d->router_row, (size_t)pl->n_experts, err));
-            for (int64_t e = 0; e < pl->n_experts; e++)
-                d->router_row[e] = (int32_t)moec_plan_number(b->p, b->m, b->set, e);
             continue;
         }
         const bool stack = at->role == MOEC_ROLE_STACK,
                    vector = t[i]->rank < 2 + stack && b->l->layout != MOEC_LAYOUT_FLAT; /* a bias */
-        if (vector && (at->parts & MOEC_PART_GATE))
-            d->gate_up_bias = t[i];
+        if (vector)
+            *(at->parts & MOEC_PART_GATE ? &d->gate_up_bias : &d->down_bias) = t[i];
         for (size_t q = 0; q < MOEC_COUNT(matrices) && !vector; q++)
             for (int64_t k = 0; (at->parts & matrices[q]) && k < pl->n_keep; k++)
                 if (stack || at->expert == pl->keep[k]) {
@@ -249,7 +249,7 @@ void moec_draft_release(moec_draft *d)
 {
     moec_sheet_discard(d->sheet);
     moec_free(d->expert);
-    moec_free(d->router_row);
+    moec_free(d->row);
     *d = (moec_draft){0};
 }
 
@@ -259,6 +259,14 @@ void moec_draft_show(moec_layer *layer, const moec_draft *d, const int32_t *keep
         layer->expert[keep[k]] = d->expert[k];
     if (d->router.of) {
         layer->mat[MOEC_MAT_ROUTER] = d->router;
-        layer->router_row = d->router_row;
+        layer->router_row = d->row;
+    }
+    if (d->gate_up_bias) {
+        layer->gate_up_bias = d->gate_up_bias;
+        layer->gate_up_bias_row = d->row;
+    }
+    if (d->down_bias) {
+        layer->down_bias = d->down_bias;
+        layer->down_bias_row = d->row;
     }
 }

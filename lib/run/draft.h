@@ -10,9 +10,9 @@ typedef struct moec_draft {
                            draft are views of the source */
     moec_weight router; /* rows of the output, dead ones and those of experts without a network included; .of NULL when it is
                            not in the draft */
-    const moec_tensor *gate_up_bias; /* [n_keep, 2 I] of all experts where they have one and it is in the draft, else NULL */
+    const moec_tensor *gate_up_bias, *down_bias; /* [., 2I] [., H], writable; NULL: there is none, or it is not in the draft */
     int64_t n_keep;
-    int32_t *router_row; /* [E] row of each expert in `router`, -1: removed */
+    int32_t *row;       /* [E] an expert's row in the router and in biases, -1: removed */
 } moec_draft;
 
 /** Lays out the tensors of set `set` that hold one of `parts` (moec_part bits) as the plan's output has them, dead
@@ -28,7 +28,8 @@ MOEC_API moec_status moec_draft_bytes(uint64_t *all, uint64_t *largest, const mo
                                       const moec_forms *forms, int64_t set, uint32_t parts, moec_err *err) MOEC_USE_RESULT;
 /** Drops what was not committed. Of a zeroed one too. */
 MOEC_API void moec_draft_release(moec_draft *d);
-/** Gives a variant's layer the views of the kept experts, and the router if it is in the draft. */
+/** Gives a variant's layer the views of the kept experts, and the router and biases that are in the draft: what is written there
+ *  later is seen. */
 MOEC_API void moec_draft_show(moec_layer *layer, const moec_draft *d, const int32_t *keep);
 /** The views of a file that an earlier run committed. MOEC_EFORMAT: a tensor is missing or has another form. */
 MOEC_API moec_status moec_draft_reopen(moec_draft *out, const moec_override *weights, const moec_model *m, const moec_plan *p,

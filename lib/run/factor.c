@@ -202,7 +202,7 @@ static void add_block(const run *u, bench *b, int64_t e, int64_t at, int64_t tok
     moec_sgemm(false, true, tokens, I, H, 1.0f, b->x, H, b->w[0], H, 0.0f, b->act, I);
     moec_sgemm(false, true, tokens, I, H, 1.0f, b->x, H, b->w[1], H, 0.0f, b->up, I);
     if (u->l->gate_up_bias) {
-        moec_expert_bias(b->bias, b->bias + I, u->m, u->l, e, 1);
+        moec_expert_bias(b->bias, b->bias + I, u->m, u->l, e);
         for (int64_t t = 0; t < tokens; t++) {
             moec_add(b->act + t * I, b->bias, I);
             moec_add(b->up + t * I, b->bias + I, I);

@@ -75,8 +75,8 @@ moec_status moec__repair_identity(char **out, const moec_lockstep *u, moec_err *
 
 /* --- merge_layer.c ---------------------------------------------------------------------------------------------------- */
 
-/* Can experts of this model be merged? MOEC_EINVAL: no, the text says why. */
-moec_status moec__merge_possible(const moec_model *m, moec_err *err) MOEC_USE_RESULT;
+/* Can the plan's layers be merged so? MOEC_EINVAL as moec_merge_check says, MOEC_ENOMEM. */
+moec_status moec__merge_possible(moec_lockstep *u, moec_err *err) MOEC_USE_RESULT;
 /* Forms the groups of a set from the sample as it is: u->groups, the plan's keep list and `into`. */
 moec_status moec__merge_layer(moec_lockstep *u, int64_t set, moec_err *err) MOEC_USE_RESULT;
 /* Merged weights into a set's draft. */

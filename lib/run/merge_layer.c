@@ -14,7 +14,7 @@ static size_t decide_bytes(const moec_lockstep *u)
     const size_t n = (size_t)u->n, hidden = (size_t)u->m->dims.hidden;
     const int64_t width = u->m->dims.expert_width;
     return n * (2 * hidden * sizeof(float) + sizeof(int32_t) + sizeof(float)) +
-           sizeof(float) * (size_t)(3 * moec__piece_values(&t, width) + moec__piece_biases(&t) +
+           sizeof(float) * (size_t)(3 * moec__piece_values(&t, width) + 2 * moec__piece_biases(&t) +
                                     moec_par_threads() * (moec__piece_floats(&t, width) + 15));
 }
 
@@ -27,15 +27,6 @@ size_t moec__merge_bytes(const moec_lockstep *u)
     const size_t merge = moec_merge_bytes(u->m, u->n, r);
     const size_t decide = r->decide && u->o->kind != MOEC_REPAIR_NONE ? decide_bytes(u) : 0; /* when merging is done */
     return want + (merge > decide ? merge : decide);
-}
-
-moec_status moec__merge_possible(const moec_model *m, moec_err *err)
-{
-    for (int64_t i = 0; i < m->dims.layers; i++)
-        if (m->layer[i].gate_up_bias || m->layer[i].down_bias)
-            return moec_fail(err, MOEC_EINVAL, "layer %lld: experts with biases are not merged; prune --repair does these models",
-                             (long long)i);
-    return MOEC_OK;
 }
 
 /* --- groups ------------------------------------------------------------------------------------------------------------- */
@@ -64,6 +55,25 @@ static moec_status note_groups(moec_lockstep *u, moec_plan_layer *pl, moec_err *
         if (!u->o->tied && pl->into[e] == e)
             pl->keep[n++] = e;
     }
+    return st;
+}
+
+moec_status moec__merge_possible(moec_lockstep *u, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    bool *guarded = NULL;
+    for (int64_t i = 0; i < u->p->n_layers; i++) {
+        const moec_plan_layer *pl = &u->p->layer[i];
+        moec_free(guarded);
+        guarded = NULL;
+        MOEC_TRY(MOEC_NEW(guarded, (size_t)pl->n_experts, err));
+        moec_merge_task t = task_of(u, pl, guarded);
+        if (u->o->tied)
+            t.keep = u->o->tied[i];
+        MOEC_TRY(moec_within(err, moec_merge_check(&t, u->o->merge, err), "layer %lld", (long long)pl->layer));
+    }
+done:
+    moec_free(guarded);
     return st;
 }
 
@@ -100,10 +110,45 @@ static moec_status copy_matrix(const moec_weight *to, const moec_weight *from, m
     return st;
 }
 
+static int64_t bias_floats(const moec_model *m)
+{
+    return 2 * m->dims.expert_width + m->dims.hidden;
+}
+
+/* Biases of an expert to out [bias_floats], those of gate and up as they lie. */
+static void read_biases(float *out, const moec_layer *l, int64_t expert)
+{
+    const moec_tensor *const bias[] = {l->gate_up_bias, l->down_bias};
+    const int32_t *const row[] = {l->gate_up_bias_row, l->down_bias_row};
+    for (size_t i = 0; i < MOEC_COUNT(bias); i++)
+        if (bias[i]) {
+            const moec_weight w = moec_weight_of(bias[i]);
+            moec_weight_read(out, w.cols, &w, row[i] ? row[i][expert] : expert, 1, 0, w.cols);
+            out += w.cols;
+        }
+}
+
+static moec_status write_biases(const moec_layer *l, int64_t expert, const float *from, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_tensor *const bias[] = {l->gate_up_bias, l->down_bias};
+    const int32_t *const row[] = {l->gate_up_bias_row, l->down_bias_row};
+    for (size_t i = 0; st == MOEC_OK && i < MOEC_COUNT(bias); i++)
+        if (bias[i]) {
+            const moec_weight w = moec_weight_of(bias[i]);
+            st = moec_weight_write(&w, from, w.cols, row[i] ? row[i][expert] : expert, 1, 0, w.cols, err);
+            from += w.cols;
+        }
+    return st;
+}
+
 /* Every member gets what its centre has. */
 static moec_status copy_tied(const moec_lockstep *u, const moec_plan_layer *pl, const moec_draft *d, moec_err *err)
 {
     moec_status st = MOEC_OK;
+    const moec_layer *l = &u->twin.variant->model.layer[pl->layer]; /* which has the draft's biases */
+    float *biases = NULL;
+    MOEC_TRY(MOEC_NEW(biases, (size_t)bias_floats(u->m), err));
     for (int64_t e = 0; e < pl->n_experts; e++) {
         const int32_t c = u->groups.centre[e];
         if (c < 0 || c == e)
@@ -112,8 +157,11 @@ static moec_status copy_tied(const moec_lockstep *u, const moec_plan_layer *pl, 
             MOEC_TRY(copy_matrix(&d->expert[e].gate, &d->expert[c].gate, err));
         MOEC_TRY(copy_matrix(&d->expert[e].up, &d->expert[c].up, err));
         MOEC_TRY(copy_matrix(&d->expert[e].down, &d->expert[c].down, err));
+        read_biases(biases, l, c);
+        MOEC_TRY(write_biases(l, e, biases, err));
     }
 done:
+    moec_free(biases);
     return st;
 }
 
@@ -122,19 +170,14 @@ moec_status moec__merge_draft(moec_lockstep *u, int64_t set, const moec_draft *d
     moec_status st = MOEC_OK;
     const moec_plan_layer *pl = &u->p->layer[set];
     moec_mlp *expert = NULL;
-    int32_t *slot = NULL;
     bool *guarded = NULL;
     moec_merge_tally tally;
     MOEC_TRY(MOEC_NEW(expert, (size_t)pl->n_experts, err));
-    MOEC_TRY(MOEC_NEW(slot, (size_t)pl->n_experts, err));
     MOEC_TRY(MOEC_NEW(guarded, (size_t)pl->n_experts, err));
-    for (int64_t e = 0; e < pl->n_experts; e++)
-        slot[e] = -1;
-    for (int64_t k = 0; k < pl->n_keep; k++) {
+    for (int64_t k = 0; k < pl->n_keep; k++)
         expert[pl->keep[k]] = d->expert[k];
-        slot[pl->keep[k]] = (int32_t)k;
-    }
-    const moec_merge_target to = {.expert = expert, .router = d->router, .router_row = d->router_row, .slot = slot};
+    const moec_merge_target to = {.expert = expert, .router = d->router, .gate_up_bias = d->gate_up_bias, .down_bias = d->down_bias,
+                                  .row = d->row};
     if (u->o->merge->original) /* selections are the original's still, the inputs no longer */
         MOEC_TRY(moec__lockstep_route(u, &u->m->layer[pl->layer], err));
     const moec_merge_task t = task_of(u, pl, guarded);
@@ -146,7 +189,6 @@ moec_status moec__merge_draft(moec_lockstep *u, int64_t set, const moec_draft *d
               (long long)tally.dropped);
 done:
     moec_free(expert);
-    moec_free(slot);
     moec_free(guarded);
     return moec_within(err, st, "layer %lld", (long long)pl->layer);
 }
@@ -186,7 +228,7 @@ typedef struct trial {
     moec_room room;
     int64_t hidden, values;
     float *merged, *own, *fitted;     /* [values] pieces */
-    float *biases;                    /* [each] */
+    float *biases, *given;            /* of a piece; [bias_floats] that merging gave */
     float *before, *after;            /* [n,H] what is missing on its tokens: at first, and with the merged one fitted */
 } trial;
 
@@ -224,6 +266,7 @@ static moec_status try_expert(bool *merge, trial *a, int32_t expert, const moec_
     a->one.n_keep = 1;
     a->one.progress = NULL;
     save_rest(a->before, a);
+    read_biases(a->given, a->t->layer, expert);
     MOEC_TRY(moec__piece_read(&merged, a->t, a->merged, a->biases, err));
     MOEC_TRY(fitted_error(&with, a, ridge, err));
     MOEC_TRY(moec__piece_read(&fitted, a->t, a->fitted, a->biases, err));
@@ -233,10 +276,13 @@ static moec_status try_expert(bool *merge, trial *a, int32_t expert, const moec_
     MOEC_TRY(moec__piece_read(&own, &a->source, a->own, a->biases, err));
     MOEC_TRY(moec__piece_add(a->t->rest, -1.0f, a->t, &own, &a->k, &a->room, err));
     MOEC_TRY(moec__piece_write(&own, a->t, all, err));
+    read_biases(a->biases, a->source.layer, expert);
+    MOEC_TRY(write_biases(a->t->layer, expert, a->biases, err));
     MOEC_TRY(fitted_error(&without, a, ridge, err));
     *merge = with < without;
     if (*merge) {
         MOEC_TRY(moec__piece_write(&fitted, a->t, all, err));
+        MOEC_TRY(write_biases(a->t->layer, expert, a->given, err));
         load_rest(a, a->after);
     }
 done:
@@ -258,6 +304,7 @@ moec_status moec__merge_decide(moec_lockstep *u, moec_plan_layer *pl, moec_repai
     MOEC_TRY(MOEC_NEW(a.own, (size_t)a.values, err));
     MOEC_TRY(MOEC_NEW(a.fitted, (size_t)a.values, err));
     MOEC_TRY(MOEC_NEW(a.biases, (size_t)moec__piece_biases(t), err));
+    MOEC_TRY(MOEC_NEW(a.given, (size_t)bias_floats(u->m), err));
     MOEC_TRY(MOEC_NEW(a.before, n * (size_t)a.hidden, err));
     MOEC_TRY(MOEC_NEW(a.after, n * (size_t)a.hidden, err));
     for (int64_t k = 0; k < pl->n_keep; k++) {
@@ -280,6 +327,7 @@ done:
     moec_free(a.own);
     moec_free(a.fitted);
     moec_free(a.biases);
+    moec_free(a.given);
     moec_free(a.before);
     moec_free(a.after);
     moec_free(a.room.store);

@@ -30,8 +30,6 @@ moec_status moec_preview_set(moec_preview *v, const moec_plan *p, int64_t set, m
     if (draft) {
         v->draft[set] = *draft;
         *draft = (moec_draft){0};
-        if (l->kind == MOEC_SET_MOE && p->width > 0 && v->draft[set].gate_up_bias)
-            v->variant->model.layer[l->layer].gate_up_bias = v->draft[set].gate_up_bias;
         if (l->kind == MOEC_SET_MOE)
             moec_draft_show(&v->variant->model.layer[l->layer], &v->draft[set], l->keep);
     }

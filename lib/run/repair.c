@@ -140,13 +140,13 @@ static moec_status begin(moec_lockstep *u, moec_err *err)
                          "take out", u->m->family->model_type);
     if (u->o->tied && (!u->o->merge || u->o->kind != MOEC_REPAIR_NONE || u->o->router))
         return moec_fail(err, MOEC_EINVAL, "repair: experts that share weights are merged and not fitted, and their router stays");
-    if (u->o->merge)
-        MOEC_TRY(moec__merge_possible(u->m, err));
     MOEC_TRY(moec_preview_begin(&u->twin, u->m, u->p, err));
     u->slots = u->twin.variant->model.dims.slots;
     u->ld = u->m->dims.experts + u->m->dims.null_experts;
     MOEC_TRY(moec__lockstep_place(u, err));
     MOEC_TRY(check_plan(u, err));
+    if (u->o->merge)
+        MOEC_TRY(moec__merge_possible(u, err));
     if (u->o->thin)
         st = count_workers(u, err);
 done:

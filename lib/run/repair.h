@@ -55,8 +55,8 @@ typedef struct moec_repair moec_repair;
  *  Multi-token-prediction layers and attention experts are not repaired: they are not run. With o->thin they are made thinner.
  *  @param out  the work folder and its weights, to be given to moec_apply; moec_repair_close.
  *  @return MOEC_OK; MOEC_EINVAL: quantized weights without plan->dtype, a model whose experts are not all feed-forward, what
- *          moec_merge_group or moec_merge_fill_all refuses, biases of experts with o->merge, options that do not go together (o->tied
- *          with a fit, o->thin with o->merge); MOEC_EEXIST: another run is at work in the folder, or it holds finished layers of
+ *          moec_merge_group or moec_merge_fill_all refuses, options that do not go together (o->tied with a fit, o->thin with
+ *          o->merge); MOEC_EEXIST: another run is at work in the folder, or it holds finished layers of
  *          another one and resume is on; MOEC_EFORMAT: what an earlier run left is damaged; MOEC_ENOFIT, MOEC_EINTR (can be resumed),
  *          MOEC_EIO, MOEC_ENOMEM, MOEC_ENUMERIC.
  *  Cost: for each layer three forward passes and what repair.h of lib/method says. */

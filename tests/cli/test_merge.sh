@@ -27,6 +27,14 @@ kl()  # kl MODEL [OPTION...]
         sed -n 's/^ *"kl": *\([-+.0-9eE]*\),*$/\1/p' | head -n 1
 }
 
+same_loss()  # same_loss A B    arguments of eval give one loss within what the order of sums makes
+{
+    for at in "$1" "$2"; do
+        # shellcheck disable=SC2086
+        "$program" eval $at --json -q --text calib.ids | sed -n 's/^ *"cross_entropy": *\([-+.0-9eE]*\),*$/\1/p' | head -n 1
+    done | awk '{ v[NR] = $1 } END { d = v[1] - v[2]; exit !(NR == 2 && v[1] > 0 && d < 1e-6 && d > -1e-6) }'
+}
+
 same_kl()  # same_kl A B    two divergences are one within what the order of sums makes
 {
     awk -v a="$1" -v b="$2" 'BEGIN { d = a - b; exit !(a > 0 && b > 0 && d < 1e-6 && d > -1e-6) }'
@@ -138,8 +146,23 @@ common="$model --remove 50% -o x $texts"
     expect 2 'restarts=1.5: is no whole number from 1 to 10000' merge $common --set restarts=1.5
     expect 2 'restarts=99999999999999999999: is no whole number' merge $common --set restarts=99999999999999999999
     expect 2 'group-size=1: is no whole number from 2' merge $common --set group-size=1
-    expect 2 'segments: gate, up and down all have weight 0' merge $common --set fill=segments
-    expect 2 'layer 0: .*2 groups of up to 3 do not hold 16 experts' merge "$model" --keep 2 -o x $texts --method ream --set group-size=3
+    # before any token is run, as --dry-run shows
+    expect 2 'segments: gate, up and down all have weight 0.* segment-up=0.5' merge $common --dry-run --set fill=segments
+    expect 2 'rank=0: nothing would be left' merge $common --dry-run --method sub-moe --set rank=0
+    expect 2 'layer 0: 2 groups of up to 3 do not hold 16 experts' \
+        merge "$model" --keep 2 -o x $texts --dry-run --method ream --set group-size=3
+    expect 2 '--remove 3%: is less than one expert of a layer.s 16; the smallest step is 6.25%' \
+        merge "$model" --remove 3% -o x $texts --dry-run
+    for unused in restarts=5/grouping=kmeans group-size=4/grouping=pseudo rank=0.5/fill=subspace whiten=on/fill=subspace \
+        alpha=0.2/fill=segments segment-up=1/fill=segments segment-rounds=3/fill=segments; do
+        expect 2 "--set ${unused%/*}: changes nothing here, it belongs to ${unused#*/}" merge $common --set "${unused%/*}"
+    done
+    expect 2 '--set distance=output: changes nothing here, it belongs to groupings other than pruning' \
+        merge $common --method dern --set distance=output
+    expect 2 '--set align=plain: changes nothing here, it belongs to fill=average and subspace' \
+        merge $common --method dern --set align=plain
+    expect 2 '--set rank=0.5: changes nothing' merge $common --method sub-moe --set rank=0.5 fill=average
+    expect 0 '' merge $common --dry-run --set rank=0.5 fill=subspace
 }
 
 # --- how many ----------------------------------------------------------------------------------------------------------
@@ -173,11 +196,20 @@ ok "groups: padded verifies" "$program" verify padded groups >stdout 2>stderr
 ok "groups: dropped" "$program" merge groups --keep 3 --groups drop -q -o dropped --text calib.ids >stdout 2>stderr
 ok "groups: dropped verifies" "$program" verify dropped groups >stdout 2>stderr
 ok "a tiny model whose experts have biases" "$tiny" gpt_oss biased
-expect 2 '^moecompress: error: layer 0: experts with biases are not merged; prune --repair does these models$' \
-    merge biased --keep 4 -o x --text calib.ids
-expect 2 'experts with biases are not merged' merge biased --keep 4 -o x --text calib.ids --dry-run
+for method in $methods; do
+    ok "biases: $method" "$program" merge biased --method "$method" --keep 4 -q -o "biased-$method" --text calib.ids >stdout 2>stderr
+    ok "biases: $method verifies" "$program" verify "biased-$method" biased >stdout 2>stderr
+done
+for way in "m-smoe --repair none" "dern --repair none" "m-smoe --repair none --emit tied" "adaptive"; do
+    # shellcheck disable=SC2086
+    ok "biases: $way, a plan" "$program" merge biased --method $way --keep 4 -q --overwrite --plan-only -o biased.json --text calib.ids \
+        >stdout 2>stderr
+    ok "biases: $way, apply" "$program" apply biased biased.json -q --overwrite -o biased-applied >stdout 2>stderr
+    ok "biases: $way, verifies" "$program" verify biased-applied biased >stdout 2>stderr
+    ok "biases: $way, the plan measures as its model" same_loss "biased --plan biased.json" biased-applied
+done
 ok "a tiny model whose weights are on the input" "$tiny" llama4_text inputs
-expect 2 'the router.s weights multiply the input of experts.*choose a distance .logits, ' merge inputs --keep 4 -o x --text calib.ids
+expect 2 'the router.s weights multiply the input of experts.*choose a distance .logits, ' merge inputs --keep 4 -o x --text calib.ids --dry-run
 ok "inputs: m-smoe" "$program" merge inputs --method m-smoe --keep 4 -q -o inputs-half --text calib.ids >stdout 2>stderr
 ok "inputs: verifies" "$program" verify inputs-half inputs >stdout 2>stderr
 
@@ -219,7 +251,8 @@ printf '0 1\n0 2\n0 3\n0 4\n0 5\n' >many.txt
 
 # --- what is said ------------------------------------------------------------------------------------------------------
 prints '^adaptive \(the default\)$' merge --methods
-ok "all methods are listed" [ "$(grep -c '^    distance=' stdout)" -eq 8 ]
+ok "all methods are listed" [ "$(grep -c '^    [a-z]*=.* router=' stdout)" -eq 8 ]
+ok "with what matters to them" [ "$(grep -c '^    distance=' stdout)" -eq 7 ]
 ok "and the settings" grep -q '^fill=average|subspace|segments$' stdout
 prints '"settings": \{' merge --methods --json
 ok "all of them" [ "$(grep -c '"arxiv"' stdout)" -eq 8 ]

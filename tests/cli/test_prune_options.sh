@@ -89,6 +89,7 @@ expect 2 'must ascend' prune "$demo" --method random --remove 25%,10% --plan-onl
 expect 2 'is not a share' prune "$demo" --method random --remove 25%, --plan-only -o plans
 expect 2 'is not in 0% .. 100%' prune "$demo" --method random --remove 25%,110% --plan-only -o plans
 expect 2 'no expert would be left' prune "$demo" --method random --remove 25%,100% --plan-only -o plans
+expect 2 'less than one expert of a layer.s 16; the smallest step is 6.25%' prune "$demo" --method random --remove 6% -o out
 expect 2 'makes no ranking' prune "$demo" --method stun --remove 25%,50% --plan-only -o plans
 ok "nothing written" [ ! -e plans ]
 prints '"plans"' prune "$demo" --method random --remove 12.5%,0.25,50% --plan-only -o plans --json

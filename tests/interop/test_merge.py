@@ -12,6 +12,9 @@
    signs turned, and has its router row. Merging into one expert less by distances of outputs, aligned, must choose the two, whose
    router row is then fitted: hardly anything of the output changes. Without alignment, or with one row left out, it does. As a tied
    model, nothing changes.
+4. Planted pairs in gpt_oss: half of the experts are the others with their neurons, biases among them, permuted, and every token uses
+   all. Then one of each pair is enough, and the merged model gives the logits of the source, in transformers too, whatever fills the
+   experts; with --repair ridge hardly less.
 Exit 0: nothing differs.
 """
 import argparse
@@ -36,8 +39,8 @@ HALF = [("m-smoe", "none"), ("hc-smoe", "none"), ("sub-moe", "none"), ("dern", "
         ("merge-moe", "ridge"), ("adaptive", "ridge")]
 FAMILIES = {"qwen3_moe": {}, "mixtral": {}, "deepseek_v3": {}, "qwen2_moe": {},
             "llama4_text": {"adaptive": "the router's weights multiply the input of experts"},
-            "gpt_oss": {m: "experts with biases are not merged" for m in ("adaptive", "m-smoe", "merge-moe", "dern")}}
-TWINS, TOP = (1, 4), 6
+            "gpt_oss": {}}
+TWINS, TOP, PAIRS = (1, 4), 6, (4, 5, 3)
 
 failed = 0
 
@@ -121,7 +124,7 @@ def changed_others(spec, source, out):
 
     def routed(name):
         name = name.replace("shared_expert", "")
-        return "experts" in name or re.search(r"\.(gate|router)\.(weight|e_score_correction_bias)$", name)
+        return "experts" in name or re.search(r"\.(gate|router)\.(weight|bias|e_score_correction_bias)$", name)
     return [k for k in old if not routed(k) and not (k in new and torch.equal(old[k], new[k]))]
 
 
@@ -231,6 +234,83 @@ def twins(tool):
         check(max(off, ours) < 1e-4, f"twins, {method}, tied: logits differ by {off:.2g} of the largest, ours by {ours:.2g}")
 
 
+# --- planted pairs with biases ---------------------------------------------------------------------------------------
+
+def plant_pairs(folder):
+    """Expert OTHER[k] becomes expert k; rows of the router are equal, so softmax over one of each pair is what it was over both."""
+    spec = families.row("pairs", "GptOssConfig", families.theta(150000), add={"experts_per_token": TOP, "swiglu_limit": 7.0},
+                        **{**families.OSS, "num_local_experts": TOP, "num_experts_per_tok": TOP})
+    families.write(spec, folder, "4", seed=8)
+    t = families.read_tensors(folder)
+    rng = torch.Generator().manual_seed(9)
+    for name in [n for n in t if n.endswith("experts.down_proj")]:
+        at = name[:-len("experts.down_proj")]
+        width = t[name].shape[1]
+        for i, j in enumerate(PAIRS):
+            order = torch.randperm(width, generator=rng)
+            both = torch.stack((2 * order, 2 * order + 1), 1).flatten()  # gate and up of a neuron are neighbours
+            t[at + "experts.gate_up_proj"][j] = t[at + "experts.gate_up_proj"][i][:, both]
+            t[at + "experts.gate_up_proj_bias"][j] = t[at + "experts.gate_up_proj_bias"][i][both]
+            t[at + "experts.down_proj"][j] = t[at + "experts.down_proj"][i][order]
+            t[at + "experts.down_proj_bias"][j] = t[at + "experts.down_proj_bias"][i]
+            t[at + "router.weight"][j] = t[at + "router.weight"][i]
+            t[at + "router.bias"][j] = t[at + "router.bias"][i]
+    families.write_tensors(folder, t)
+    return spec
+
+
+def mean_error(source, out, wanted):
+    """How far stacked tensors are from the means of the groups that the plan says, by the scores that it has."""
+    old, new = families.read_tensors(source), families.read_tensors(out)
+    off = 0
+    for layer in layers_of(out):
+        groups = {g[0]: g for g in layer["merged"]}
+        for name in (n for n in old if f".layers.{layer['layer']}." in n and wanted(n)):
+            for k, e in enumerate(layer["keep"]):
+                group = groups.get(e, [e])
+                w = np.array([layer["score"][m] for m in group]) if len(group) > 1 else np.ones(1)
+                want = sum(s * old[name][m].double() for s, m in zip(w / w.sum(), group))
+                off = max(off, (new[name][k] - want).abs().max().item())
+    return off
+
+
+def pairs(tool):
+    spec = plant_pairs("pairs")
+    windows = families.windows_of(78, (64,) * 16)
+    write_ids("pairs.ids", windows)
+    text = ["--seq-len", "64", "--compute", "f32", "-q", "--text", "pairs.ids"]
+    original = families.observe(spec, families.load(spec, "pairs", "plain"), windows)["logits"]
+
+    def merge(out, method, repair, *options):
+        """Groups, divergence, largest difference of transformers' logits from the source's and from ours, perplexities' difference."""
+        tool("merge", "pairs", "--method", method, "--remove", "50%", "--repair", repair, "-o", out, *text, "--set", "grouping=average",
+             "distance=output", *options)  # of two in a pair both may be salient, so that nearest would not do
+        got = families.observe(spec, families.load(spec, out, "plain-pairs"), windows)["logits"]
+        nll = torch.nn.functional.cross_entropy(torch.cat([w[:-1] for w in got.split([len(w) for w in windows])]),
+                                                torch.tensor([i for w in windows for i in w[1:]])).item()
+        said = json.loads(tool("eval", out, "--base", "pairs", "--json", *text))["overall"]
+        largest = original.abs().max()
+        return ([sorted(map(sorted, l["merged"])) for l in layers_of(out)], said["kl"], ((got - original).abs().max() / largest).item(),
+                ((tool.logits(out, "pairs.ids") - got).abs().max() / largest).item(), abs(said["cross_entropy"] - nll))
+
+    want = [[i, j] for i, j in enumerate(PAIRS)]
+    for k, (method, repair, *more) in enumerate([("adaptive", "none"), ("adaptive", "ridge"), ("m-smoe", "ridge"),
+                                                 ("sub-moe", "none", "align=plain", "rank=0.999"), ("ream", "none")]):
+        groups, kl, off, ours, nll = merge(f"pairs-{k}", method, repair, *more)
+        decides = method == "adaptive" and repair != "none"
+        check(all(g == want or decides and all(x in want for x in g) for g in groups) and max(kl, -kl) < 1e-7 and off < 1e-4 and ours < 1e-5 and nll < 1e-5,
+              f"pairs, {method}, --repair {repair}: {groups[0]}, divergence {kl:.2g}, logits differ by {off:.2g} of the largest, ours "
+              f"from transformers' by {ours:.2g}, cross-entropies by {nll:.2g}")
+    groups, kl, off, ours, nll = merge("pairs-unaligned", "hc-smoe", "none", "align=none")
+    check(groups == [want] * len(groups) and kl > 1e-3 and ours < 1e-5 and nll < 1e-5, f"pairs, unaligned: divergence {kl:.2g}")
+    groups = merge("pairs-decided", "adaptive", "ridge", "align=none", "weights=energy")[0]
+    alone = sum(len(want) - len(g) for g in groups)
+    off = [mean_error("pairs", out, lambda n, part=part: ".experts." in n and n.endswith(part))
+           for out, part in (("pairs-unaligned", ""), ("pairs-decided", "_bias"))]
+    check(alone > 0 and max(off) < 1e-6, f"pairs, unaligned: weights and biases are means of both to {off[0]:.2g}; where {alone} of the "
+                                         f"groups are pruned instead, biases are means of those that are not to {off[1]:.2g}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", required=True)
@@ -243,6 +323,7 @@ def main():
                 family(tool, spec, FAMILIES[spec["name"]])
         large(tool)
         twins(tool)
+        pairs(tool)
     print("nothing differs" if not failed else f"{failed} checks failed")
     return failed > 0
 

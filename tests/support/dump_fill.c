@@ -112,7 +112,7 @@ static moec_status open_layer(layer *l, const char *in, const char *out, moec_er
     l->task.x = (const float *)(const void *)at;
     l->task.ids = (const int32_t *)(const void *)(at + 4 * n * H);
     l->task.gates = (const float *)(const void *)(at + 4 * n * H + 4 * n * slots);
-    l->to = (moec_merge_target){.expert = l->target, .router = view(&l->out, 0, E, H), .router_row = l->same, .slot = l->same};
+    l->to = (moec_merge_target){.expert = l->target, .router = view(&l->out, 0, E, H), .row = l->same};
 done:
     return st;
 }

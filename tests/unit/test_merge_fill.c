@@ -51,7 +51,7 @@ static void setup(merging *m, rules r)
     m->t = (moec_merge_task){.model = &f->model, .layer = &f->layer, .n = f->r.n, .x = f->x, .ids = f->ids, .gates = f->gates,
                              .slots = f->r.slots, .keep = EXPERTS, .blocks = 1, .guarded = m->guarded};
     m->to = (moec_merge_target){.expert = m->into.expert, .router = repair_view(&m->into.router, 0, EXPERTS, HIDDEN, HIDDEN, 1),
-                                .router_row = m->row, .slot = m->row, .gate_up_bias = m->into.layer.gate_up_bias,
+                                .row = m->row, .gate_up_bias = m->into.layer.gate_up_bias,
                                 .down_bias = m->into.layer.down_bias};
     m->to.gate_up_bias = r.biased ? &m->into.gate_up_bias : NULL;
     m->to.down_bias = r.biased ? &m->into.down_bias : NULL;
@@ -379,6 +379,60 @@ static void same_source_adds_up(void **state)
     }
 }
 
+/* Expert 5 has the neurons of 0 in another order, with their biases; half of 4's are like 1's. A kept expert's down bias is the mean
+ * of its own and of those whose neurons it took, by saliency and their share; the biases of gate and up go with the neurons. */
+static void biases_go_with_neurons(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < 4; kind++) {
+        merging m;
+        double w[EXPERT_VALUES], other[EXPERT_VALUES];
+        float down[EXPERTS][HIDDEN], got[HIDDEN], same[HIDDEN];
+        setup_segments(&m, (rules){.biased = true, .clamped = true, .pairs = kind & 1}, 0.9);
+        m.r.segment.response = kind & 2;
+        repair_weights(w, &m.from, 1);
+        repair_weights(other, &m.from, 4);
+        memcpy(other, w, sizeof w);
+        for (int j = 0; j < WIDTH / 2; j++) /* turned round, they are like nobody's */
+            for (int h = 0; h < HIDDEN; h++) {
+                other[PART + j * HIDDEN + h] *= -1;
+                other[2 * PART + h * WIDTH + j] *= -1;
+            }
+        put_weights(&m.from, 4, other);
+        plant_copy(&m, 5, 0, false);
+        const moec_weight all = moec_weight_of(&m.from.down_bias), into = moec_weight_of(&m.into.down_bias);
+        for (int h = 0; h < HIDDEN; h++)
+            same[h] = (float)h;
+        assert_int_equal(moec_weight_write(&all, same, HIDDEN, 5, 1, 0, HIDDEN, NULL), MOEC_OK);
+        moec_weight_read(down[0], HIDDEN, &all, 0, EXPERTS, 0, HIDDEN);
+        m.centre[4] = m.centre[5] = -1;
+        m.saliency[0] = 3;
+        m.saliency[4] = 2;
+        fill(&m);
+        assert_int_equal(m.tally.moved, WIDTH + WIDTH - WIDTH / 2);
+        const double share = 2 * (double)(WIDTH - WIDTH / 2) / WIDTH;
+        for (int32_t e = 0; e < 2; e++) {
+            moec_weight_read(got, HIDDEN, &into, e, 1, 0, HIDDEN);
+            for (int h = 0; h < HIDDEN; h++) {
+                const double want = e == 0 ? (3 * (double)down[0][h] + (double)down[5][h]) / 4
+                                           : ((double)down[1][h] + share * (double)down[4][h]) / (1 + share);
+                assert_true(fabs((double)got[h] - want) < 1e-6 * (1 + fabs(want)));
+            }
+        }
+        moec_weight_read(got, HIDDEN, &into, 2, 1, 0, HIDDEN);
+        assert_memory_equal(got, down[2], sizeof got);
+        float bias[2 * WIDTH], want[2 * WIDTH];
+        const moec_weight in = bias_of(&m.from, 0), out = bias_of(&m.into, 0);
+        moec_weight_read(want, 2, &in, 0, WIDTH, 0, 2);
+        moec_weight_read(bias, 2, &out, 0, WIDTH, 0, 2);
+        for (int i = 0; i < 2 * WIDTH && !(kind & 2); i++) /* else a neuron and its copy may both be centres */
+            assert_true(fabsf(bias[i] - want[i]) < 1e-5f);
+        assert_int_equal(moec_weight_write(&into, down[0], HIDDEN, 0, 1, 0, HIDDEN, NULL), MOEC_OK);
+        assert_true(kind & 2 || apart(&m.from, 0, &m.into, 0) < 1e-5);
+        teardown(&m);
+    }
+}
+
 /* --- tokens, threads, types -------------------------------------------------------------------------------------------- */
 
 static const struct {
@@ -467,6 +521,10 @@ static void layouts_make_no_difference(void **state)
             moec_weight_read(x, 2, &in, 0, WIDTH, 0, 2);
             moec_weight_read(y, 2, &out, 0, WIDTH, 0, 2);
             assert_memory_equal(x, y, sizeof x);
+            const moec_weight from = moec_weight_of(&a.into.down_bias), to = moec_weight_of(&b.into.down_bias);
+            moec_weight_read(x, HIDDEN, &from, e, 1, 0, HIDDEN);
+            moec_weight_read(y, HIDDEN, &to, e, 1, 0, HIDDEN);
+            assert_memory_equal(x, y, HIDDEN * sizeof *x);
         }
         teardown(&a);
         teardown(&b);
@@ -585,6 +643,7 @@ int main(void)
         cmocka_unit_test(dead_members_do_not_count),
         cmocka_unit_test(guarded_experts_stay),
         cmocka_unit_test(alpha_decides_who_moves),
+        cmocka_unit_test(biases_go_with_neurons),
         cmocka_unit_test(same_source_adds_up),
         cmocka_unit_test(threads_make_no_difference),
         cmocka_unit_test(layouts_make_no_difference),

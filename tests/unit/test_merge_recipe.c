@@ -157,6 +157,43 @@ static void json_has_what_applies(void **state)
     moec_free(text);
 }
 
+static void settings_belong_somewhere(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *method, *set, *key, *of; /* of NULL: it applies */
+    } cases[] = {
+        {"m-smoe", "", "restarts", "grouping=kmeans and spectral"},
+        {"sub-moe", "", "restarts", NULL},
+        {"m-smoe", "grouping=spectral", "restarts=3", NULL},
+        {"ream", "", "group-size", NULL},
+        {"ream", "grouping=nearest", "group-size=2", "grouping=pseudo"},
+        {"sub-moe", "", "rank", NULL},
+        {"sub-moe", "", "whiten", NULL},
+        {"hc-smoe", "", "rank=1", "fill=subspace"},
+        {"hc-smoe", "", "alpha", "fill=segments"},
+        {"dern", "", "alpha", NULL},
+        {"dern", "", "segment-up", NULL},
+        {"dern", "", "segment-rounds", "fill=segments with segment-response=on"},
+        {"dern", "segment-response=on", "segment-rounds", NULL},
+        {"dern", "", "align", "fill=average and subspace"},
+        {"dern", "", "distance", "groupings other than pruning"},
+        {"dern", "", "saliency", NULL},
+        {"m-smoe", "", "segment", NULL}, /* is no setting */
+        {"m-smoe", "", "", NULL},
+    };
+    for (size_t i = 0; i < MOEC_COUNT(cases); i++) {
+        moec_merge_recipe r = preset(cases[i].method);
+        const char *of = NULL;
+        if (*cases[i].set)
+            set(&r, cases[i].set);
+        assert_int_equal(moec_merge_applies(&of, &r, cases[i].key), !cases[i].of);
+        assert_int_equal(moec_merge_applies(NULL, &r, cases[i].key), !cases[i].of);
+        if (cases[i].of)
+            assert_string_equal(of, cases[i].of);
+    }
+}
+
 /* The list names every key and value that is taken, a line a setting, and is cut where there is no room. */
 static void list_of_settings(void **state)
 {
@@ -199,6 +236,7 @@ int main(void)
         cmocka_unit_test(every_name_is_taken_and_said),
         cmocka_unit_test(others_are_refused),
         cmocka_unit_test(json_has_what_applies),
+        cmocka_unit_test(settings_belong_somewhere),
         cmocka_unit_test(list_of_settings),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -245,14 +245,14 @@ static void test_share(void **state)
     (void)state;
     moec_request q = request(NULL, 0);
     int64_t keep;
-    static const struct { double share; int64_t keep; } rows[] = {{0.0, 8}, {0.124, 8}, {0.125, 7}, {0.25, 6}, {0.5, 4},
+    static const struct { double share; int64_t keep; } rows[] = {{0.0, 8}, {0.125, 7}, {0.249, 7}, {0.25, 6}, {0.5, 4},
                                                                   {0.99, 1}};
     for (size_t i = 0; i < MOEC_COUNT(rows); i++) {
         q.share = rows[i].share;
         assert_int_equal(moec_kept_experts(&keep, &q, NULL), MOEC_OK);
         assert_int_equal(keep, rows[i].keep);
     }
-    static const double bad[] = {1.0, -0.1, 1.1};
+    static const double bad[] = {1.0, -0.1, 1.1, 0.124, 1e-9}; /* the last two would remove nobody */
     for (size_t i = 0; i < MOEC_COUNT(bad); i++) {
         q.share = bad[i];
         assert_int_equal(moec_kept_experts(&keep, &q, NULL), MOEC_EINVAL);
