@@ -1,5 +1,5 @@
 /* inspect: what a model is, what it weighs, who loads it, and what about it is unusual. Reads headers only, no weights. */
-#include "tool.h"
+#include "inspect_written.h"
 
 #include <stdarg.h>
 #include <string.h>
@@ -478,6 +478,10 @@ static int run(const moec_verb *verb, int argc, char **argv)
     moec_model *model = NULL;
     moec_status st = MOEC_OK;
     static facts f; /* too large for a small stack */
+    bool written;
+    MOEC_TRY(tool_inspect_written(&written, words.at[0], params.common.json, &err));
+    if (written)
+        goto done;
     MOEC_TRY(moec_model_open(&model, words.at[0], &err));
     f.model = model;
     MOEC_TRY(collect(&f, &err));

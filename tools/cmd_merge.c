@@ -19,7 +19,8 @@ typedef struct merge_params {
 static const char *const policies[] = {"keep", "drop", NULL};
 static const char *const allocations[] = {"uniform", "global", "mass", NULL}; /* as moec_allocation counts */
 static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
-static const char *const emissions[] = {"native", "tied", NULL};
+static const char *const emissions[] = {"native", "tied", "map", NULL};
+enum { TIED = 1, MAP };
 
 static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(merge_params, output), .value = "OUT",
@@ -34,15 +35,18 @@ static const moec_opt rows[] = {
      .help = "experts that each layer has afterwards, instead of --remove"},
     {"protect", 0, MOEC_TEXT(merge_params, protect), .value = "FILE|super",
      .help = "experts that stay as they are: a file of lines 'LAYER EXPERT' or JSON {\"LAYER\": [experts]}, or super (needs --stats)"},
-    {"emit", 0, MOEC_CHOICE(merge_params, emit), .choices = emissions, .fallback = "native", .value = "native|tied",
+    {"emit", 0, MOEC_CHOICE(merge_params, emit), .choices = emissions, .fallback = "native", .value = "native|tied|map",
      .help = "native: as many experts and router rows as groups, which every client loads. tied: the original router and a copy of "
-             "its group's expert for every old one, as most papers measure it; that is not smaller"},
+             "its group's expert for every old one, as most papers measure it; that is not smaller. map: the same function, small: the "
+             "groups' experts, the original router and a table from its rows to them, which transformers 5 runs by a Python file "
+             "(trust_remote_code) and no other client does"},
     {"stats", 0, MOEC_TEXT(merge_params, stats), .value = "FILE",
      .help = "statistics that calibrate wrote; for --allocation and --protect super only"},
     {"allocation", 0, MOEC_CHOICE(merge_params, allocation), .choices = allocations, .fallback = "uniform",
      .value = "uniform|global|mass",
      .help = "experts of each layer: the same number; by frequency out of one pool of all layers (M-SMoE); as many as hold the same "
-             "mass of it. Unequal layers load in no client unless they can be padded; --plan-only and eval --plan measure them"},
+             "mass of it. Unequal layers load in no client unless they can be padded or --emit map is given; --plan-only and eval "
+             "--plan measure them"},
     {"min-experts", 0, MOEC_INT(merge_params, least), .lo = 0, .hi = 65535, .fallback = "0", .value = "N",
      .help = "global, mass: experts that each layer has at least; 0: top-k, and for mass 4"},
     {"groups", 0, MOEC_CHOICE(merge_params, groups), .choices = policies, .fallback = "keep", .value = "keep|drop",
@@ -191,9 +195,11 @@ static moec_status check_params(const merge_params *p, const moec_opt_list *word
         return moec_fail(err, MOEC_EINVAL, "merge: --remove and --keep say the same thing; give one");
     if (!p->output && !p->common.dry_run)
         return moec_fail(err, MOEC_EINVAL, "merge: -o OUT is missing: %s", p->plan_only ? "the plan file" : "the folder to write");
-    if (p->emit == 1 && p->repair.router == 1)
-        return moec_fail(err, MOEC_EINVAL, "merge: --emit tied keeps the original router; leave --repair-router out");
-    if (p->emit == 1 && p->repair.kind > 1)
+    if (p->emit != 0 && p->repair.router == 1)
+        return moec_fail(err, MOEC_EINVAL, "merge: --emit %s keeps the original router; leave --repair-router out", emissions[p->emit]);
+    if (p->emit == MAP && p->pad > 0)
+        return moec_fail(err, MOEC_EINVAL, "merge: --emit map needs no --pad-to: its layers may keep unequal numbers of experts");
+    if (p->emit == TIED && p->repair.kind > 1)
         return moec_fail(err, MOEC_EINVAL, "merge: --emit tied goes with --repair none: fitted one by one, experts are no longer tied");
     if (p->repair.input.text.n == 0)
         return moec_fail(err, MOEC_EINVAL, "merge looks at what each layer does with tokens; give --text FILE");
@@ -227,6 +233,23 @@ done:
     return st;
 }
 
+/* The router stays, so every expert needs one to lead to, and a modelling file that does it. */
+static moec_status check_map(moec_merge_recipe *r, const merge_params *p, const moec_model *m, moec_err *err)
+{
+    const char *why = moec_factor_refused(m);
+    if (why)
+        return moec_fail(err, MOEC_EINVAL, "--emit map: %s: %s; --emit native loads in every client, --emit tied is the same function",
+                         m->family->model_type, why);
+    if (r->grouping == MOEC_BY_PRUNING)
+        return moec_fail(err, MOEC_EINVAL, "--emit map: %s prunes experts, whose rows of the router would lead nowhere; --emit native, or "
+                         "another --method", p->method ? p->method : "grouping=pruning");
+    if (r->decide) {
+        moec_say("--emit map: every group is merged, none is only pruned (decide=off)");
+        r->decide = false;
+    }
+    return MOEC_OK;
+}
+
 static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -243,19 +266,23 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
     moec_repair_opts repair = {.corpus = &corpus, .merge = &recipe};
     bool run_text;
     MOEC_TRY(tool_repair_check(&repair, &run_text, &p->repair, NULL, err));
-    if (p->emit == 1)
+    if (p->emit == TIED)
         repair.kind = MOEC_REPAIR_NONE;
     MOEC_TRY(tool_sources_open(&o, &names, err));
+    if (p->emit == MAP)
+        MOEC_TRY(check_map(&recipe, p, o.model, err));
     const moec_request q = {.model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .stats_digest = o.stats_digest.hex,
                             .guard = p->protect ? &o.guard : NULL, .guard_name = o.guard_name, .share = p->remove,
                             .keep = p->keep, .seed = p->common.seed, .drop_mtp = p->mtp == 1, .drop_groups = p->groups == 1,
                             .pad = p->pad, .allocation = (moec_allocation)p->allocation, .least = p->least,
-                            .plan_only = p->plan_only || p->common.dry_run || p->emit == 1}; /* tied, all layers keep all */
+                            .plan_only = p->plan_only || p->common.dry_run || p->emit != 0}; /* tied, all layers keep all */
     tool_job job = {.common = &p->common, .model = o.model, .fingerprint = o.print.hex, .output = p->output, .compat = p->compat,
                     .plan_only = p->plan_only, .began = began, .repair = &repair};
     MOEC_TRY(moec_method_plan(&plan, MOEC_MERGE, me->name, &q, err));
     MOEC_TRY(moec_plan_set_option(plan, "merge", moec_merge_json(&recipe), err));
-    if (p->emit == 1) {
+    if (p->emit == MAP)
+        MOEC_TRY(moec_plan_map(plan, err));
+    if (p->emit == TIED) {
         MOEC_TRY(tie(&tied, plan, err));
         MOEC_TRY(moec_plan_set_option(plan, "emit", moec_json_new_string("tied"), err));
         repair.tied = tied;
@@ -312,7 +339,8 @@ const moec_verb moec_verb_merge = {
                 "calibration.txt\n"
                 "moecompress merge Qwen3-30B-A3B --method dern --remove 50% --repair none --plan-only -o dern.json --text calibration.txt\n"
                 "moecompress merge Qwen3-30B-A3B --method hc-smoe --remove 50% --repair none --emit tied --plan-only -o tied.json --text "
-                "calibration.txt",
+                "calibration.txt\n"
+                "moecompress merge Qwen3-30B-A3B --method hc-smoe --remove 50% --emit map -o Qwen3-map --text calibration.txt",
     .opts = rows,
     .min_args = 0,
     .max_args = 1,

@@ -37,7 +37,9 @@ static void say_unwatched(const moec_plan *p)
         heads = heads || p->layer[i].kind == MOEC_SET_HEADS;
         mtp = mtp || p->layer[i].kind == MOEC_SET_MTP;
     }
-    if (heads || mtp)
+    if (p->mapped && mtp)
+        moec_say("multi-token-prediction layers are not merged, they stay as they are");
+    else if (heads || mtp)
         moec_say("calibration does not see %s%s%s: as many experts are kept there, by the norm of the router's rows",
                  heads ? "attention experts" : "", heads && mtp ? " and " : "", mtp ? "multi-token-prediction layers" : "");
 }
@@ -61,7 +63,7 @@ static void say_counts(const moec_plan *p)
     if (equal > 0)
         moec_warn("all scores are the same in %" PRId64 " layer%s, the first is layer %" PRId64 ": there the experts of the lowest "
                   "numbers are kept", equal, tool_s(equal), first);
-    if (!moec_plan_even(p) && p->pad == 0)
+    if (!moec_plan_even(p) && p->pad == 0 && !p->mapped)
         moec_warn("layers keep %" PRId64 " to %" PRId64 " experts: no client loads that, apply refuses it; eval MODEL --plan FILE "
                   "measures it", moec_plan_least(p), moec_plan_most(p));
 }
@@ -314,6 +316,9 @@ static void print_sizes(const tool_job *j, const moec_apply_result *r, const moe
            100.0 * (double)r->output_bytes / (double)r->source_bytes);
     if (j->repair && j->repair->tied)
         printf("           every expert is written, copies of its group's: NOT smaller, for measuring (--emit tied)\n");
+    if (j->plan->mapped)
+        printf("           one expert a group and the original router, which leads to them (--emit map): for transformers 5 with\n"
+               "           trust_remote_code, which runs modeling_moecompress.py\n");
     if (r->dead_bytes > 0)
         printf("dead       %s of %" PRId64 " experts that only pad a layer to %" PRId64 "\n",
                moec_size_text(a, sizeof a, r->dead_bytes), moec_plan_dead(j->plan), j->plan->pad);
@@ -363,14 +368,14 @@ static moec_json *repair_json(const moec_plan *p)
 static moec_json *result_json(const tool_job *j, const moec_apply_result *r, const moec_thin_tally *thin)
 {
     const moec_plan *p = j->plan;
-    const bool loads = moec_plan_even(p) || p->pad > 0;
+    const bool loads = moec_plan_even(p) || p->pad > 0 || p->mapped;
     tally t = count(p);
     moec_json *o = moec_json_new_object();
     moec_json_set(o, "output", j->output ? moec_json_new_string(j->output) : moec_json_new_null());
     moec_json_set(o, "bytes", pair("source", (int64_t)r->source_bytes, "output", (int64_t)r->output_bytes));
     moec_json_set(o, "file_bytes", moec_json_new_int((int64_t)r->disk_bytes));
     moec_json_set(o, "method", moec_json_new_string(p->method));
-    moec_json_set(o, "experts", pair("source", p->layer[0].n_experts, "output", loads ? moec_plan_experts(p) : moec_plan_most(p)));
+    moec_json_set(o, "experts", pair("source", p->layer[0].n_experts, "output", loads && !p->mapped ? moec_plan_experts(p) : moec_plan_most(p)));
     if (!loads)
         moec_json_set(o, "loads", moec_json_new_bool(false)); /* and the sizes below are 0 */
     moec_json_set(o, "kept", moec_json_new_int(moec_plan_total(p)));
@@ -378,6 +383,8 @@ static moec_json *result_json(const tool_job *j, const moec_apply_result *r, con
     if (p->repair)
         moec_json_set(o, "held_out_error", repair_json(p));
     moec_json_set(o, "top_k", moec_json_new_int(p->new_top_k));
+    if (p->mapped)
+        moec_json_set(o, "emit", moec_json_new_string("map"));
     if (p->pad > 0) {
         moec_json_set(o, "dead_experts", moec_json_new_int(moec_plan_dead(p)));
         moec_json_set(o, "dead_bytes", moec_json_new_int((int64_t)r->dead_bytes));
@@ -721,7 +728,7 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
         goto done;
     }
     if (j->common->dry_run) {
-        if (moec_plan_even(j->plan) || j->plan->pad > 0)
+        if (moec_plan_even(j->plan) || j->plan->pad > 0 || j->plan->mapped)
             MOEC_TRY(moec_apply_estimate(&r, j->model, j->plan, &opt, err));
     } else if (!j->output) {
         st = moec_fail(err, MOEC_EINVAL, "-o OUT is missing: the folder to write");

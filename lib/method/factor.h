@@ -47,8 +47,10 @@ MOEC_API uint64_t moec_factor_bytes(const moec_factor_shape *s, int64_t experts,
 /** Bytes that the factors of all MoE layers take, and those of the matrices they stand for in the same number format. */
 MOEC_API void moec_factor_sizes(uint64_t *factors, uint64_t *dense, const moec_plan *p, const moec_model *m);
 
-/** Can transformers' class of the family run with factored experts? Where its experts are one module with matrices of the usual
- *  order and without biases, and config.json is the text model's. MOEC_EINVAL: no, the text says why. */
+/** Why transformers' class of the family cannot run what the modelling file puts in place of its experts; NULL: it can. Where its
+ *  experts are one module with matrices of the usual order and without biases, and config.json is the text model's. */
+MOEC_API const char *moec_factor_refused(const moec_model *m);
+/** MOEC_EINVAL: moec_factor_refused, and the text says why. */
 MOEC_API moec_status moec_factor_can_keep(const moec_model *m, moec_err *err) MOEC_USE_RESULT;
 /** The plan's numbers are possible for the model. MOEC_EFORMAT. */
 MOEC_API moec_status moec_factor_check(const moec_plan *p, const moec_model *m, moec_err *err) MOEC_USE_RESULT;

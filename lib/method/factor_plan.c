@@ -276,7 +276,7 @@ done:
 
 /* --- does it fit ----------------------------------------------------------------------------------------------------- */
 
-moec_status moec_factor_can_keep(const moec_model *m, moec_err *err)
+const char *moec_factor_refused(const moec_model *m)
 {
     const moec_layer *l = moec_set_layer(m, 0);
     const char *why = NULL;
@@ -290,6 +290,12 @@ moec_status moec_factor_can_keep(const moec_model *m, moec_err *err)
         why = "its experts have biases";
     else if (!strstr(l->expert[0].gate.of->name, ".experts."))
         why = "its experts' tensors are not called experts";
+    return why;
+}
+
+moec_status moec_factor_can_keep(const moec_model *m, moec_err *err)
+{
+    const char *why = moec_factor_refused(m);
     return why ? moec_fail(err, MOEC_EINVAL, "%s: %s; --emit dense works with every client", m->family->model_type, why) : MOEC_OK;
 }
 

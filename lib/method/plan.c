@@ -110,10 +110,10 @@ done:
     return st;
 }
 
-moec_status moec_plan_keep_all(moec_plan *p, moec_err *err)
+static moec_status keep_all_from(moec_plan *p, int64_t set, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    for (int64_t i = 0; st == MOEC_OK && i < p->n_sets; i++) {
+    for (int64_t i = set; st == MOEC_OK && i < p->n_sets; i++) {
         moec_plan_layer *l = &p->layer[i];
         moec_free(l->keep);
         l->n_keep = 0;
@@ -124,6 +124,18 @@ moec_status moec_plan_keep_all(moec_plan *p, moec_err *err)
         }
     }
     return st;
+}
+
+moec_status moec_plan_keep_all(moec_plan *p, moec_err *err)
+{
+    return keep_all_from(p, 0, err);
+}
+
+moec_status moec_plan_map(moec_plan *p, moec_err *err)
+{
+    p->mapped = true;
+    p->new_top_k = p->top_k;
+    return keep_all_from(p, p->n_layers, err);
 }
 
 moec_status moec_plan_whole(moec_plan **out, const moec_model *m, moec_err *err)
@@ -267,6 +279,8 @@ static moec_status head_json(moec_json **out, const moec_plan *p, moec_err *err)
         moec_json_set(o, "repair", repair);
     if (p->weights[0])
         moec_json_set(o, "weights", moec_json_new_string(p->weights));
+    if (p->mapped)
+        moec_json_set(o, "emit", moec_json_new_string("map"));
     if (p->factor.kind != MOEC_FACTOR_NONE)
         moec_json_set(o, "factor", moec__factor_to_json(p));
     return MOEC_OK;
@@ -570,6 +584,19 @@ static moec_status read_others(moec_plan *p, const moec_reader *r, const moec_js
     return st;
 }
 
+/* A mapped layer's every row leads somewhere. */
+static moec_status read_leads(const moec_plan *p, const moec_reader *r)
+{
+    for (int64_t i = 0; p->mapped && i < p->n_layers; i++) {
+        const moec_plan_layer *l = &p->layer[i];
+        for (int32_t e = 0; l->n_keep < l->n_experts && e < l->n_experts; e++)
+            if (!l->into || l->into[e] < 0)
+                return moec_fail(r->err, MOEC_EFORMAT, "%s: layers[%lld]: expert %d is neither kept nor merged, which \"emit\": "
+                                 "\"map\" does not know", r->what, (long long)i, (int)e);
+    }
+    return MOEC_OK;
+}
+
 static moec_status read_sets(moec_plan *p, const moec_reader *r, const moec_json *root)
 {
     const moec_json *layers = moec_json_get(root, "layers"), *others = moec_json_get(root, "others");
@@ -597,7 +624,7 @@ static moec_status read_word(const char **out, const moec_reader *r, const moec_
 /* What is only there where it applies. */
 static moec_status read_extras(moec_plan *p, const moec_reader *r, moec_json *root)
 {
-    static const char *const policies[] = {"keep", "drop"}, *const types[] = {"bf16", "f16", "f32"};
+    static const char *const policies[] = {"keep", "drop"}, *const types[] = {"bf16", "f16", "f32"}, *const emits[] = {"map"};
     moec_status st = MOEC_OK;
     const char *word;
     MOEC_TRY(read_word(&word, r, root, "mtp", policies, 2));
@@ -606,6 +633,8 @@ static moec_status read_extras(moec_plan *p, const moec_reader *r, moec_json *ro
     p->drop_groups = word != NULL;
     MOEC_TRY(read_word(&word, r, root, "dtype", types, MOEC_COUNT(types)));
     p->dtype = word ? moec_plan_dtype(word) : MOEC_DTYPE_COUNT;
+    MOEC_TRY(read_word(&word, r, root, "emit", emits, 1));
+    p->mapped = word != NULL;
     if (moec_json_get(root, "pad"))
         MOEC_TRY(moec__read_int(&p->pad, r, root, "plan", "pad", 1, MAX_EXPERTS));
     if (moec_json_get(root, "expert_width"))
@@ -649,7 +678,7 @@ moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *wh
     static const char *const known[] = {"moecompress_plan", "kind",   "model", "model_type", "method",
                                         "options",          "stats",  "top_k", "new_top_k",  "mtp",
                                         "groups",           "pad",    "dtype", "layers",     "betas",            "others",
-                                        "expert_width",     "repair", "weights", "drop_layers", "factor"};
+                                        "expert_width",     "repair", "weights", "drop_layers", "factor",     "emit"};
     moec_status st = MOEC_OK;
     moec_plan *p = NULL;
     const moec_reader r = {.what = what, .err = err};
@@ -659,6 +688,7 @@ moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *wh
     MOEC_TRY(read_head(p, &r, root));
     MOEC_TRY(read_extras(p, &r, root));
     MOEC_TRY(read_sets(p, &r, root));
+    MOEC_TRY(read_leads(p, &r));
     MOEC_TRY(read_betas(p, &r, root));
     MOEC_TRY(moec__factor_read(p, &r, moec_json_get(root, "factor")));
     *out = p;

@@ -77,6 +77,8 @@ typedef struct moec_plan {
     char weights[33];   /* moec_override_digest of these weights, "" when none */
     moec_plan_factor factor;
     moec_plan_quant quant;
+    bool mapped;        /* the router keeps all its rows, and those of merged experts go to the one that they became: a table in
+                           config.json says which (moec_plan_map) */
     int64_t n_layers;   /* MoE layers, ascending */
     int64_t n_sets;     /* and behind them attention experts and the MTP layers that stay, in the order of model->set */
     moec_plan_layer *layer; /* [n_sets] */
@@ -93,6 +95,14 @@ MOEC_API moec_status moec_plan_new(moec_plan **out, const moec_model *m, const c
 MOEC_API moec_status moec_plan_whole(moec_plan **out, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
 /** Keeps every expert of every set. MOEC_ENOMEM. */
 MOEC_API moec_status moec_plan_keep_all(moec_plan *p, moec_err *err) MOEC_USE_RESULT;
+/** Makes it `mapped`: top-k as it was, attention experts and MTP layers whole. The layers' `into` must come to name a kept expert for
+ *  every expert; layers may keep unequal numbers. MOEC_ENOMEM. */
+MOEC_API moec_status moec_plan_map(moec_plan *p, moec_err *err) MOEC_USE_RESULT;
+/** Does the output bring the Python file with which transformers runs it? Where it has factors or is `mapped`. */
+MOEC_API bool moec_plan_brings_code(const moec_plan *p);
+/** Number in the output of the expert that a row of a mapped plan's router leads to, `row` of MoE layer l. Where nobody was merged
+ *  yet (a dry run) it is any that there is. */
+MOEC_API int64_t moec_plan_leads_to(const moec_plan *p, int64_t l, int64_t row);
 /** Number in the output of layer `layer` (of multi-token prediction, too, where it is numbered behind the others), -1 when
  *  it is dropped. */
 MOEC_API int64_t moec_plan_layer_number(const moec_plan *p, int64_t layer);
@@ -104,7 +114,7 @@ MOEC_API moec_status moec_plan_set_option(moec_plan *p, const char *key, moec_js
  *  "layers": [{"layer", "experts", "keep", "unseen", "protected", "score"}]}; score only where there is one. Where they
  *  apply, in front of "layers": "mtp": "keep"|"drop", "groups": "drop", "pad": N, "dtype": "bf16"|"f16"|"f32",
  *  "betas": [one a layer] (0 to 1, only with top_k and new_top_k 2), "expert_width": N, "drop_layers": [..], "repair": {..},
- *  "weights": digest, "factor": {"kind": "svd"|"pivot"|"mc-smoe"|"base-delta"|"mpo", "emit": "dense"|"factored", "rank": [2], "rows": [2],
+ *  "weights": digest, "emit": "map", "factor": {"kind": "svd"|"pivot"|"mc-smoe"|"base-delta"|"mpo", "emit": "dense"|"factored", "rank": [2], "rows": [2],
  *  "cores": n, "bonds": [2 (n - 1)], "error": [3 a layer]}, "quant": {"format", "group_size", "zero_points": true|false,
  *  "scale_dtype", "error": [3 a layer], "others": [{"layer", "q": bits, "o": bits, ..}]} with in each layer "bits": [one an expert, or
  *  [gate, up, down]];
@@ -125,7 +135,8 @@ MOEC_API moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const
 MOEC_API moec_status moec_plan_read(moec_plan **out, const char *path, moec_err *err) MOEC_USE_RESULT;
 /** The plan fits this model: fingerprint (that of m), model_type where it is said, sets, expert counts, top-k as before, new
  *  top-k <= kept and unchanged where moec_top_k_may_shrink says no; one count of kept experts in all sets
- *  (no client loads anything else) unless they are padded to one; "mtp" said exactly where there are MTP layers;
+ *  (no client loads anything else) unless they are padded to one or mapped; mapped: every expert leads to a kept one, and nothing
+ *  but gate, up and down of merged experts changes; "mtp" said exactly where there are MTP layers;
  *  moec_plan_check_groups for every set and moec_plan_check_pad. MOEC_EFORMAT. */
 MOEC_API moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
     MOEC_USE_RESULT;
@@ -155,7 +166,7 @@ MOEC_API bool moec_top_k_may_shrink(const moec_model *m);
 /** A token uses k experts in the output. MOEC_EINVAL: k is above what it is now or would be, it may not shrink (said why), or
  *  the number of experts is not top-k's. */
 MOEC_API moec_status moec_plan_set_top_k(moec_plan *p, const moec_model *m, int64_t k, moec_err *err) MOEC_USE_RESULT;
-/** Experts a layer of the output has: pad, or what is kept. */
+/** Experts a layer of the output has by config.json: pad, or what is kept, or as many as the source where they are mapped. */
 MOEC_API int64_t moec_plan_experts(const moec_plan *p);
 /** Fewest that a set keeps. */
 MOEC_API int64_t moec_plan_least(const moec_plan *p);

@@ -37,7 +37,7 @@ bool moec_plan_even(const moec_plan *p)
 
 int64_t moec_plan_experts(const moec_plan *p)
 {
-    return p->pad > 0 ? p->pad : p->layer[0].n_keep;
+    return p->mapped ? p->layer[0].n_experts : p->pad > 0 ? p->pad : p->layer[0].n_keep;
 }
 
 int64_t moec_plan_dead(const moec_plan *p)
@@ -115,7 +115,7 @@ static moec_status check_groups(const moec_plan *p, const moec_model *m, moec_er
     moec_status st = MOEC_OK;
     if (p->drop_groups && m->dims.groups <= 1)
         return moec_fail(err, MOEC_EFORMAT, "plan: groups is drop, but the router of this model has no groups");
-    if (p->drop_groups || m->dims.groups <= 1)
+    if (p->drop_groups || p->mapped || m->dims.groups <= 1) /* mapped, the router chooses among as many as before */
         return MOEC_OK;
     for (int64_t i = 0; st == MOEC_OK && i < p->n_sets; i++) {
         const moec_plan_layer *l = &p->layer[i];
@@ -224,12 +224,42 @@ static moec_status check_top_k(const moec_plan *p, const moec_model *m, moec_err
     if (p->top_k != m->dims.top_k)
         return moec_fail(err, MOEC_EFORMAT, "plan: top_k is %lld, the model has %lld", (long long)p->top_k,
                          (long long)m->dims.top_k);
-    if (p->new_top_k > moec_plan_least(p))
+    if (!p->mapped && p->new_top_k > moec_plan_least(p))
         return moec_fail(err, MOEC_EFORMAT, "plan: new_top_k is %lld, more than the %lld experts that are kept",
                          (long long)p->new_top_k, (long long)moec_plan_least(p));
     if (p->new_top_k != p->top_k && !moec_top_k_may_shrink(m))
         return moec_fail(err, MOEC_EFORMAT, "plan: new_top_k is %lld, but top-k of this model cannot change from %lld: its "
                          "form depends on it", (long long)p->new_top_k, (long long)p->top_k);
+    return MOEC_OK;
+}
+
+bool moec_plan_brings_code(const moec_plan *p)
+{
+    return p->factor.kept || p->mapped;
+}
+
+/* Nothing but experts' matrices changes. */
+static moec_status check_map(const moec_plan *p, const moec_model *m, moec_err *err)
+{
+    const uint32_t matrices = MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN;
+    const char *why = p->mapped ? moec_factor_refused(m) : NULL;
+    if (!p->mapped)
+        return MOEC_OK;
+    if (why)
+        return moec_fail(err, MOEC_EFORMAT, "plan: emit map: %s: %s", m->family->model_type, why);
+    if (p->pad > 0 || p->width > 0 || p->n_drop > 0 || p->betas || p->factor.kind != MOEC_FACTOR_NONE || p->new_top_k != p->top_k)
+        return moec_fail(err, MOEC_EFORMAT, "plan: emit map does not go with pad, expert_width, drop_layers, betas, factor or another "
+                         "top-k");
+    for (int64_t i = 0; i < p->n_sets; i++) {
+        const moec_plan_layer *l = &p->layer[i];
+        if ((l->rewritten & ~matrices) != 0 || (i >= p->n_layers && (l->rewritten || l->n_keep < l->n_experts)))
+            return moec_fail(err, MOEC_EFORMAT, "plan: %s layer %lld: emit map changes gate, up and down of MoE layers and nothing "
+                             "else", moec_set_name(l->kind), (long long)l->layer);
+        for (int64_t e = 0; l->into && e < l->n_experts; e++)
+            if (moec_plan_kept(p, i, l->into[e]) < 0 || (moec_plan_kept(p, i, e) >= 0) != (l->into[e] == e))
+                return moec_fail(err, MOEC_EFORMAT, "plan: layer %lld: emit map: expert %lld is neither kept nor merged into a kept one",
+                                 (long long)l->layer, (long long)e);
+    }
     return MOEC_OK;
 }
 
@@ -354,6 +384,7 @@ moec_status moec_plan_check_shape(const moec_plan *p, const moec_model *m, const
     MOEC_TRY(check_groups(p, m, err));
     MOEC_TRY(check_rewritten(p, m, err));
     MOEC_TRY(moec_factor_check(p, m, err));
+    MOEC_TRY(check_map(p, m, err));
     MOEC_TRY(check_drop(p, m, err));
     if (p->pad > 0 && moec_plan_check_pad(m, p->drop_groups, p->pad, err) != MOEC_OK)
         st = moec_fail(err, MOEC_EFORMAT, "plan: %s", err ? err->text : "");
@@ -364,7 +395,7 @@ done:
 moec_status moec_plan_check(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
 {
     moec_status st = moec_plan_check_shape(p, m, fingerprint, err);
-    for (int64_t i = 1; st == MOEC_OK && p->pad == 0 && i < p->n_sets; i++) {
+    for (int64_t i = 1; st == MOEC_OK && p->pad == 0 && !p->mapped && i < p->n_sets; i++) {
         const moec_plan_layer *l = &p->layer[i];
         if (l->n_keep != p->layer[0].n_keep)
             st = moec_fail(err, MOEC_EFORMAT, "plan: layer %lld keeps %lld experts, layer %lld keeps %lld; %s",
@@ -394,6 +425,13 @@ int64_t moec_plan_number(const moec_plan *p, const moec_model *m, int64_t l, int
     const int64_t kept = moec_plan_kept(p, l, expert);
     const moec_slots s = moec_plan_slots(p, m, l);
     return kept < 0 ? -1 : kept / s.live * s.size + kept % s.live;
+}
+
+int64_t moec_plan_leads_to(const moec_plan *p, int64_t l, int64_t row)
+{
+    const moec_plan_layer *pl = &p->layer[l];
+    const int64_t kept = moec_plan_kept(p, l, pl->into ? pl->into[row] : row);
+    return kept >= 0 ? kept : 0;
 }
 
 int64_t moec_plan_kept(const moec_plan *p, int64_t l, int64_t expert)

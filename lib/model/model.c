@@ -275,6 +275,10 @@ moec_status moec_model_open(moec_model **out, const char *dir, moec_err *err)
     if (moec_json_get(moec_ckpt_config(m->ckpt), MOEC_CONFIG_FACTORS))
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: its experts are factors, which transformers runs (trust_remote_code) and this "
                            "program only verifies; to measure it, make the same with --emit dense or as a plan for eval --plan", dir));
+    if (moec_json_get(moec_ckpt_config(m->ckpt), MOEC_CONFIG_MAP))
+        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: rows of its routers share experts (merge --emit map), which transformers runs "
+                           "(trust_remote_code) and this program only verifies and inspects; to measure it, make the same with --emit "
+                           "tied or as a plan for eval --plan", dir));
     MOEC_TRY(find_family(&m->family, m->ckpt, err));
     m->config = moec_json_get(moec_ckpt_config(m->ckpt), "text_config");
     if (!moec_json_absent(m->config) && moec_json_type(m->config) != MOEC_JSON_OBJECT)

@@ -114,11 +114,13 @@ typedef struct moec_model {
 
 /* Key of a config.json whose checkpoint has factors in place of experts' matrices: only transformers computes with them. */
 #define MOEC_CONFIG_FACTORS "moecompress_factors"
+/* And where a router has more rows than there are experts: {"LAYER": [expert of each row, ..], ..}. */
+#define MOEC_CONFIG_MAP "moecompress_map"
 
 /** Opens a folder and binds it.
  *  @return MOEC_OK; everything moec_ckpt_open returns; MOEC_EFORMAT: model_type unknown (the text names what is near it), a
  *          config key missing, of the wrong type or out of range, top-k above the number of experts, unknown rope type, a
- *          quantized source, or one with factored experts; MOEC_ESHAPE: a tensor missing or of another shape or a dtype that cannot be computed with
+ *          quantized source, or one with factored experts or a router with rows that share some; MOEC_ESHAPE: a tensor missing or of another shape or a dtype that cannot be computed with
  *          (the text names it, what it is and what was expected). Close with moec_model_close. */
 MOEC_API moec_status moec_model_open(moec_model **out, const char *dir, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_model_close(moec_model *m);

@@ -40,6 +40,7 @@ typedef struct form {
     int64_t least;           /* fewest experts of a layer; experts where all have as many */
     int64_t router_in;       /* rows of a router's first matrix; 0: it has one matrix only */
     bool factors;            /* in place of experts' matrices */
+    bool mapped;             /* rows of the router share experts */
     bool fp8, mxfp4, opened; /* opened: a quantized source that is written in a plain type */
 } form;
 
@@ -72,6 +73,9 @@ static form form_of(const moec_model *m, const moec_plan *p)
         f.top_k = p->new_top_k;
         f.width = p->width;
         f.factors = p->factor.kept;
+        f.mapped = p->mapped;
+        if (p->mapped) /* the router's; experts are counted by the modelling file */
+            f.experts = f.least = d->experts;
         if (p->drop_groups)
             f.groups = f.top_groups = 1;
         f.opened = p->dtype != MOEC_DTYPE_COUNT && (f.fp8 || f.mxfp4);
@@ -159,6 +163,14 @@ static bool reads_factors(char why[WHY], const form *f, const struct client_row 
     return !f->factors;
 }
 
+static bool reads_map(char why[WHY], const form *f, const struct client_row *c)
+{
+    (void)c;
+    snprintf(why, WHY, "no code for routers whose rows share experts, which transformers runs by the Python file beside them; --emit "
+                       "native loads here");
+    return !f->mapped;
+}
+
 static const struct rule {
     const char *name;
     unsigned binds;
@@ -166,6 +178,7 @@ static const struct rule {
 } rules[] = {
     {"class", ALL, has_class},
     {"factors", VLLM | SGLANG | LLAMA_CPP, reads_factors},
+    {"map", VLLM | SGLANG | LLAMA_CPP, reads_map},
     {"remote-code", TRANSFORMERS, has_code},
     {"router-width", TRANSFORMERS, router_fits},
     {"top-k", ALL, top_k_fits},
@@ -193,9 +206,10 @@ static void advise(char *out, size_t cap, const form *f, const struct client_row
 static void say_good(char why[WHY], const form *f, const struct client_row *c)
 {
     const char *storage = f->mxfp4 ? "; MXFP4 blocks as they are" : f->fp8 ? "; FP8 with block scales" : "";
-    const bool own = f->factors || f->m->family->remote_code;
+    const bool own = f->factors || f->mapped || f->m->family->remote_code;
     const char *code = c->bit == TRANSFORMERS && own ? "; with trust_remote_code" : "";
-    snprintf(why, WHY, "%s%s%s", c->good, code, storage);
+    const char *good = f->mapped ? "the Python file beside it leads each row of the router to its expert" : c->good;
+    snprintf(why, WHY, "%s%s%s", good, code, storage);
 }
 
 int moec_clients_of(moec_client *out, const moec_model *m, const moec_plan *p)

@@ -482,16 +482,32 @@ done:
     return st;
 }
 
-/* Which code runs the factors, and their shapes. The source's own auto_map would have another class read them. */
-static moec_status say_factors(const editor *e, const moec_plan *p, moec_err *err)
+/* {"LAYER": [expert of each of the router's rows, ..], ..} */
+static moec_json *map_of(const moec_plan *p)
 {
-    static const char map[] = "{\"AutoModelForCausalLM\": \"modeling_moecompress.FactoredForCausalLM\"}";
+    moec_json *o = moec_json_new_object();
+    char number[24];
+    for (int64_t i = 0; i < p->n_layers; i++) {
+        moec_json *a = moec_json_new_array();
+        for (int64_t e = 0; e < p->layer[i].n_experts; e++)
+            moec_json_push(a, moec_json_new_int(moec_plan_leads_to(p, i, e)));
+        snprintf(number, sizeof number, "%lld", (long long)p->layer[i].layer);
+        moec_json_set(o, number, a);
+    }
+    return o;
+}
+
+/* Which code runs the output, and what it needs: shapes of factors, or the map. The source's own auto_map would have another class
+ * read them. */
+static moec_status say_code(const editor *e, const moec_plan *p, moec_err *err)
+{
+    static const char code[] = "{\"AutoModelForCausalLM\": \"modeling_moecompress.CompressedForCausalLM\"}";
     moec_status st = MOEC_OK;
     char *text = NULL;
-    moec_json *o = moec_factor_config(p, e->m);
+    moec_json *o = p->mapped ? map_of(p) : moec_factor_config(p, e->m);
     MOEC_TRY(moec_json_dump(&text, o, 0, err));
-    MOEC_TRY(insert(e, MOEC_CONFIG_FACTORS, text, err)); /* such a source would not have been opened */
-    MOEC_TRY(value_at(e, "auto_map") ? edit(e, "auto_map", map, err) : insert(e, "auto_map", map, err));
+    MOEC_TRY(insert(e, p->mapped ? MOEC_CONFIG_MAP : MOEC_CONFIG_FACTORS, text, err)); /* such a source would not have been opened */
+    MOEC_TRY(value_at(e, "auto_map") ? edit(e, "auto_map", code, err) : insert(e, "auto_map", code, err));
 done:
     moec_json_free(o);
     moec_free(text);
@@ -519,8 +535,8 @@ moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan 
         MOEC_TRY(set_width(&e, p->width, err));
     if (p->n_drop > 0)
         MOEC_TRY(drop_layers(&e, p, err));
-    if (p->factor.kept)
-        MOEC_TRY(say_factors(&e, p, err));
+    if (moec_plan_brings_code(p))
+        MOEC_TRY(say_code(&e, p, err));
     MOEC_TRY(edit_quantization(&e, p, err));
     if (p->dtype != MOEC_DTYPE_COUNT)
         MOEC_TRY(edit_dtype(&e, p->dtype, err));

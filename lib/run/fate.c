@@ -105,7 +105,8 @@ moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_for
     }
     const moec_slots slots = moec_plan_slots(p, m, at->set);
     if (at->role == MOEC_ROLE_STACK) {
-        if (l->n_keep < l->n_experts) {
+        const bool whole = p->mapped && (at->parts & (MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN)) == 0; /* the router's */
+        if (l->n_keep < l->n_experts && !whole) {
             f.parts = l;
             f.slots = slots;
             f.across = at->across > 0 ? &p->layer[at->across - 1] : NULL;

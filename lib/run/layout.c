@@ -321,7 +321,7 @@ static moec_status add_side(builder *b, moec_err *err)
     char *path = NULL, *config = NULL;
     MOEC_TRY(moec_config_edited(&config, b->m, b->p, err));
     MOEC_TRY(moec_out_text(b->l->files, "config.json", config, strlen(config), err));
-    if (b->p->factor.kept)
+    if (moec_plan_brings_code(b->p))
         MOEC_TRY(moec_out_text(b->l->files, MOEC_MODELING_NAME, moec__modeling_text, moec__modeling_bytes, err));
     MOEC_TRY(moec_side_scan(&b->l->side, b->c, b->p, err));
     for (size_t i = 0; i < b->l->side.n; i++) {

@@ -29,7 +29,7 @@ typedef struct moec_side_list {
 
 /** Every entry of a checkpoint's folder and what becomes of it. Links to files are read through; folders, other weight
  *  formats (they hold the unpruned model) and anything that is no regular file are left out. MOEC_EIO, MOEC_ENOMEM.
- *  `p`: the output's, or NULL; factors bring a modelling file of their own. Release with moec_side_release. */
+ *  `p`: the output's, or NULL; some bring a modelling file of their own. Release with moec_side_release. */
 MOEC_API moec_status moec_side_scan(moec_side_list *out, const moec_ckpt *c, const moec_plan *p, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_side_release(moec_side_list *l);
 
@@ -39,7 +39,7 @@ MOEC_API void moec_side_release(moec_side_list *l);
  *  entries of the quantization's lists of modules that name an expert; with a dtype the quantization goes and the key
  *  of the dtype follows; with betas their key is added or replaced; with a width that of the experts, and the number of shared
  *  experts where their width follows it. Where layers are dropped: their number, lists with an entry for each layer or with
- *  numbers of layers, first and last layers of a kind. Free with moec_free.
+ *  numbers of layers, first and last layers of a kind. With factors or a map: these, and auto_map. Free with moec_free.
  *  MOEC_ENOMEM; MOEC_EFORMAT: a layer that stays would be of another kind under its new number, since a rule counts layers
  *  ("every fourth"): the text names it. */
 MOEC_API moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan *p, moec_err *err)

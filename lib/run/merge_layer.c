@@ -54,6 +54,9 @@ static moec_status note_groups(moec_lockstep *u, moec_plan_layer *pl, moec_err *
         pl->score[e] = u->groups.saliency[e];
         if (!u->o->tied && pl->into[e] == e)
             pl->keep[n++] = e;
+        if (u->p->mapped && pl->into[e] < 0)
+            st = moec_fail(err, MOEC_EINVAL, "expert %d joins nobody, so its row of the router would lead nowhere; without --emit map "
+                           "it is pruned", (int)e);
     }
     return st;
 }

@@ -1,4 +1,5 @@
-"""Runs a Mixture-of-Experts model whose experts' matrices are factors, as moecompress wrote it (config.json: moecompress_factors).
+"""Runs a Mixture-of-Experts model as moecompress wrote it: one whose experts' matrices are factors (config.json:
+moecompress_factors), or one whose router has more rows than there are experts (moecompress_map).
 
     transformers.AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
@@ -8,8 +9,12 @@ replaced by one that computes with the factors:
     pivot         some rows of A B x, the others from these
     svd, mc-smoe  y = A (B x) (+ S x, S zero but for some rows)    base-delta  y = M x + A (B x)    mpo  y = (T_1 .. T_n) x
 
+Or that module has fewer experts, which rows of the router share: what is selected is looked up in the layer's table first, and an
+expert that is selected twice adds both weights.
+
 Needs transformers 5, where experts are one module with gate_up_proj [E, 2I, H] and down_proj [E, H, I].
 """
+import re
 import types
 
 import torch
@@ -85,37 +90,74 @@ class FactoredExperts(nn.Module):
         return out + linear(mixed, self.down_proj_base) if based else out
 
 
-def replace_experts(model, spec):
-    found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()
+_shared = {}
+
+
+def shared_class(base):
+    """A class of experts, and of its name, whose number is looked up first."""
+    if base not in _shared:
+        def forward(self, hidden_states, top_k_index, top_k_weights):
+            at = top_k_index.device
+            if at not in self.tables:  # no buffer: those that no file has are lost where models are made without memory
+                self.tables[at] = torch.tensor(self.expert_of_row, device=at)
+            return base.forward(self, hidden_states, self.tables[at][top_k_index], top_k_weights)
+
+        _shared[base] = type(base.__name__, (base,), {"forward": forward, "__module__": base.__module__})
+    return _shared[base]
+
+
+def share_experts(experts, table):
+    """`table`: number of the expert that each row of the router leads to."""
+    n = 1 + max(table)
+    for name in ("gate_up_proj", "down_proj"):
+        old = getattr(experts, name)
+        if old.shape[0] != len(table):
+            raise ValueError(f"moecompress_map: {len(table)} rows, config.json says {old.shape[0]} experts")
+        setattr(experts, name, nn.Parameter(torch.empty((n, *old.shape[1:]), dtype=old.dtype, device=old.device)))
+    experts.num_experts = n
+    experts.expert_of_row, experts.tables = table, {}
+    experts.__class__ = shared_class(type(experts))
+
+
+def experts_of(model):
+    found = [(parent, name, child, at + "." + name) for at, parent in model.named_modules() for name, child in parent.named_children()
              if name == "experts" and hasattr(child, "down_proj") and hasattr(child, "gate_up_proj")]
-    if not found or not all(hasattr(child, "_apply_gate") for _, _, child in found):
+    if not found or not all(hasattr(child, "_apply_gate") for _, _, child, _ in found):
         raise ValueError(f"{type(model).__name__} of transformers {transformers.__version__} has no modules with all experts' "
-                         "matrices that could be replaced by their factors; transformers 5 is needed")
-    for parent, name, child in found:
-        setattr(parent, name, FactoredExperts(child, spec))
+                         "matrices that could be replaced; transformers 5 is needed")
+    return found
+
+
+def replace_experts(model, config):
+    for parent, name, child, at in experts_of(model):
+        if hasattr(config, "moecompress_factors"):
+            setattr(parent, name, FactoredExperts(child, config.moecompress_factors))
+        else:
+            share_experts(child, config.moecompress_map[re.search(r"layers\.(\d+)\.", at).group(1)])
 
 
 _classes = {}
 
 
-def factored_class(base):
-    """A class of the architecture, and of its name, that has factored experts."""
+def compressed_class(base):
+    """A class of the architecture, and of its name, that has these experts."""
     if base not in _classes:
         def init(self, config, *args, **kwargs):
             base.__init__(self, config, *args, **kwargs)
-            replace_experts(self, config.moecompress_factors)
+            replace_experts(self, config)
 
         _classes[base] = type(base.__name__, (base,), {"__init__": init, "__module__": base.__module__})
     return _classes[base]
 
 
-class FactoredForCausalLM:
+class CompressedForCausalLM:
     """What auto_map names: makes the class that config.architectures says."""
 
     @staticmethod
     def _of(config):
         base = getattr(transformers, config.architectures[0])
-        return factored_class(base) if hasattr(config, "moecompress_factors") else base
+        ours = hasattr(config, "moecompress_factors") or hasattr(config, "moecompress_map")
+        return compressed_class(base) if ours else base
 
     @classmethod
     def register_for_auto_class(cls, auto_class="AutoModelForCausalLM"):

@@ -33,6 +33,12 @@ moec_status moec_preview_set(moec_preview *v, const moec_plan *p, int64_t set, m
         if (l->kind == MOEC_SET_MOE)
             moec_draft_show(&v->variant->model.layer[l->layer], &v->draft[set], l->keep);
     }
+    if (p->mapped && l->kind == MOEC_SET_MOE) { /* all rows stay, each with the expert that it leads to */
+        moec_mlp *expert = v->variant->model.layer[l->layer].expert;
+        for (int64_t e = 0; l->into && e < l->n_experts; e++)
+            expert[e] = expert[l->into[e]]; /* which leads to itself */
+        return MOEC_OK;
+    }
     return l->n_keep < l->n_experts ? moec_variant_keep(v->variant, set, l->keep, l->n_keep, err) : MOEC_OK;
 }
 
@@ -50,6 +56,8 @@ moec_status moec_preview_digest(moec_digest *out, const moec_plan *p, const moec
         const int64_t head[] = {i, l->rewritten, l->n_keep};
         moec_hash_add(h, head, sizeof head);
         moec_hash_add(h, l->keep, (size_t)l->n_keep * sizeof *l->keep);
+        if (p->mapped && l->into)
+            moec_hash_add(h, l->into, (size_t)l->n_experts * sizeof *l->into);
     }
     if (p->factor.kind != MOEC_FACTOR_NONE) { /* whether factors are written or products does not matter */
         const moec_plan_factor *f = &p->factor;

@@ -140,6 +140,8 @@ static moec_status begin(moec_lockstep *u, moec_err *err)
                          "take out", u->m->family->model_type);
     if (u->o->tied && (!u->o->merge || u->o->kind != MOEC_REPAIR_NONE || u->o->router))
         return moec_fail(err, MOEC_EINVAL, "repair: experts that share weights are merged and not fitted, and their router stays");
+    if (u->p->mapped && (!u->o->merge || u->o->tied || u->o->router || u->o->merge->decide))
+        return moec_fail(err, MOEC_EINVAL, "repair: mapped experts are merged, each into another one, and their router stays");
     MOEC_TRY(moec_preview_begin(&u->twin, u->m, u->p, err));
     u->slots = u->twin.variant->model.dims.slots;
     u->ld = u->m->dims.experts + u->m->dims.null_experts;

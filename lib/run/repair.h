@@ -51,12 +51,13 @@ typedef struct moec_repair moec_repair;
  *  fit the model (moec_plan_check) and rewrite nothing yet; with o->thin it is of grain neurons. error: sum w |y - r|^2 /
  *  sum w |y|^2 on held-out windows (on all when there is one window), without and with the fitted weights.
  *  With o->method the keep lists and scores of MoE layers are replaced, each by what its layer gives behind those before it; with
- *  o->merge likewise, and `into` is filled (score: the saliency).
+ *  o->merge likewise, and `into` is filled (score: the saliency). Of a mapped plan the experts that rows share are fitted to what
+ *  all these rows send them, a token that selects one twice with the sum of its weights.
  *  Multi-token-prediction layers and attention experts are not repaired: they are not run. With o->thin they are made thinner.
  *  @param out  the work folder and its weights, to be given to moec_apply; moec_repair_close.
  *  @return MOEC_OK; MOEC_EINVAL: quantized weights without plan->dtype, a model whose experts are not all feed-forward, what
  *          moec_merge_group or moec_merge_fill_all refuses, options that do not go together (o->tied with a fit, o->thin with
- *          o->merge); MOEC_EEXIST: another run is at work in the folder, or it holds finished layers of
+ *          o->merge, a mapped plan with o->router or a recipe that decides or prunes); MOEC_EEXIST: another run is at work in the folder, or it holds finished layers of
  *          another one and resume is on; MOEC_EFORMAT: what an earlier run left is damaged; MOEC_ENOFIT, MOEC_EINTR (can be resumed),
  *          MOEC_EIO, MOEC_ENOMEM, MOEC_ENUMERIC.
  *  Cost: for each layer three forward passes and what repair.h of lib/method says. */

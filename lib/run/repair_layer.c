@@ -25,8 +25,8 @@ static bool whole_layer(const moec_lockstep *u, const moec_plan_layer *pl)
 static uint32_t parts_of(const moec_lockstep *u, const moec_plan_layer *pl)
 {
     const uint32_t all = MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN;
-    const bool fitted = u->o->kind == MOEC_REPAIR_DEEP && whole_layer(u, pl);
-    const bool merged = u->o->merge && !u->o->tied && u->o->merge->router != MOEC_ROW_KEEP;
+    const bool fitted = u->o->kind == MOEC_REPAIR_DEEP && !u->p->mapped && whole_layer(u, pl);
+    const bool merged = u->o->merge && !u->o->tied && !u->p->mapped && u->o->merge->router != MOEC_ROW_KEEP;
     if (u->o->kind == MOEC_REPAIR_DEEP || u->o->merge || u->o->thin)
         return all | (fitted || merged ? MOEC_PART_ROUTER : 0);
     return u->o->kind == MOEC_REPAIR_RIDGE ? MOEC_PART_UP | MOEC_PART_DOWN : 0;
@@ -192,6 +192,28 @@ static bool any_merged(const moec_plan_layer *pl)
     return false;
 }
 
+/* Of a mapped plan: rows that share an expert select it once, with the sum of their weights. */
+static void share_selections(moec_lockstep *u, const moec_plan_layer *pl)
+{
+    for (int64_t i = 0; i < u->n; i++) {
+        int32_t *id = u->ids + i * u->slots;
+        float *gate = u->gates + i * u->slots;
+        for (int64_t s = 0; s < u->slots; s++) {
+            int64_t first = 0;
+            if (id[s] < 0 || id[s] >= pl->n_experts)
+                continue;
+            id[s] = pl->into[id[s]];
+            while (id[first] != id[s])
+                first++;
+            if (first == s)
+                continue;
+            gate[first] += gate[s];
+            gate[s] = 0.0f;
+            id[s] = -1;
+        }
+    }
+}
+
 /* The task of a layer whose sample is there, on the twin's layer as the draft shows it. */
 static moec_status solve(moec_lockstep *u, int64_t set, const moec_draft *d, moec_err *err)
 {
@@ -210,6 +232,8 @@ static moec_status solve(moec_lockstep *u, int64_t set, const moec_draft *d, moe
         for (int64_t i = 0; l->removed && l->removed[e] && i < u->n; i++)
             u->logits[i * u->ld + e] = -INFINITY;
     moec_route(u->logits, u->ids, u->gates, u->logits, twin, l, u->n);
+    if (u->p->mapped)
+        share_selections(u, pl);
     MOEC_TRY(count_few(u, pl, err));
     MOEC_TRY(kept_bias(&bias, l, pl, err));
     moec_repair_task t = {.model = twin, .layer = l, .keep = pl->keep, .n_keep = pl->n_keep, .n = u->n, .n_fit = u->n_fit,

@@ -48,9 +48,9 @@ done:
     return st;
 }
 
-/* Kept experts go into themselves (tied ones: all are kept, whatever their group), others into such a one or none. `keep` is
+/* Kept experts go into themselves (tied ones: all are kept, whatever their group), others into such a one or none (mapped: never). `keep` is
  * read. */
-static bool read_into(moec_plan_layer *pl, const moec_json *v, bool wanted, bool tied)
+static bool read_into(moec_plan_layer *pl, const moec_json *v, bool wanted, bool tied, bool mapped)
 {
     const moec_json *into = moec_json_get(v, "into");
     moec_err none;
@@ -71,7 +71,13 @@ static bool read_into(moec_plan_layer *pl, const moec_json *v, bool wanted, bool
     for (int64_t k = 0; k < pl->n_keep && !tied; k++)
         if (pl->into[pl->keep[k]] != pl->keep[k])
             return false;
-    return true;
+    int64_t alone = 0;
+    for (int64_t e = 0; mapped && e < pl->n_experts; e++) {
+        alone += pl->into[e] == e;
+        if (pl->into[e] < 0)
+            return false;
+    }
+    return !mapped || alone == pl->n_keep;
 }
 
 static bool read_keep(moec_plan_layer *pl, const moec_json *v)
@@ -130,7 +136,7 @@ moec_status moec__record_read(bool *found, const moec_lockstep *u, moec_plan_lay
     const moec_json *shift = moec_json_get(v, "load_shift");
     const bool moved = !shift || (moec_json_real(shift, &pl->load_shift) && pl->load_shift >= 0.0 && pl->load_shift <= 1.0 &&
                                    moec_json_bool(moec_json_get(v, "router_refit"), &pl->router_refit));
-    if (!errors || !moved || !read_keep(pl, v) || !read_into(pl, v, u->o->merge != NULL, u->o->tied != NULL))
+    if (!errors || !moved || !read_keep(pl, v) || !read_into(pl, v, u->o->merge != NULL, u->o->tied != NULL, u->p->mapped))
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: damaged; --no-resume begins anew", path));
     if (moec__repair_fits(u->o))
         MOEC_TRY(check_weights(u, pl, v, err));

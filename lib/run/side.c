@@ -82,7 +82,7 @@ moec_status moec_side_scan(moec_side_list *out, const moec_ckpt *c, const moec_p
         names[i] = NULL; /* moved */
         MOEC_TRY(check_name(s->name, moec_ckpt_dir(c), err));
         classify(s, c, &info, stat(path, &info) == 0);
-        if (p && p->factor.kept && strcmp(s->name, MOEC_MODELING_NAME) == 0)
+        if (p && moec_plan_brings_code(p) && strcmp(s->name, MOEC_MODELING_NAME) == 0)
             s->kind = MOEC_SIDE_REWRITE;
         moec_free(path);
         path = NULL;

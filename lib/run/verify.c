@@ -18,7 +18,7 @@ typedef struct verifier {
     moec_verify_report *r;
     const char *dir;
     const moec_verify_options *opt;
-    moec_model *m;         /* NULL: its experts are factors */
+    moec_model *m;         /* NULL: only transformers runs it (factors, a map) */
     moec_ckpt *ckpt, *own; /* own: where there is no model to close it */
     moec_json *manifest;
     moec_plan *plan;
@@ -288,8 +288,11 @@ static moec_status check_numbers(const verifier *v, moec_err *err)
         return MOEC_OK;
     if (v->m)
         check_dims(v);
-    if (p->factor.kept != (v->m == NULL))
-        problem(v->r, "config.json and the plan do not agree on whether the experts are factors");
+    const bool factors = moec_json_get(moec_ckpt_config(v->ckpt), MOEC_CONFIG_FACTORS) != NULL,
+               mapped = moec_json_get(moec_ckpt_config(v->ckpt), MOEC_CONFIG_MAP) != NULL;
+    if (p->factor.kept != factors || p->mapped != mapped)
+        problem(v->r, "config.json and the plan do not agree on whether %s",
+                p->factor.kept != factors ? "the experts are factors" : "rows of the router share experts");
     if (!v->opt->source || !v->plan_fits)
         return MOEC_OK;
     char *want = NULL;
@@ -478,12 +481,13 @@ done:
     return st;
 }
 
-/* A model where its experts are matrices, else the files alone. */
+/* A model where this program can run it, else the files alone. */
 static moec_status open_output(verifier *v, moec_err *err)
 {
     moec_status st = moec_ckpt_open(&v->own, v->dir, err);
     v->ckpt = v->own;
-    if (st != MOEC_OK || moec_json_get(moec_ckpt_config(v->own), MOEC_CONFIG_FACTORS))
+    if (st != MOEC_OK || moec_json_get(moec_ckpt_config(v->own), MOEC_CONFIG_FACTORS) ||
+        moec_json_get(moec_ckpt_config(v->own), MOEC_CONFIG_MAP))
         return st;
     moec_ckpt_close(v->own);
     v->own = NULL;

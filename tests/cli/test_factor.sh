@@ -45,8 +45,10 @@ prints 'modeling_moecompress' factor "$demo" $text --ratio 50% --emit factored -
 prints '"ok": true' verify small "$demo" --json
 prints '"ok": true' verify small --json
 ok "the modelling file" cmp small/modeling_moecompress.py "$source/lib/run/modeling_moecompress.py"
-ok "config names it" grep -q '"AutoModelForCausalLM": "modeling_moecompress.FactoredForCausalLM"' small/config.json
-expect 3 'its experts are factors' inspect small
+ok "config names it" grep -q '"AutoModelForCausalLM": "modeling_moecompress.CompressedForCausalLM"' small/config.json
+prints 'experts +their matrices are factors: svd' inspect small
+prints '"emit": "factored"' inspect small --json
+expect 3 'its experts are factors, which transformers runs' eval small --text "$demo/samples.txt"
 expect 3 'its experts are factors' prune small --method router-row --keep 8 -o out
 ok "smaller" [ "$(du -sk small | cut -f1)" -lt "$(du -sk dense | cut -f1)" ]
 size=$(wc -c <small/model-00002-of-00003.safetensors)

@@ -126,6 +126,46 @@ ok "tied: the groups are those of the first layer, which is native" \
     [ "$(grep -o '"merged": [^"]*' tied.json | head -n 1)" = "$(grep -o '"merged": [^"]*' m-smoe.json | head -n 1)" ]
 ok "tied: a plan measures as its model" same_kl "$(kl "$model" --plan tied.json)" "$(kl tied)"
 
+# --- map ---------------------------------------------------------------------------------------------------------------
+bytes()  # bytes FOLDER    of all tensors
+{
+    "$program" verify "$1" --json | sed -n 's/^ *"bytes": *\([0-9]*\),*$/\1/p'
+}
+merged map --method m-smoe --remove 50% --repair none --emit map
+ok "map: who cannot load it is said" grep -q 'vllm, sglang, llama.cpp: the source loads there, the output will not .map.' stderr
+ok "map verifies" "$program" verify map "$model" >stdout 2>stderr
+ok "map: transformers loads it" grep -qE '^transformers +loads: .*trust_remote_code' stdout
+ok "map: vllm does not" grep -qE '^vllm +does not load: .*--emit native' stdout
+ok "map verifies without its source" "$program" verify map >stdout 2>stderr
+ok "map: the modelling file" cmp map/modeling_moecompress.py "$source/lib/run/modeling_moecompress.py"
+ok "map: config.json says which" grep -qE '"moecompress_map": ."0": .([0-7], ){15}[0-7].,' map/config.json
+ok "map: config.json counts the router's rows" grep -q '"num_local_experts": *16' map/config.json
+ok "map: as large as native and its rows" [ "$(bytes map)" -eq $(($(bytes m-smoe-50) + 4 * 8 * 192 * 2)) ]
+merged map.json --method m-smoe --remove 50% --repair none --emit map --plan-only
+ok "map: apply" "$program" apply "$model" map.json -q -o map-applied >stdout 2>stderr
+ok "map: as at once" diff -r map map-applied
+ok "map: groups are those of tied" [ "$(grep -o '"merged": [^"]*' map.json)" = "$(grep -o '"merged": [^"]*' tied.json)" ]
+ok "map: a plan measures as tied" [ "$(kl "$model" --plan map.json)" = "$(kl tied)" ]
+prints 'experts +8 a layer, shared by the 16 rows of its router' inspect map
+prints '"router_rows": 16' inspect map --json
+expect 3 'rows of its routers share experts .merge --emit map., which transformers runs' eval map --text held.txt
+expect 3 'rows of its routers share experts' prune map --method router-row --keep 4 -o x
+merged map-two --remove 50% --emit map --threads 2
+ok "map: every group is merged" [ "$(grep -o '"merged": \[\[' map-two/moecompress.json | wc -l)" -eq 4 ]
+merged map-one --remove 50% --emit map --threads 1
+ok "map: one thread as two" diff -r map-one map-two
+ok "map: fitted, it verifies" "$program" verify map-two "$model" >stdout 2>stderr
+size=$(wc -c <map-two/model-00002-of-00003.safetensors)
+printf 'x' | dd of=map-two/model-00002-of-00003.safetensors bs=1 seek=$((size - 5)) conv=notrunc 2>/dev/null
+run verify map-two "$model"
+ok "map: a changed byte is found" [ "$code" -eq 3 ]
+sed -i 's/"moecompress_map": {"0": \[/&1, /' map-one/config.json
+run verify map-one "$model"
+ok "map: a changed map is found" [ "$code" -eq 3 ]
+sed '/"emit": "map"/d' map.json >unmapped.json && cp -r map.json.weights unmapped.json.weights
+expect 3 'fitted weights have digest' apply "$model" unmapped.json -o x
+rm -r map-one map-two unmapped.json.weights
+
 # --- settings ----------------------------------------------------------------------------------------------------------
 merged set --method hc-smoe --remove 50% --repair none --set distance=logits grouping=nearest align=plain
 ok "--set: rows of one engine" same_tensors set m-smoe-50
@@ -229,6 +269,11 @@ merged uneven --method m-smoe --allocation global --stats stats.h5 --remove 50% 
 ok "tied they load" "$program" verify uneven "$model" >stdout 2>stderr
 ok "there, layers have unequal numbers of groups" [ "$(grep -o '"merged": [^"]*' uneven/moecompress.json | wc -l)" -eq 4 ]
 
+merged uneven-map --method m-smoe --allocation global --stats stats.h5 --remove 50% --repair none --emit map
+ok "map: so they load, too" "$program" verify uneven-map "$model" >stdout 2>stderr
+ok "map: and that is no secret" [ -z "$(grep 'no client loads' stderr)" ]
+prints 'experts +[0-9]+ to [0-9]+ a layer, shared by the 16 rows' inspect uneven-map
+
 # --- protection ----------------------------------------------------------------------------------------------------------
 printf '0 5\n0 11\n' >protect.txt
 for method in $methods; do
@@ -278,7 +323,7 @@ merged seeded --method sub-moe --remove 50% --seed 99
 ok "k-means from another seed verifies" "$program" verify seeded "$model" >stdout 2>stderr
 head -n 250 "$model/samples.txt" >long.txt
 [ -z "$sanitized" ] || head -n 40 "$model/samples.txt" >long.txt
-for method in adaptive merge-moe; do
+for method in adaptive merge-moe "m-smoe --emit map"; do
     long="$model --method $method --remove 50% -q --seq-len 128 --text long.txt"
     # shellcheck disable=SC2086
     {
@@ -296,6 +341,8 @@ for method in adaptive merge-moe; do
     ok "$method: with a layer done" [ -e killed.repair.partial/layer-00001.json ]
     # shellcheck disable=SC2086
     expect 3 'finished layers of another model, text or options; --no-resume' merge $long --set router=mean -o killed
+    [ "$method" = "${method% map}" ] || expect 3 'finished layers of another' merge ${long%%--emit map *}${long#*--emit map } -o killed
+    # shellcheck disable=SC2086
     expect 0 'continuing' merge "$model" --method $method --remove 50% --seq-len 128 --text long.txt -o killed
     ok "$method: as undisturbed" diff -r whole killed
     ok "$method: its work is gone" [ ! -e killed.repair.partial ]
@@ -357,7 +404,12 @@ mkdir there
     expect 2 'no expert would be left of 16' merge "$model" --remove 100% -o x $texts
     expect 2 'emit tied goes with --repair none' merge $common --emit tied --repair ridge
     expect 2 'tied keeps the original router' merge $common --emit tied --repair-router refit
-    expect 2 'is none of native, tied' merge $common --emit both
+    expect 2 'is none of native, tied, map' merge $common --emit both
+    expect 2 'emit map keeps the original router' merge $common --emit map --repair-router refit
+    expect 2 'emit map: dern prunes experts, whose rows of the router would lead nowhere; --emit native, or' merge $common --emit map --method dern
+    expect 2 'emit map needs no --pad-to' merge $common --emit map --pad-to 16
+    expect 3 'compat: vllm will not load the output .map.' merge $common --emit map --compat vllm
+    expect 2 'emit map: gpt_oss: .*--emit native loads in every client' merge biased --keep 4 -o x --text calib.ids --emit map
     expect 2 'method nosuch: no such method' merge $common --method nosuch
     expect 2 'method reap: no such method' merge $common --method reap
     expect 2 'repair-epochs goes with --repair deep' merge $common --repair-epochs 2

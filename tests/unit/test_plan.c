@@ -122,6 +122,32 @@ static void test_shift(void **state)
     "{\"moecompress_plan\": 1, \"kind\": \"merge\", \"model\": \"\", \"top_k\": 2, \"new_top_k\": 2, "               \
     "\"layers\": [{\"layer\": 0, \"experts\": 6, \"keep\": " keep ", \"merged\": " merged "}]}"
 
+#define MAPPED(keep, merged)                                                                                           \
+    "{\"moecompress_plan\": 1, \"kind\": \"merge\", \"model\": \"\", \"top_k\": 2, \"new_top_k\": 2, \"emit\": \"map\", "    \
+    "\"layers\": [{\"layer\": 0, \"experts\": 6, \"keep\": " keep ", \"merged\": " merged "}]}"
+
+/* Where the rows of a router lead. */
+static void test_mapped(void **state)
+{
+    (void)state;
+    static const int64_t leads[6] = {0, 1, 1, 1, 2, 2};
+    moec_plan *p, *again;
+    char *text;
+    assert_int_equal(moec_plan_parse(&p, MAPPED("[0, 2, 5]", "[[2, 1, 3], [5, 4]]"), sizeof MAPPED("[0, 2, 5]", "[[2, 1, 3], [5, 4]]") - 1,
+                                     "plan", NULL), MOEC_OK);
+    assert_true(p->mapped && moec_plan_brings_code(p));
+    assert_int_equal(moec_plan_experts(p), 6);
+    for (int64_t e = 0; e < 6; e++)
+        assert_int_equal(moec_plan_leads_to(p, 0, e), leads[e]);
+    assert_int_equal(moec_plan_to_text(&text, p, NULL), MOEC_OK);
+    assert_non_null(strstr(text, "\"emit\": \"map\""));
+    assert_int_equal(moec_plan_parse(&again, text, strlen(text), "plan", NULL), MOEC_OK);
+    assert_true(again->mapped);
+    moec_free(text);
+    moec_plan_free(again);
+    moec_plan_free(p);
+}
+
 /* Who went into whom. */
 static void test_merged(void **state)
 {
@@ -263,6 +289,8 @@ static void test_hostile(void **state)
         {SHIFTED("\"router\"", "\"load_shift\": 0.5"), "go together"},
         {SHIFTED("\"router\"", "\"router_refit\": false"), "go together"},
         {SHIFTED("\"down\"", "\"load_shift\": 0.5, \"router_refit\": true"), "with router in rewritten"},
+        {MAPPED("[0, 2, 5]", "[[2, 1, 3]]"), "expert 4 is neither kept nor merged"},
+        {MAPPED("[0, 2, 5]", "[]"), "expert 1 is neither kept nor merged"},
         {MERGED("[0, 2, 5]", "[[1, 3]]"), "expert 1, into which 1 went, is not kept"},
         {MERGED("[0, 2, 5]", "[[1]]"), "expert 1, into which 1 went, is not kept"},
         {MERGED("[0, 2, 5]", "[[2, 6]]"), "not an expert from 0 to 5, each once"},
@@ -368,7 +396,7 @@ int main(void)
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_extras),
         cmocka_unit_test(test_shift),
-        cmocka_unit_test(test_merged),
+        cmocka_unit_test(test_merged), cmocka_unit_test(test_mapped),
         cmocka_unit_test(test_hostile),
         cmocka_unit_test(test_other_model),
         cmocka_unit_test(test_lines),
