@@ -9,7 +9,7 @@ typedef struct merge_params {
     tool_common common;
     const char *output, *stats, *protect, *method, *compat;
     double remove;
-    int64_t keep, least, pad;
+    int64_t keep, least, pad, together;
     int mtp, groups, dtype, allocation, emit;
     moec_opt_list set;
     bool plan_only, methods;
@@ -17,10 +17,12 @@ typedef struct merge_params {
 } merge_params;
 
 static const char *const policies[] = {"keep", "drop", NULL};
-static const char *const allocations[] = {"uniform", "global", "mass", NULL}; /* as moec_allocation counts */
+static const char *const allocations[] = {"uniform", "global", "mass", "loss", NULL}; /* as moec_allocation counts */
 static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
 static const char *const emissions[] = {"native", "tied", "map", NULL};
 enum { TIED = 1, MAP };
+
+enum { LAYERS_TOGETHER = 2 };
 
 static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(merge_params, output), .value = "OUT",
@@ -41,14 +43,17 @@ static const moec_opt rows[] = {
              "groups' experts, the original router and a table from its rows to them, which transformers 5 runs by a Python file "
              "(trust_remote_code) and no other client does"},
     {"stats", 0, MOEC_TEXT(merge_params, stats), .value = "FILE",
-     .help = "statistics that calibrate wrote; for --allocation and --protect super only"},
+     .help = "statistics that calibrate wrote; for --allocation global and mass and --protect super only"},
     {"allocation", 0, MOEC_CHOICE(merge_params, allocation), .choices = allocations, .fallback = "uniform",
-     .value = "uniform|global|mass",
+     .value = "uniform|global|mass|loss",
      .help = "experts of each layer: the same number; by frequency out of one pool of all layers (M-SMoE); as many as hold the same "
-             "mass of it. Unequal layers load in no client unless they can be padded or --emit map is given; --plan-only and eval "
-             "--plan measure them"},
+             "mass of it; loss: two layers in a row share theirs so that their groupings lose least together (Sub-MoE), which "
+             "takes one more pass over the text. Unequal layers load in no client unless they can be padded or --emit map is given; "
+             "--plan-only and eval --plan measure them"},
+    {"allocation-layers", 0, MOEC_INT(merge_params, together), .lo = 0, .hi = 65535, .fallback = "0", .value = "N",
+     .help = "loss: layers in a row that share their experts; 0: 2, as in the paper; 1 is uniform"},
     {"min-experts", 0, MOEC_INT(merge_params, least), .lo = 0, .hi = 65535, .fallback = "0", .value = "N",
-     .help = "global, mass: experts that each layer has at least; 0: top-k, and for mass 4"},
+     .help = "global, mass, loss: experts that each layer has at least; 0: top-k, and for mass 4"},
     {"groups", 0, MOEC_CHOICE(merge_params, groups), .choices = policies, .fallback = "keep", .value = "keep|drop",
      .help = "where the router chooses among groups of experts (DeepSeek): merge inside them, or drop the groups"},
     {"mtp", 0, MOEC_CHOICE(merge_params, mtp), .choices = policies, .fallback = "keep", .value = "keep|drop",
@@ -195,6 +200,8 @@ static moec_status check_params(const merge_params *p, const moec_opt_list *word
         return moec_fail(err, MOEC_EINVAL, "merge: --remove and --keep say the same thing; give one");
     if (!p->output && !p->common.dry_run)
         return moec_fail(err, MOEC_EINVAL, "merge: -o OUT is missing: %s", p->plan_only ? "the plan file" : "the folder to write");
+    if (p->together > 0 && p->allocation != MOEC_ALLOCATE_LOSS)
+        return moec_fail(err, MOEC_EINVAL, "merge: --allocation-layers goes with --allocation loss");
     if (p->emit != 0 && p->repair.router == 1)
         return moec_fail(err, MOEC_EINVAL, "merge: --emit %s keeps the original router; leave --repair-router out", emissions[p->emit]);
     if (p->emit == MAP && p->pad > 0)
@@ -204,6 +211,22 @@ static moec_status check_params(const merge_params *p, const moec_opt_list *word
     if (p->repair.input.text.n == 0)
         return moec_fail(err, MOEC_EINVAL, "merge looks at what each layer does with tokens; give --text FILE");
     return MOEC_OK;
+}
+
+/* q->counts of --allocation loss. */
+static moec_status count(int64_t **out, moec_request *q, moec_corpus *corpus, const merge_params *p, const moec_repair_opts *repair,
+                         moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_repair_opts o = *repair; /* whose corpus is this one */
+    o.max_memory = p->common.max_memory;
+    o.seed = (uint64_t)p->common.seed;
+    MOEC_TRY(tool_read_text(corpus, &p->repair.input, q->model, p->common.seed, err));
+    MOEC_TRY(MOEC_NEW(*out, (size_t)q->model->moe_layers, err));
+    MOEC_TRY(moec_merge_counts(*out, q->model, q, &o, err));
+    q->counts = *out;
+done:
+    return st;
 }
 
 /* Every expert stays and shares its group's weights: as many groups as experts were to be kept. */
@@ -256,7 +279,7 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
     moec_plan *plan = NULL;
     tool_sources o = {.stats_digest = {""}};
     const tool_source_names names = {.model = dir, .stats = p->stats, .protect = p->protect, .drop_mtp = p->mtp == 1};
-    int64_t *tied = NULL;
+    int64_t *tied = NULL, *counts = NULL;
     moec_corpus corpus = {0};
     const moec_method *me;
     const double began = moec_now();
@@ -269,15 +292,18 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
     if (p->emit == TIED)
         repair.kind = MOEC_REPAIR_NONE;
     MOEC_TRY(tool_sources_open(&o, &names, err));
-    if (p->emit == MAP)
-        MOEC_TRY(check_map(&recipe, p, o.model, err));
-    const moec_request q = {.model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .stats_digest = o.stats_digest.hex,
+    moec_request q = {.model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .stats_digest = o.stats_digest.hex,
                             .guard = p->protect ? &o.guard : NULL, .guard_name = o.guard_name, .share = p->remove,
                             .keep = p->keep, .seed = p->common.seed, .drop_mtp = p->mtp == 1, .drop_groups = p->groups == 1,
                             .pad = p->pad, .allocation = (moec_allocation)p->allocation, .least = p->least,
+                            .together = p->together > 0 ? p->together : LAYERS_TOGETHER,
                             .plan_only = p->plan_only || p->common.dry_run || p->emit != 0}; /* tied, all layers keep all */
+    if (p->emit == MAP)
+        MOEC_TRY(check_map(&recipe, p, o.model, err));
     tool_job job = {.common = &p->common, .model = o.model, .fingerprint = o.print.hex, .output = p->output, .compat = p->compat,
                     .plan_only = p->plan_only, .began = began, .repair = &repair};
+    if (q.allocation == MOEC_ALLOCATE_LOSS)
+        MOEC_TRY(count(&counts, &q, &corpus, p, &repair, err));
     MOEC_TRY(moec_method_plan(&plan, MOEC_MERGE, me->name, &q, err));
     MOEC_TRY(moec_plan_set_option(plan, "merge", moec_merge_json(&recipe), err));
     if (p->emit == MAP)
@@ -289,7 +315,8 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
     }
     if (p->dtype > 0)
         plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
-    MOEC_TRY(tool_read_text(&corpus, &p->repair.input, o.model, p->common.seed, err));
+    if (corpus.n_domains == 0)
+        MOEC_TRY(tool_read_text(&corpus, &p->repair.input, o.model, p->common.seed, err));
     if (recipe.decide && repair.kind == MOEC_REPAIR_NONE)
         moec_say("with --repair none nothing is tried out, so every removed expert is merged, whether that helps or not");
     if (p->common.dry_run && !p->common.json)
@@ -302,6 +329,7 @@ done:
     moec_corpus_release(&corpus);
     moec_plan_free(plan);
     moec_free(tied);
+    moec_free(counts);
     tool_sources_release(&o);
     return st;
 }

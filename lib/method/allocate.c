@@ -1,4 +1,4 @@
-/* How many experts each layer keeps, out of one total; see moec_allocate. */
+/* How many experts each layer keeps, out of one total; see moec_allocate and moec_allocate_loss. */
 #include "method/method.h"
 
 #include "base/mem.h"
@@ -128,4 +128,52 @@ done:
     moec_free(value);
     moec_free(order);
     return st;
+}
+
+/* Of the layers [first, last) the one that loses least when it gives `step` up; -1: none may. */
+static int64_t cheapest(const int64_t *keep, int64_t first, int64_t last, const double *curve, int64_t n, int64_t step, int64_t least)
+{
+    int64_t best = -1;
+    double lowest = (double)INFINITY;
+    for (int64_t l = first; l < last; l++) {
+        const double *c = curve + l * (n + 1);
+        if (keep[l] - step < least)
+            continue;
+        const double more = c[keep[l] - step] - c[keep[l]];
+        if (more < lowest || (best >= 0 && more == lowest && keep[l] > keep[best])) {
+            lowest = more;
+            best = l;
+        }
+    }
+    return best;
+}
+
+moec_status moec_allocate_loss(int64_t *out, const moec_request *q, int64_t keep, const double *curve, moec_err *err)
+{
+    const int64_t layers = q->model->moe_layers, n = q->model->dims.experts, step = moec_request_groups(q);
+    const int64_t most = q->pad > 0 ? q->pad : n;
+    int64_t least;
+    moec_status st = least_of(&least, q, keep, err);
+    if (st != MOEC_OK)
+        return st;
+    if (q->together < 1)
+        return moec_fail(err, MOEC_EINVAL, "--allocation-layers %lld: at least 1", (long long)q->together);
+    for (int64_t i = 0; i < layers * (n + 1); i++)
+        if (isnan(curve[i]))
+            return moec_fail(err, MOEC_ENUMERIC, "--allocation loss: what %lld groups of layer %lld lose is not a number",
+                             (long long)(i % (n + 1)), (long long)q->model->set[i / (n + 1)].layer);
+    for (int64_t first = 0, last; first < layers; first = last) {
+        last = layers - first > q->together ? first + q->together : layers;
+        for (int64_t l = first; l < last; l++)
+            out[l] = most;
+        for (int64_t over = (last - first) * (most - keep); over > 0; over -= step) {
+            const int64_t l = cheapest(out, first, last, curve, n, step, least);
+            if (l < 0)
+                return moec_fail(err, MOEC_EINVAL, "--allocation loss: protected experts leave layer %lld and those that share "
+                                 "with it more than %lld experts each; keep more or protect fewer", (long long)q->model->set[first].layer,
+                                 (long long)keep);
+            out[l] -= step;
+        }
+    }
+    return MOEC_OK;
 }

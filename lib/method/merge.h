@@ -106,6 +106,9 @@ typedef struct moec_merge_task {
     const int32_t *ids;       /* [n,slots] selections among all experts, -1: empty */
     const float *gates;       /* [n,slots] */
     int64_t slots;
+    int64_t texts;            /* the tokens are of so many texts, one behind the other; 0 and 1: one */
+    const int64_t *text;      /* [texts + 1] first token of each, and n; a text may have none */
+    const double *text_weight;/* [texts] > 0 */
     int64_t keep, blocks;     /* K; the router's groups, 1: none */
     const bool *guarded;      /* [E] stay as they are, or NULL */
     uint64_t seed;
@@ -125,7 +128,11 @@ MOEC_API void moec_merge_groups_release(moec_merge_groups *g);
 enum { MOEC_MERGE_TOKENS = 4096 }; /* of the sample on which all experts run */
 
 /** Sums over tokens, for each expert: out [E]. ENERGY, REAP and REAM run the selected experts, on all of t's tokens; the means are
- *  over the tokens that select e, 0 for an expert without any. Sums in float64. Errors: moec_merge_group. */
+ *  over the tokens that select e, 0 for an expert without any. Sums in float64.
+ *  Several texts d of weight w_d are mixed as prune mixes domains (prune_score.c), with S_d the sum and n_d the count of one:
+ *      sums   sum_d w_d S_d[e] / sum_e' S_d[e'] (a text whose sums are all 0 adds nothing): a long text does not outvote a short one
+ *      means  sum_d w_d S_d[e] / sum_d w_d n_d[e]
+ *  Errors: moec_merge_group. */
 MOEC_API moec_status moec_merge_mass_of(double *out, const moec_merge_task *t, moec_merge_mass kind, moec_err *err)
     MOEC_USE_RESULT;
 /** distance [E,E], OUTPUT's being squares; kernel [E,E] or NULL: inner products whose squared distances they are, for k-means
@@ -149,6 +156,23 @@ MOEC_API moec_status moec_merge_group(moec_merge_groups *out, const moec_merge_t
  *  rest is not read. MOEC_EINVAL as they say: keep, guarded experts, groups of the grouping, outputs where there can be none,
  *  activations of experts without a gate, rank 0, segments whose parts all have weight 0. Cost: nothing. */
 MOEC_API moec_status moec_merge_check(const moec_merge_task *t, const moec_merge_recipe *r, moec_err *err) MOEC_USE_RESULT;
+/** What fewer and fewer groups lose: out [E + 1], out[k] the objective of the recipe's grouping into k groups (t->keep is not read).
+ *
+ *    kmeans                          sum of squared distances from the groups' means
+ *    average, ward, complete, single sum of the heights of the unions made
+ *
+ *  of the experts that some token selects; out[E] = 0, and no value is above that of fewer groups (k-means may not find what it
+ *  should: then that one stands). INFINITY where there are no k groups: not a multiple of t->blocks, too few for the guarded
+ *  experts. Cosine distances (logits, centred-logits, output-cosine, gated) compare between layers as they are; the others have the
+ *  scale of a layer's outputs or weights, and the curve is divided by their mean over the pairs (as the grouping reads them: squared
+ *  for kmeans and ward). MOEC_EINVAL: moec_merge_curve_check, else errors of moec_merge_group. Cost: one distance matrix, E groupings
+ *  shared out among the threads. Same result on any number of them. */
+MOEC_API moec_status moec_merge_curve(double *out, const moec_merge_task *t, const moec_merge_recipe *r, moec_err *err)
+    MOEC_USE_RESULT;
+/** MOEC_EINVAL: the recipe's grouping has no objective; those that have one are named. */
+MOEC_API moec_status moec_merge_curve_check(const moec_merge_recipe *r, moec_err *err) MOEC_USE_RESULT;
+/** Bytes that moec_merge_curve needs. */
+MOEC_API size_t moec_merge_curve_bytes(const moec_model *m, int64_t n, const moec_merge_recipe *r);
 /** Bytes that moec_merge_group and moec_merge_fill_all need. */
 MOEC_API size_t moec_merge_bytes(const moec_model *m, int64_t n, const moec_merge_recipe *r);
 

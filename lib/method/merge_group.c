@@ -3,8 +3,10 @@
 #include "method/merge_parts.h"
 
 #include "base/mem.h"
+#include "base/par.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -81,50 +83,65 @@ static moec_status check_sizes(const moec_merge_task *t, moec_err *err)
 /* What a grouping reads. */
 typedef enum matrix_kind { PLAIN, SQUARES, KERNEL, AFFINITY, NOTHING } matrix_kind;
 
-typedef moec_status way_fn(int32_t *centre, const moec_group_task *g, const moec_merge_recipe *r, const double *matrix,
-                           moec_err *err);
+/* `objective`: what the groups lose, of ways that have such a thing; or NULL. */
+typedef moec_status way_fn(int32_t *centre, double *objective, const moec_group_task *g, const moec_merge_recipe *r,
+                           const double *matrix, moec_err *err);
 
-static moec_status by_nearest(int32_t *centre, const moec_group_task *g, const moec_merge_recipe *r, const double *matrix,
-                              moec_err *err)
+static moec_status by_nearest(int32_t *centre, double *objective, const moec_group_task *g, const moec_merge_recipe *r,
+                              const double *matrix, moec_err *err)
 {
+    (void)objective;
     (void)r;
     (void)matrix;
     return moec_group_nearest(centre, g, err);
 }
 
-static moec_status by_pseudo(int32_t *centre, const moec_group_task *g, const moec_merge_recipe *r, const double *matrix,
-                             moec_err *err)
+static moec_status by_pseudo(int32_t *centre, double *objective, const moec_group_task *g, const moec_merge_recipe *r,
+                             const double *matrix, moec_err *err)
 {
+    (void)objective;
     (void)matrix;
     return moec_group_pseudo(centre, g, r->group_size, err);
 }
 
-static moec_status by_linkage(int32_t *centre, const moec_group_task *g, const moec_merge_recipe *r, const double *matrix,
-                              moec_err *err)
+/* Heights are what each union adds. */
+static moec_status by_linkage(int32_t *centre, double *objective, const moec_group_task *g, const moec_merge_recipe *r,
+                              const double *matrix, moec_err *err)
 {
     const moec_linkage linkage = r->grouping == MOEC_BY_AVERAGE ? MOEC_LINK_AVERAGE : r->grouping == MOEC_BY_WARD ? MOEC_LINK_WARD
                                  : r->grouping == MOEC_BY_COMPLETE ? MOEC_LINK_COMPLETE : MOEC_LINK_SINGLE;
+    double *height = NULL;
+    moec_status st = MOEC_OK;
     (void)matrix;
-    return moec_group_linkage(centre, NULL, g, linkage, err);
+    if (objective)
+        MOEC_TRY(MOEC_NEW(height, (size_t)(g->n - g->keep), err));
+    MOEC_TRY(moec_group_linkage(centre, height, g, linkage, err));
+    for (int64_t i = 0; objective && i < g->n - g->keep; i++)
+        *objective += height[i];
+done:
+    moec_free(height);
+    return st;
 }
 
-static moec_status by_kmeans(int32_t *centre, const moec_group_task *g, const moec_merge_recipe *r, const double *matrix,
-                             moec_err *err)
+static moec_status by_kmeans(int32_t *centre, double *objective, const moec_group_task *g, const moec_merge_recipe *r,
+                             const double *matrix, moec_err *err)
 {
-    return moec_group_kmeans(centre, NULL, g, matrix, r->restarts, err);
+    return moec_group_kmeans(centre, objective, g, matrix, r->restarts, err);
 }
 
-static moec_status by_spectral(int32_t *centre, const moec_group_task *g, const moec_merge_recipe *r, const double *matrix,
-                               moec_err *err)
+static moec_status by_spectral(int32_t *centre, double *objective, const moec_group_task *g, const moec_merge_recipe *r,
+                               const double *matrix, moec_err *err)
 {
+    (void)objective;
     return moec_group_spectral(centre, g, matrix, r->restarts, err);
 }
 
 /* In each block the fixed ones stay, then the largest, the lowest number first on ties. */
-static moec_status by_pruning(int32_t *centre, const moec_group_task *g, const moec_merge_recipe *r, const double *matrix,
-                              moec_err *err)
+static moec_status by_pruning(int32_t *centre, double *objective, const moec_group_task *g, const moec_merge_recipe *r,
+                              const double *matrix, moec_err *err)
 {
     const int64_t width = g->n / g->blocks;
+    (void)objective;
     (void)r;
     (void)matrix;
     (void)err;
@@ -144,12 +161,13 @@ static moec_status by_pruning(int32_t *centre, const moec_group_task *g, const m
 static const struct way {
     way_fn *fn;
     matrix_kind reads;
+    bool loses; /* has an objective */
 } ways[MOEC_BY_COUNT] = {
-    [MOEC_BY_NEAREST] = {by_nearest, PLAIN},     [MOEC_BY_PSEUDO] = {by_pseudo, PLAIN},
-    [MOEC_BY_AVERAGE] = {by_linkage, PLAIN},     [MOEC_BY_WARD] = {by_linkage, SQUARES},
-    [MOEC_BY_COMPLETE] = {by_linkage, PLAIN},    [MOEC_BY_SINGLE] = {by_linkage, PLAIN},
-    [MOEC_BY_KMEANS] = {by_kmeans, KERNEL},      [MOEC_BY_SPECTRAL] = {by_spectral, AFFINITY},
-    [MOEC_BY_PRUNING] = {by_pruning, NOTHING},
+    [MOEC_BY_NEAREST] = {by_nearest, PLAIN, false},    [MOEC_BY_PSEUDO] = {by_pseudo, PLAIN, false},
+    [MOEC_BY_AVERAGE] = {by_linkage, PLAIN, true},     [MOEC_BY_WARD] = {by_linkage, SQUARES, true},
+    [MOEC_BY_COMPLETE] = {by_linkage, PLAIN, true},    [MOEC_BY_SINGLE] = {by_linkage, PLAIN, true},
+    [MOEC_BY_KMEANS] = {by_kmeans, KERNEL, true},      [MOEC_BY_SPECTRAL] = {by_spectral, AFFINITY, false},
+    [MOEC_BY_PRUNING] = {by_pruning, NOTHING, false},
 };
 
 static int ascending(const void *a, const void *b)
@@ -194,27 +212,159 @@ static moec_status make_matrices(double *distance, double *matrix, const moec_me
     return reads == AFFINITY ? make_affinity(matrix, n, err) : MOEC_OK;
 }
 
+/* What a grouping is made from. */
+typedef struct matrices {
+    double *distance, *read; /* [E,E]; see make_matrices */
+} matrices;
+
+static moec_status matrices_new(matrices *m, const moec_merge_task *t, const moec_merge_recipe *r, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const size_t n = (size_t)t->model->dims.experts;
+    if (ways[r->grouping].reads == NOTHING)
+        return st;
+    MOEC_TRY(MOEC_NEW(m->distance, n * n, err));
+    MOEC_TRY(MOEC_NEW(m->read, n * n, err));
+    MOEC_TRY(make_matrices(m->distance, m->read, t, r, err));
+done:
+    return st;
+}
+
+static void matrices_release(matrices *m)
+{
+    moec_free(m->distance);
+    moec_free(m->read);
+}
+
+static moec_group_task group_task(const matrices *m, const double *saliency, const moec_merge_task *t, const moec_merge_recipe *r)
+{
+    return (moec_group_task){.n = t->model->dims.experts, .keep = t->keep, .blocks = t->blocks, .mass = saliency,
+                             .fixed = t->guarded, .seed = t->seed,
+                             .distance = ways[r->grouping].reads == SQUARES ? m->read : m->distance};
+}
+
 static moec_status group_them(int32_t *centre, double *far, const double *saliency, const moec_merge_task *t,
                               const moec_merge_recipe *r, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    const struct way *w = &ways[r->grouping];
     const int64_t n = t->model->dims.experts;
-    double *distance = NULL, *matrix = NULL;
-    moec_group_task g = {.n = n, .keep = t->keep, .blocks = t->blocks, .mass = saliency, .fixed = t->guarded, .seed = t->seed};
-    if (w->reads != NOTHING) {
-        MOEC_TRY(MOEC_NEW(distance, (size_t)(n * n), err));
-        MOEC_TRY(MOEC_NEW(matrix, (size_t)(n * n), err));
-        MOEC_TRY(make_matrices(distance, matrix, t, r, err));
-    }
-    g.distance = w->reads == SQUARES ? matrix : distance;
-    MOEC_TRY(w->fn(centre, &g, r, matrix, err));
+    matrices m = {NULL, NULL};
+    MOEC_TRY(matrices_new(&m, t, r, err));
+    const moec_group_task g = group_task(&m, saliency, t, r);
+    MOEC_TRY(ways[r->grouping].fn(centre, NULL, &g, r, m.read, err));
     for (int64_t e = 0; e < n; e++)
-        far[e] = centre[e] == e ? 0.0 : distance && centre[e] >= 0 ? distance[e * n + centre[e]] : (double)NAN;
+        far[e] = centre[e] == e ? 0.0 : m.distance && centre[e] >= 0 ? m.distance[e * n + centre[e]] : (double)NAN;
 done:
-    moec_free(distance);
-    moec_free(matrix);
+    matrices_release(&m);
     return st;
+}
+
+/* ---- what fewer groups lose ---------------------------------------------------------------------------------------------- */
+
+moec_status moec_merge_curve_check(const moec_merge_recipe *r, moec_err *err)
+{
+    char names[200] = "";
+    size_t at = 0;
+    if (ways[r->grouping].loses)
+        return MOEC_OK;
+    for (int i = 0; i < MOEC_BY_COUNT && at < sizeof names; i++)
+        if (ways[i].loses)
+            at += (size_t)snprintf(names + at, sizeof names - at, "%s%s", at > 0 ? ", " : "", moec_merge_grouping_names[i]);
+    return moec_fail(err, MOEC_EINVAL, "--allocation loss: grouping=%s has no objective that says what fewer groups lose; those that "
+                     "have one are %s", moec_merge_grouping_names[r->grouping], names);
+}
+
+typedef struct curve {
+    const moec_merge_recipe *r;
+    const moec_group_task *g;
+    const double *read;
+    int32_t *centre; /* [threads, E] */
+    double *out;     /* [E + 1] */
+} curve;
+
+/* Points i: all experts less i + 1 of each block. */
+static moec_status trace(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
+{
+    const curve *c = ctx;
+    moec_status st = MOEC_OK;
+    for (int64_t i = lo; i < hi; i++) {
+        moec_group_task g = *c->g;
+        g.keep -= (i + 1) * g.blocks;
+        MOEC_TRY(moec_interrupted(err));
+        MOEC_TRY(ways[c->r->grouping].fn(c->centre + worker * g.n, &c->out[g.keep], &g, c->r, c->read, err));
+    }
+done:
+    return st;
+}
+
+/* Fewest groups of a block that its protected experts leave room for. */
+static int64_t fewest(const moec_group_task *g)
+{
+    const int64_t width = g->n / g->blocks;
+    int64_t most = 0;
+    for (int64_t b = 0; b < g->blocks; b++) {
+        int64_t fixed = 0;
+        for (int64_t e = b * width; g->fixed && e < (b + 1) * width; e++)
+            fixed += g->fixed[e];
+        most = fixed > most ? fixed : most;
+    }
+    return most < width ? most + 1 : width;
+}
+
+/* Mean over the pairs of what the grouping goes by; 1 where all are 0, or where a layer's scale is not in it. */
+static double scale_of(const matrices *m, const moec_group_task *g, const moec_merge_recipe *r)
+{
+    const int64_t n = g->n;
+    const bool kernel = ways[r->grouping].reads == KERNEL;
+    double sum = 0.0;
+    if (r->distance == MOEC_FAR_LOGITS || r->distance == MOEC_FAR_CENTRED || r->distance == MOEC_FAR_OUTPUT_COSINE ||
+        r->distance == MOEC_FAR_GATED)
+        return 1.0;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < i; j++)
+            sum += kernel ? m->read[i * n + i] - 2.0 * m->read[i * n + j] + m->read[j * n + j] : g->distance[i * n + j];
+    return sum > 0.0 ? sum / (double)(n * (n - 1) / 2) : 1.0;
+}
+
+moec_status moec_merge_curve(double *out, const moec_merge_task *t, const moec_merge_recipe *r, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const int64_t n = t->model->dims.experts;
+    double *saliency = NULL;
+    int32_t *centre = NULL;
+    matrices m = {NULL, NULL};
+    moec_merge_task all = *t;
+    all.keep = n;
+    MOEC_TRY(moec_merge_curve_check(r, err));
+    MOEC_TRY(moec__merge_check(t, false, moec__merge_runs_experts(r->distance), err));
+    MOEC_TRY(check_sizes(&all, err));
+    MOEC_TRY(MOEC_NEW(saliency, (size_t)n, err));
+    MOEC_TRY(MOEC_NEW(centre, (size_t)(moec_par_threads() * n), err));
+    MOEC_TRY(moec_merge_mass_of(saliency, t, r->saliency, err));
+    MOEC_TRY(matrices_new(&m, t, r, err));
+    const moec_group_task g = group_task(&m, saliency, &all, r);
+    const int64_t least = fewest(&g), width = n / g.blocks;
+    const double scale = scale_of(&m, &g, r);
+    curve c = {.r = r, .g = &g, .read = m.read, .centre = centre, .out = out};
+    for (int64_t k = 0; k <= n; k++)
+        out[k] = k % g.blocks == 0 && k >= least * g.blocks ? 0.0 : (double)INFINITY;
+    MOEC_TRY(moec_par_for(width - least, 1, trace, &c, err));
+    for (int64_t k = least * g.blocks; k <= n; k += g.blocks) {
+        out[k] /= scale;
+        if (k > least * g.blocks && out[k] > out[k - g.blocks]) /* one more group never loses more; k-means may not find it */
+            out[k] = out[k - g.blocks];
+    }
+done:
+    moec_free(saliency);
+    moec_free(centre);
+    matrices_release(&m);
+    return st;
+}
+
+size_t moec_merge_curve_bytes(const moec_model *m, int64_t n, const moec_merge_recipe *r)
+{
+    const size_t e = (size_t)m->dims.experts;
+    return moec_merge_bytes(m, n, r) + (size_t)moec_par_threads() * 8 * (3 * e * e + 10 * e);
 }
 
 /* ---- weights in a group -------------------------------------------------------------------------------------------------- */

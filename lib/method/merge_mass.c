@@ -124,6 +124,7 @@ typedef struct piece {
 
 typedef struct norms {
     const moec_merge_task *t;
+    int64_t before;         /* tokens of the texts before this one */
     int power;
     int32_t *token;         /* [selections] by experts, ascending in each */
     double *factor;         /* [selections] */
@@ -164,7 +165,7 @@ static moec_status run_piece(void *ctx, int worker, int64_t lo, int64_t hi, moec
                 square_panel(sum_sq, u->room[worker].out + i * hidden, hidden);
             if (!isfinite(sum_sq[lane]))
                 return moec_fail(err, MOEC_ENUMERIC, "expert %d: its output of token %d is not finite", (int)p->expert,
-                                 (int)u->token[p->first + i]);
+                                 (int)(u->before + u->token[p->first + i]));
             u->sum[k] += u->factor[p->first + i] * (u->power == 2 ? sum_sq[lane] : sqrt(sum_sq[lane]));
         }
     }
@@ -208,11 +209,11 @@ done:
     return st;
 }
 
-static moec_status add_norms(double *out, const moec_merge_task *t, const struct mass_rule *r, const int64_t *count,
+static moec_status add_norms(double *out, const moec_merge_task *t, int64_t before, const struct mass_rule *r, const int64_t *count,
                              const float *score, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    norms u = {.t = t, .power = r->power, .threads = moec_par_threads()};
+    norms u = {.t = t, .before = before, .power = r->power, .threads = moec_par_threads()};
     MOEC_TRY(list_selections(&u, count, r->factor, score, err));
     MOEC_TRY(MOEC_NEW(u.room, (size_t)u.threads, err));
     MOEC_TRY(MOEC_NEW(u.x, (size_t)u.threads, err));
@@ -244,15 +245,12 @@ bool moec__merge_mass_runs(moec_merge_mass kind)
     return rules[kind].power > 0;
 }
 
-moec_status moec_merge_mass_of(double *out, const moec_merge_task *t, moec_merge_mass kind, moec_err *err)
+/* Of one text, `before` tokens behind the first: sum [E] and count [E]. */
+static moec_status sum_up(double *sum, int64_t *count, const moec_merge_task *t, int64_t before, const struct mass_rule *r,
+                          moec_err *err)
 {
     moec_status st = MOEC_OK;
-    const struct mass_rule *r = &rules[kind];
-    const int64_t experts = t->model->dims.experts;
-    int64_t *count = NULL;
     float *score = NULL;
-    MOEC_TRY(moec__merge_check(t, false, r->power > 0, err));
-    MOEC_TRY(MOEC_NEW(count, (size_t)experts, err));
     count_selections(count, t);
     if (r->factor == SCORE_SQ) {
         size_t values;
@@ -262,19 +260,71 @@ moec_status moec_merge_mass_of(double *out, const moec_merge_task *t, moec_merge
         MOEC_TRY(moec__merge_scores(score, t, NULL, t->n, true, err));
     }
     if (r->power > 0)
-        MOEC_TRY(add_norms(out, t, r, count, score, err));
+        MOEC_TRY(add_norms(sum, t, before, r, count, score, err));
     else
-        add_factors(out, t, r->factor, score);
+        add_factors(sum, t, r->factor, score);
+done:
+    moec_free(score);
+    return st;
+}
+
+static moec_merge_task task_of_text(const moec_merge_task *t, int64_t d)
+{
+    moec_merge_task one = *t;
+    const int64_t at = t->text[d];
+    one.n = t->text[d + 1] - at;
+    one.x += at * t->model->dims.hidden;
+    one.logits += at * t->ld;
+    one.ids += at * t->slots;
+    one.gates += at * t->slots;
+    return one;
+}
+
+/* What a text's sums count. */
+static double weight_of(const double *sum, int64_t n, double weight, bool mean)
+{
+    double all = 0.0;
+    if (mean)
+        return weight;
+    for (int64_t e = 0; e < n; e++)
+        all += sum[e];
+    return all > 0.0 ? weight / all : 0.0;
+}
+
+moec_status moec_merge_mass_of(double *out, const moec_merge_task *t, moec_merge_mass kind, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const struct mass_rule *r = &rules[kind];
+    const int64_t experts = t->model->dims.experts, texts = t->texts > 1 ? t->texts : 1;
+    int64_t *count = NULL;
+    double *sum = NULL, *hits = NULL;
+    MOEC_TRY(moec__merge_check(t, false, r->power > 0, err));
+    MOEC_TRY(MOEC_NEW(count, (size_t)experts, err));
+    MOEC_TRY(MOEC_NEW(sum, (size_t)experts, err));
+    MOEC_TRY(MOEC_NEW(hits, (size_t)experts, err));
+    memset(out, 0, (size_t)experts * sizeof *out);
+    for (int64_t d = 0; d < texts; d++) {
+        const moec_merge_task one = texts > 1 ? task_of_text(t, d) : *t;
+        if (one.n < 1)
+            continue;
+        MOEC_TRY(sum_up(sum, count, &one, texts > 1 ? t->text[d] : 0, r, err));
+        const double weight = texts > 1 ? weight_of(sum, experts, t->text_weight[d], r->mean) : 1.0;
+        for (int64_t e = 0; e < experts; e++) {
+            out[e] += weight * sum[e];
+            hits[e] += weight * (double)count[e];
+        }
+    }
     for (int64_t e = 0; e < experts; e++) {
-        if (r->mean && count[e] > 0)
-            out[e] /= (double)count[e];
+        if (r->mean && hits[e] > 0.0)
+            out[e] /= hits[e];
         if (!isfinite(out[e]))
             MOEC_TRY(moec_fail(err, MOEC_ENUMERIC, "expert %lld: a weight or score of the router for it is not finite",
                                (long long)e));
     }
 done:
     moec_free(count);
-    moec_free(score);
+    moec_free(sum);
+    moec_free(hits);
     return st;
 }
 
@@ -285,5 +335,5 @@ size_t moec__merge_mass_bytes(const moec_model *m, int64_t n)
     const size_t pieces = selections / MOEC_OUTPUTS_BLOCK + e;
     const size_t one = moec__expert_room_bytes(m, MOEC_OUTPUTS_BLOCK) + 4 * MOEC_OUTPUTS_BLOCK * (size_t)d->hidden +
                        4 * BATCH * (e + (size_t)d->null_experts + 2 * slots);
-    return selections * (4 + 4 + 8) + pieces * (sizeof(piece) + 8) + 16 * e + one * (size_t)moec_par_threads();
+    return selections * (4 + 4 + 8) + pieces * (sizeof(piece) + 8) + 32 * e + one * (size_t)moec_par_threads();
 }

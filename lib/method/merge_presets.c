@@ -6,17 +6,17 @@
 
 #include <stdio.h>
 
-/* How many experts each layer keeps; out of one pool by frequency, as M-SMoE counts, where layers need not keep the same number. */
+/* How many experts each layer keeps; global, mass: by frequency, as M-SMoE counts. */
 static moec_status plan_counts(moec_plan **out, const moec_method *me, const moec_request *q, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const moec_method *frequency = moec_method_find(MOEC_PRUNE, "frequency");
     *out = NULL;
-    if (q->allocation == MOEC_ALLOCATE_UNIFORM) {
+    if (q->allocation == MOEC_ALLOCATE_UNIFORM || q->allocation == MOEC_ALLOCATE_LOSS) {
         MOEC_TRY(moec_plan_counts(out, me, q, err));
     } else {
         if (!q->stats)
-            return moec_fail(err, MOEC_EINVAL, "--allocation other than uniform counts how often experts are selected; give --stats FILE");
+            return moec_fail(err, MOEC_EINVAL, "--allocation global and mass count how often experts are selected; give --stats FILE");
         MOEC_TRY(frequency->plan(out, frequency, q, err));
         snprintf((*out)->method, sizeof (*out)->method, "%s", me->name);
         moec_plan_drop_scores(*out);
@@ -65,7 +65,8 @@ const moec_method moec_method_sub_moe = {
     .name = "sub-moe", .kind = MOEC_MERGE, .row = &recipe_sub_moe, .plan = plan_counts,
     .brief = "k-means of output cosines, merged in the joint subspace of the group's matrices",
     .paper = "Sub-MoE: Efficient Mixture-of-Expert LLMs Compression via Subspace Expert Merging", .arxiv = "2506.23266",
-    .formula = "mean cos(f_i, f_j), W = U U^T sum n_e W_e / sum n_e, U the leading left singular vectors of [W_1 .. W_n]",
+    .formula = "mean cos(f_i, f_j), W = U U^T sum n_e W_e / sum n_e, U the leading left singular vectors of [W_1 .. W_n]; "
+               "--allocation loss (of two layers) is the paper's, this row's default is uniform",
 };
 
 MOEC_MERGE_ROW(ream, .distance = MOEC_FAR_GATED, .grouping = MOEC_BY_PSEUDO, .saliency = MOEC_MASS_REAM,

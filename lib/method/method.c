@@ -148,8 +148,10 @@ static moec_status check_options(const moec_method *me, const moec_request *q, m
     if (me->by_count && q->allocation != MOEC_ALLOCATE_UNIFORM)
         return moec_fail(err, MOEC_EINVAL, "--allocation: method %s cuts every layer to one number of experts; only uniform goes "
                          "with it", me->name);
+    if (q->allocation == MOEC_ALLOCATE_LOSS && !q->counts)
+        return moec_fail(err, MOEC_EINVAL, "--allocation loss is by what merging loses: the counts are missing");
     if (q->least > 0 && q->allocation == MOEC_ALLOCATE_UNIFORM)
-        return moec_fail(err, MOEC_EINVAL, "--min-experts is for --allocation global and mass");
+        return moec_fail(err, MOEC_EINVAL, "--min-experts is for an --allocation other than uniform");
     return MOEC_OK;
 }
 

@@ -23,7 +23,7 @@ typedef struct moec_guard {
 } moec_guard;
 
 /* How many experts each layer keeps; see moec_allocate. */
-typedef enum moec_allocation { MOEC_ALLOCATE_UNIFORM, MOEC_ALLOCATE_GLOBAL, MOEC_ALLOCATE_MASS } moec_allocation;
+typedef enum moec_allocation { MOEC_ALLOCATE_UNIFORM, MOEC_ALLOCATE_GLOBAL, MOEC_ALLOCATE_MASS, MOEC_ALLOCATE_LOSS } moec_allocation;
 
 /* What a plan is asked for. All borrowed. */
 typedef struct moec_request {
@@ -42,6 +42,8 @@ typedef struct moec_request {
                                   unequal as many as the largest keeps */
     moec_allocation allocation;
     int64_t least;             /* --min-experts: each layer keeps so many at least; 0: by the allocation */
+    int64_t together;          /* loss: layers in a row that share what they keep */
+    const int64_t *counts;     /* [MoE layers] loss: what moec_allocate_loss gave */
     bool plan_only;            /* nothing is written but the plan: layers may keep unequal numbers that no client loads */
     const moec_model *base;    /* the checkpoint that router-norm and router-change compare with, or NULL */
     const char *base_print;    /* its fingerprint */
@@ -128,8 +130,8 @@ MOEC_API moec_status moec_no_statistic(const moec_method *me, const moec_stats *
  *  (attention experts, multi-token-prediction layers) keep the K experts whose router rows have the largest norm.
  *  The share is floored as REAP's int() does; one above 0 that is less than an expert is refused. Experts that no token selected are listed as unseen where the statistics say
  *  so. top-k falls to K when K is smaller.
- *  Where q->allocation is not uniform, K is the mean over the layers (moec_allocate); layers that come out unequal are padded
- *  to the largest, or where the router has nothing that rules dead experts out, refused unless q->plan_only.
+ *  Where q->allocation is not uniform, K is the mean over the layers (moec_allocate; loss: q->counts); layers that come out unequal
+ *  are padded to the largest, or where the router has nothing that rules dead experts out, refused unless q->plan_only.
  *  @param score [MoE layers * E], taken over into the plan by copy.
  *  Errors: moec_method_plan. Cost: O(L E log E). Same result on any number of threads. */
 MOEC_API moec_status moec_select(moec_plan **out, const moec_method *me, const moec_request *q, const double *score,
@@ -162,6 +164,20 @@ MOEC_API moec_status moec_kept_experts(int64_t *out, const moec_request *q, moec
  *  Cost: O(L E log(L E)). Plans of smaller K are contained in those of larger K. */
 MOEC_API moec_status moec_allocate(int64_t *out, const moec_method *me, const moec_request *q, int64_t keep,
                                    const double *score, moec_err *err) MOEC_USE_RESULT;
+
+/** How many experts each MoE layer keeps by what merging loses, q->together layers in a row sharing what they keep (the last of them
+ *  may be fewer): as many times K as they are. With c[l,k] the objective of a grouping of layer l into k groups (moec_merge_curve),
+ *
+ *    k_l = E (q->pad where that is given); until sum k_l = K times the layers:
+ *        the layer with the smallest c[l,k_l-1] - c[l,k_l] gives one up
+ *
+ *  of equal ones that which keeps most, then the lower. Each keeps at least max(top-k, q->least). Where the router chooses among
+ *  groups, one of each of them goes at a time. The sum of c is the least there is where curves are convex.
+ *  Source: Sub-MoE (arXiv:2506.23266, 3.1), which shares K among two layers and does not say how; this is our reading.
+ *  @param out [MoE layers]. curve: [MoE layers, E + 1], INFINITY where there cannot be so few groups.
+ *  MOEC_EINVAL: more needed than K; q->together below 1; MOEC_ENUMERIC: a curve has a NAN. Cost: O(L E together). */
+MOEC_API moec_status moec_allocate_loss(int64_t *out, const moec_request *q, int64_t keep, const double *curve, moec_err *err)
+    MOEC_USE_RESULT;
 
 /* An expert's place in its layer: protected ones first, then by descending score, ties to the lower number. */
 typedef struct moec_rank {

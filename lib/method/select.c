@@ -194,7 +194,8 @@ done:
 static moec_status record_options(moec_plan *p, const moec_method *me, const moec_request *q, int64_t keep, moec_err *err)
 {
     static const char *const allocations[] = {
-        [MOEC_ALLOCATE_UNIFORM] = "uniform", [MOEC_ALLOCATE_GLOBAL] = "global", [MOEC_ALLOCATE_MASS] = "mass"};
+        [MOEC_ALLOCATE_UNIFORM] = "uniform", [MOEC_ALLOCATE_GLOBAL] = "global", [MOEC_ALLOCATE_MASS] = "mass",
+        [MOEC_ALLOCATE_LOSS] = "loss"};
     const moec_verb own = {.opts = me->opts};
     moec_json *o = me->opts ? moec_opt_json(q, &own) : moec_json_new_object();
     moec_json_set(o, "keep", moec_json_new_int(keep));
@@ -204,6 +205,8 @@ static moec_status record_options(moec_plan *p, const moec_method *me, const moe
         moec_json_set(o, "allocation", moec_json_new_string(allocations[q->allocation]));
         moec_json_set(o, "min_experts", moec_json_new_int(q->least));
     }
+    if (q->allocation == MOEC_ALLOCATE_LOSS)
+        moec_json_set(o, "allocation_layers", moec_json_new_int(q->together));
     moec_free(p->options);
     p->options = NULL;
     moec_status st = moec_json_dump(&p->options, o, 0, err);
@@ -237,8 +240,9 @@ static moec_status counts_of(int64_t *out, const moec_method *me, const moec_req
                              moec_err *err)
 {
     for (int64_t l = 0; l < q->model->moe_layers; l++)
-        out[l] = keep;
-    return q->allocation == MOEC_ALLOCATE_UNIFORM ? MOEC_OK : moec_allocate(out, me, q, keep, score, err);
+        out[l] = q->allocation == MOEC_ALLOCATE_LOSS ? q->counts[l] : keep;
+    return q->allocation == MOEC_ALLOCATE_UNIFORM || q->allocation == MOEC_ALLOCATE_LOSS ? MOEC_OK
+           : moec_allocate(out, me, q, keep, score, err);
 }
 
 moec_status moec_select(moec_plan **out, const moec_method *me, const moec_request *q, const double *score,

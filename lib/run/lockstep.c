@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-/* Windows by number over all domains; which are held out depends on the text alone. */
+/* Windows by number over all domains; which are held out depends on the text alone. Of both parts the domains stand together. */
 moec_status moec__lockstep_place(moec_lockstep *u, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -17,9 +17,15 @@ moec_status moec__lockstep_place(moec_lockstep *u, moec_err *err)
     for (int d = 0; d < c->n_domains; d++)
         windows += c->domain[d].n_windows;
     MOEC_TRY(MOEC_NEW(u->row, (size_t)windows, err));
+    MOEC_TRY(MOEC_NEW(u->text, (size_t)c->n_domains + 1, err));
+    MOEC_TRY(MOEC_NEW(u->text_weight, (size_t)c->n_domains, err));
     for (int pass = 0; pass < 2; pass++) {
         w = 0;
-        for (int d = 0; d < c->n_domains; d++)
+        for (int d = 0; d < c->n_domains; d++) {
+            if (pass == 0) {
+                u->text[d] = at;
+                u->text_weight[d] = c->domain[d].weight;
+            }
             for (int64_t i = 0; i < c->domain[d].n_windows; i++, w++) {
                 const bool out = windows > 1 && w % every == (windows < every ? windows - 1 : every - 1);
                 if (out != (pass == 1))
@@ -28,14 +34,15 @@ moec_status moec__lockstep_place(moec_lockstep *u, moec_err *err)
                 at += c->domain[d].start[i + 1] - c->domain[d].start[i];
                 held += out ? c->domain[d].start[i + 1] - c->domain[d].start[i] : 0;
             }
+        }
     }
     u->n = at;
-    u->n_fit = at - held;
+    u->n_fit = u->text[c->n_domains] = at - held;
 done:
     return st;
 }
 
-static moec_status number_chunks(moec_lockstep *u, moec_err *err)
+moec_status moec__lockstep_chunks(moec_lockstep *u, moec_err *err)
 {
     moec_status st = MOEC_NEW(u->window, (size_t)u->first->n_chunks, err);
     int64_t w = 0;
@@ -85,7 +92,7 @@ moec_status moec__lockstep_room(moec_lockstep *u, moec_err *err)
     o.fixed_bytes = u->first->plan.bytes > counted ? (size_t)(u->first->plan.bytes - counted) : 0;
     o.look = true;
     MOEC_TRY(moec_pass_new(&u->second, &u->twin.variant->model, u->o->corpus, &o, err));
-    MOEC_TRY(number_chunks(u, err));
+    MOEC_TRY(moec__lockstep_chunks(u, err));
     MOEC_TRY(MOEC_NEW(u->x, values, err));
     MOEC_TRY(MOEC_NEW(u->y, values, err));
     MOEC_TRY(MOEC_NEW(u->logits, n * (size_t)u->ld, err));
@@ -104,6 +111,8 @@ void moec__lockstep_release(moec_lockstep *u)
     moec_preview_release(&u->twin);
     moec_free(u->row);
     moec_free(u->window);
+    moec_free(u->text);
+    moec_free(u->text_weight);
     moec_free(u->x);
     moec_free(u->y);
     moec_free(u->logits);
@@ -115,8 +124,7 @@ void moec__lockstep_release(moec_lockstep *u)
 
 /* --- what a layer is to do ------------------------------------------------------------------------------------------- */
 
-/* Row of the first token of a chunk's window; both passes have the same chunks. */
-static int64_t row_of(const moec_lockstep *u, const moec_pass *p, const moec_chunk *c, int64_t seq)
+int64_t moec__lockstep_row(const moec_lockstep *u, const moec_pass *p, const moec_chunk *c, int64_t seq)
 {
     return u->row[u->window[c - p->chunk] + seq];
 }
@@ -131,7 +139,7 @@ static moec_status see_original(void *ctx, int worker, const moec_chunk *c, cons
     (void)worker;
     (void)err;
     for (int64_t s = 0; s < v->n_seq; s++) {
-        const int64_t t = v->seq[s], n = v->seq[s + 1] - t, row = row_of(u, u->first, c, s);
+        const int64_t t = v->seq[s], n = v->seq[s + 1] - t, row = moec__lockstep_row(u, u->first, c, s);
         if (post)
             memcpy(u->y + row * H, v->r + t * H, (size_t)(n * H) * sizeof *u->y);
         if (post && v->shared)
@@ -172,7 +180,7 @@ static moec_status see_twin(void *ctx, int worker, const moec_chunk *c, const mo
     moec_status st = MOEC_OK;
     (void)worker;
     for (int64_t s = 0; st == MOEC_OK && s < v->n_seq; s++)
-        st = see_window(u, c->token + v->seq[s], row_of(u, u->second, c, s), v, v->seq[s], v->seq[s + 1] - v->seq[s], err);
+        st = see_window(u, c->token + v->seq[s], moec__lockstep_row(u, u->second, c, s), v, v->seq[s], v->seq[s + 1] - v->seq[s], err);
     return st;
 }
 
@@ -226,14 +234,14 @@ moec_status moec__lockstep_look(moec_lockstep *u, int64_t layer, moec_err *err)
 }
 
 /* moec_route leaves scores where it is told to: logits are needed again. */
-moec_status moec__lockstep_route(moec_lockstep *u, const moec_layer *l, moec_err *err)
+moec_status moec__lockstep_route(moec_lockstep *u, const moec_model *m, const moec_layer *l, int64_t n, moec_err *err)
 {
     enum { ROWS = 256 };
     float *scores;
     moec_status st = MOEC_NEW(scores, (size_t)(ROWS * u->ld), err);
-    for (int64_t i = 0; st == MOEC_OK && i < u->n; i += ROWS)
-        moec_route(scores, u->ids + i * u->slots, u->gates + i * u->slots, u->logits + i * u->ld, &u->twin.variant->model, l,
-                   u->n - i < ROWS ? u->n - i : ROWS);
+    for (int64_t i = 0; st == MOEC_OK && i < n; i += ROWS)
+        moec_route(scores, u->ids + i * u->slots, u->gates + i * u->slots, u->logits + i * u->ld, m, l,
+                   n - i < ROWS ? n - i : ROWS);
     moec_free(scores);
     return st;
 }

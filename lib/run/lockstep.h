@@ -20,6 +20,8 @@ typedef struct moec_lockstep {
     moec_pass *first, *second; /* the original's, the twin's */
     int64_t *row;              /* [windows] where a window's tokens stand: fitted ones first, held-out ones behind */
     int64_t *window;           /* [chunks] number of a chunk's first window */
+    int64_t *text;             /* [domains + 1] first fitted token of each domain, and n_fit */
+    double *text_weight;       /* [domains] */
     int64_t n, n_fit, ld, slots;
     float *x, *y;              /* [n,H] */
     float *logits;             /* [n,ld] */
@@ -46,6 +48,10 @@ enum {
 
 /* Counts the windows of the corpus and says where their tokens stand. */
 moec_status moec__lockstep_place(moec_lockstep *u, moec_err *err) MOEC_USE_RESULT;
+/* u->window, for u->first. */
+moec_status moec__lockstep_chunks(moec_lockstep *u, moec_err *err) MOEC_USE_RESULT;
+/* Row of the first token of a chunk's window, of either pass: both have the same chunks. */
+int64_t moec__lockstep_row(const moec_lockstep *u, const moec_pass *p, const moec_chunk *c, int64_t seq);
 /* Options of the first pass. `spare`: the least that the second can do with is kept free for it. */
 moec_pass_opts moec__lockstep_opts(uint64_t *spare, const moec_lockstep *u);
 /* The two passes and the sample's arrays. */
@@ -55,8 +61,8 @@ void moec__lockstep_release(moec_lockstep *u);
 moec_status moec__lockstep_first(moec_lockstep *u, int64_t layer, moec_err *err) MOEC_USE_RESULT;
 /* The twin looks at MoE layer `layer`, which the original has run: x, y, logits, weight. */
 moec_status moec__lockstep_look(moec_lockstep *u, int64_t layer, moec_err *err) MOEC_USE_RESULT;
-/* ids and gates of the sample by its logits as they are and the twin's rule. */
-moec_status moec__lockstep_route(moec_lockstep *u, const moec_layer *l, moec_err *err) MOEC_USE_RESULT;
+/* ids and gates of the sample's first n tokens by their logits as they are and the rule of model m, the twin or the original. */
+moec_status moec__lockstep_route(moec_lockstep *u, const moec_model *m, const moec_layer *l, int64_t n, moec_err *err) MOEC_USE_RESULT;
 /* sum w |y|^2 of both parts, weights scaled to 1 on average over fitted tokens. */
 moec_repair_error moec__lockstep_wanted(moec_lockstep *u);
 

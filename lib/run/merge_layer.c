@@ -38,7 +38,8 @@ static moec_merge_task task_of(moec_lockstep *u, const moec_plan_layer *pl, bool
     for (int64_t i = 0; i < pl->n_guarded; i++)
         guarded[pl->guarded[i]] = true;
     return (moec_merge_task){.model = twin, .layer = &u->m->layer[pl->layer], .n = u->n_fit, .x = u->x, .logits = u->logits,
-                             .ld = u->ld, .ids = u->ids, .gates = u->gates, .slots = u->slots, .keep = pl->n_keep,
+                             .ld = u->ld, .ids = u->ids, .gates = u->gates, .slots = u->slots,
+                             .texts = u->o->corpus->n_domains, .text = u->text, .text_weight = u->text_weight, .keep = pl->n_keep,
                              .blocks = twin->dims.groups, .guarded = guarded, .seed = u->o->seed, .progress = &u->progress};
 }
 
@@ -88,7 +89,7 @@ moec_status moec__merge_layer(moec_lockstep *u, int64_t set, moec_err *err)
     MOEC_TRY(MOEC_NEW(guarded, (size_t)pl->n_experts, err));
     if (!u->groups.centre)
         MOEC_TRY(moec_merge_groups_new(&u->groups, pl->n_experts, err));
-    MOEC_TRY(moec__lockstep_route(u, &u->m->layer[pl->layer], err));
+    MOEC_TRY(moec__lockstep_route(u, &u->twin.variant->model, &u->m->layer[pl->layer], u->n, err));
     moec_merge_task t = task_of(u, pl, guarded);
     if (u->o->tied)
         t.keep = u->o->tied[set];
@@ -182,7 +183,7 @@ moec_status moec__merge_draft(moec_lockstep *u, int64_t set, const moec_draft *d
     const moec_merge_target to = {.expert = expert, .router = d->router, .gate_up_bias = d->gate_up_bias, .down_bias = d->down_bias,
                                   .row = d->row};
     if (u->o->merge->original) /* selections are the original's still, the inputs no longer */
-        MOEC_TRY(moec__lockstep_route(u, &u->m->layer[pl->layer], err));
+        MOEC_TRY(moec__lockstep_route(u, &u->twin.variant->model, &u->m->layer[pl->layer], u->n, err));
     const moec_merge_task t = task_of(u, pl, guarded);
     MOEC_TRY(moec_merge_fill_all(&tally, &to, &t, &u->groups, u->o->merge, err));
     if (u->o->tied)

@@ -32,6 +32,14 @@ done:
 
 /* --- all of it ------------------------------------------------------------------------------------------------------- */
 
+static moec_json *weights(const moec_corpus *c)
+{
+    moec_json *a = moec_json_new_array();
+    for (int d = 0; d < c->n_domains; d++)
+        moec_json_push(a, moec_json_new_real(c->domain[d].weight));
+    return a;
+}
+
 static moec_json *numbers(const int64_t *v, int64_t n)
 {
     moec_json *a = moec_json_new_array();
@@ -52,11 +60,12 @@ static moec_status open_work(moec_lockstep *u, moec_err *err)
     MOEC_TRY(moec__repair_identity(&rule, u, err));
     if (u->o->merge) {
         settings = moec_merge_json(u->o->merge);
+        moec_json_set(settings, "texts", weights(u->o->corpus)); /* the digest leaves them out */
         if (u->o->tied) /* no keep list says how many groups there are */
             moec_json_set(settings, "tied", numbers(u->o->tied, u->p->n_layers));
         MOEC_TRY(moec_json_dump(&merge, settings, 0, err));
     }
-    MOEC_TRY(moec_format(&text, err, "repair 4 %s\n%s\n%s %s\n%s\n%s\n%s", moec_version(), u->o->fingerprint, words.hex,
+    MOEC_TRY(moec_format(&text, err, "repair 5 %s\n%s\n%s %s\n%s\n%s\n%s", moec_version(), u->o->fingerprint, words.hex,
                          u->o->method ? u->o->method->name : "", rule, merge ? merge : "", plan));
     MOEC_TRY(moec_work_open(&u->r->work, u->o->work, text, u->o->resume, true, err));
 done:

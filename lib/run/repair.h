@@ -32,7 +32,7 @@ typedef struct moec_repair_opts {
                                router stays (kind NONE only). NULL: merged experts are as many as the plan keeps */
     const moec_method *thin; /* of grain neurons: experts get the plan's width by this method before they are fitted, asked by */
     const moec_request *request; /* this request, of the same model; `method` and `merge` are NULL, kind is not NONE. NULL: no */
-    const moec_corpus *corpus;
+    const moec_corpus *corpus; /* weights of its domains: of masses where experts are merged (moec_merge_mass_of) */
     moec_compute compute;   /* of the forward passes; fitting is in float32 */
     bool router;            /* behind all that, the router's rows are refitted in closed form (moec_repair_router) where they can be:
                                a layer where not says so in a note */
@@ -66,6 +66,16 @@ MOEC_API moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec
 /** What that run would take; the plan stays as it is. Errors of moec_repair_run that are known at the start. */
 MOEC_API moec_status moec_repair_estimate(moec_work_cost *out, moec_plan *p, const moec_model *m, const moec_repair_opts *o,
                                           moec_err *err) MOEC_USE_RESULT;
+/** How many experts each layer keeps by what merging loses (q->allocation loss; to be given as q->counts): the original runs once
+ *  over the text, each layer's moec_merge_curve is made of what it sees there (the tokens that repair fits, not those held out), and
+ *  moec_allocate_loss shares out. Nothing is kept: a run that is stopped does it again, with the same result.
+ *  Departs: recipes that form groups behind merged layers (original off) do not have these curves then, but a layer's number may
+ *  depend on layers behind it, which are not yet merged.
+ *  @param out [MoE layers]. o: corpus, merge, compute, seed and max_memory are read. MOEC_EINVAL: a grouping without an
+ *  objective, layers that cannot be padded and no q->plan_only, what moec_kept_experts, moec_allocate_loss and moec_merge_curve
+ *  refuse; MOEC_ENOFIT, MOEC_EINTR, MOEC_EIO, MOEC_ENOMEM, MOEC_ENUMERIC. Cost: one forward pass and E groupings a layer. */
+MOEC_API moec_status moec_merge_counts(int64_t *out, const moec_model *m, const moec_request *q, const moec_repair_opts *o,
+                                       moec_err *err) MOEC_USE_RESULT;
 MOEC_API const moec_override *moec_repair_weights(const moec_repair *r);
 /** Moves the folder to `dir`, where it stays. MOEC_EIO. */
 MOEC_API moec_status moec_repair_keep(moec_repair *r, const char *dir, moec_err *err) MOEC_USE_RESULT;

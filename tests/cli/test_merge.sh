@@ -9,6 +9,8 @@ tiny=$(dirname "$program")/tests/write_tiny
 cd "$work" || exit 1
 head -n 30 "$model/samples.txt" >calib.txt
 tail -n 30 "$model/samples.txt" >held.txt
+head -n 250 "$model/samples.txt" >long.txt
+[ -z "$sanitized" ] || head -n 40 "$model/samples.txt" >long.txt
 texts="--seq-len 128 --text calib.txt"
 methods="adaptive m-smoe hc-smoe sub-moe ream uncurl merge-moe dern"
 : >stderr
@@ -257,9 +259,9 @@ ok "inputs: verifies" "$program" verify inputs-half inputs >stdout 2>stderr
 ok "calibrate" "$program" calibrate "$model" --seq-len 128 -q -o stats.h5 --text calib.txt 2>stderr
 # shellcheck disable=SC2086
 {
-    expect 2 'allocation other than uniform counts how often experts are selected; give --stats FILE' merge $common --allocation global
+    expect 2 'allocation global and mass count how often experts are selected; give --stats FILE' merge $common --allocation global
     expect 2 'layers would keep [0-9]+ to [0-9]+ experts.*--plan-only writes the plan' merge $common --allocation global --stats stats.h5
-    expect 2 'min-experts is for --allocation global and mass' merge $common --min-experts 3
+    expect 2 'min-experts is for an --allocation other than uniform' merge $common --min-experts 3
 }
 merged uneven.json --method m-smoe --allocation global --stats stats.h5 --remove 50% --repair none --plan-only
 ok "what is not yet known is not said" [ -z "$(grep -E 'removed [0-9]+, kept' stderr)" ]
@@ -273,6 +275,76 @@ merged uneven-map --method m-smoe --allocation global --stats stats.h5 --remove 
 ok "map: so they load, too" "$program" verify uneven-map "$model" >stdout 2>stderr
 ok "map: and that is no secret" [ -z "$(grep 'no client loads' stderr)" ]
 prints 'experts +[0-9]+ to [0-9]+ a layer, shared by the 16 rows' inspect uneven-map
+
+# by what merging loses, of two layers together, or three and the one that is left
+kept()  # kept PLAN    numbers of experts that layers keep, in a line
+{
+    grep -o '"keep": \[[^]]*\]' "$1" | awk '{ printf "%d ", NF - 1 }'
+}
+shared()  # shared LAYERS KEEP LEAST    of the numbers on standard input: sums of so many layers, and the floor
+{
+    awk -v g="$1" -v k="$2" -v least="$3" '{ ok = NF == 4; for (i = 1; i <= NF; i++) { ok = ok && $i >= least && $i <= 16
+        sum += $i; n++; if (n == g || i == NF) { ok = ok && sum == k * n; sum = n = 0 } } exit !ok }'
+}
+for settings in "2 sub-moe 50 4" "3 hc-smoe 25 4" "2 sub-moe 50 7" "9 hc-smoe 50 4"; do
+    # shellcheck disable=SC2086
+    set -- $settings
+    merged loss.json --method "$2" --allocation loss --allocation-layers "$1" --min-experts "$4" --remove "$3%" --repair none \
+        --plan-only --overwrite
+    kept loss.json >counts.txt
+    ok "loss, $settings: numbers of experts" shared "$1" $((16 - 16 * $3 / 100)) "$4" <counts.txt
+    [ "$settings" != "9 hc-smoe 50 4" ] || ok "they are uneven" [ "$(kept loss.json)" != "8 8 8 8 " ]
+done
+ok "loss: in the plan" grep -q '"allocation": "loss", "min_experts": 4, "allocation_layers": 9' loss.json
+prints 'overall' eval "$model" --plan loss.json --seq-len 128 --text held.txt
+merged uniform --method hc-smoe --remove 50% --repair none
+merged alone --method hc-smoe --remove 50% --repair none --allocation loss --allocation-layers 1
+ok "loss, every layer by itself: as uniform" same_tensors uniform alone
+merged loss-one.json --method sub-moe --allocation loss --remove 50% --plan-only --threads 1
+merged loss-two.json --method sub-moe --allocation loss --remove 50% --plan-only --threads 2
+ok "loss: one thread as two" cmp loss-one.json loss-two.json
+ok "loss: one thread as two, weights" diff -r loss-one.json.weights loss-two.json.weights
+loss="$model --method sub-moe --allocation loss --remove 50% --plan-only --seq-len 128 --text long.txt"
+# shellcheck disable=SC2086
+{
+    ok "loss: undisturbed" "$program" merge $loss -q -o loss-whole.json >stdout 2>stderr
+    start merge $loss -q -o loss-killed.json
+}
+pid=$! tries=0
+while [ ! -e loss-killed.json.repair.partial/layer-00001.json ] && [ $tries -lt 3000 ] && kill -0 $pid 2>/dev/null; do
+    sleep 0.02
+    tries=$((tries + 1))
+done
+kill -9 $pid 2>/dev/null
+wait $pid 2>/dev/null
+ok "loss: killed in between" [ ! -e loss-killed.json ]
+# shellcheck disable=SC2086
+expect 0 'continuing' merge $loss -o loss-killed.json
+ok "loss: as undisturbed" cmp loss-killed.json loss-whole.json
+ok "loss: as undisturbed, weights" diff -r loss-killed.json.weights loss-whole.json.weights
+ok "loss: groups" "$program" merge groups --method hc-smoe --keep 4 --allocation loss -q -o groups-loss --text calib.ids >stdout 2>stderr
+ok "loss: groups, padded where they are uneven" "$program" verify groups-loss groups >stdout 2>stderr
+# shellcheck disable=SC2086
+{
+    expect 2 'allocation loss gives layers unequal numbers.*--plan-only writes the plan' merge $common --method sub-moe --allocation loss
+    expect 2 'grouping=nearest has no objective.*average, ward, complete, single, kmeans' merge $common --plan-only --allocation loss
+    expect 2 'every layer keeps at least 9 experts' merge $common --plan-only --method sub-moe --allocation loss --min-experts 9
+    expect 2 'allocation-layers goes with --allocation loss' merge $common --allocation-layers 3
+}
+
+# --- texts ---------------------------------------------------------------------------------------------------------------
+cp calib.txt a.txt
+sed -n 31,60p "$model/samples.txt" >b.txt
+weighted()  # weighted OUT WEIGHT
+{
+    ok "a text of weight $2" "$program" merge "$model" -q -o "$1" --method m-smoe --remove 50% --repair none --plan-only --overwrite \
+        --seq-len 128 --text a.txt "b.txt:$2" >stdout 2>stderr
+}
+weighted light.json 1
+weighted heavy.json 40
+ok "weights of texts count" [ -n "$(cmp light.json heavy.json 2>&1)" ]
+weighted again.json 40
+ok "and are the same again" cmp heavy.json again.json
 
 # --- protection ----------------------------------------------------------------------------------------------------------
 printf '0 5\n0 11\n' >protect.txt
@@ -321,8 +393,6 @@ for method in adaptive sub-moe; do
 done
 merged seeded --method sub-moe --remove 50% --seed 99
 ok "k-means from another seed verifies" "$program" verify seeded "$model" >stdout 2>stderr
-head -n 250 "$model/samples.txt" >long.txt
-[ -z "$sanitized" ] || head -n 40 "$model/samples.txt" >long.txt
 for method in adaptive merge-moe "m-smoe --emit map"; do
     long="$model --method $method --remove 50% -q --seq-len 128 --text long.txt"
     # shellcheck disable=SC2086

@@ -131,6 +131,118 @@ static void every_way(void **state)
     bench_close(&b);
 }
 
+/* ---- what fewer groups lose ---------------------------------------------------------------------------------------------- */
+
+static void curve(double *out, const bench *b, const moec_merge_recipe *r)
+{
+    double again[BENCH_EXPERTS + 1];
+    moec_err err = {MOEC_OK, ""};
+    moec_par_set_threads(1);
+    if (moec_merge_curve(out, &b->t, r, &err) != MOEC_OK)
+        fail_msg("%s", err.text);
+    moec_par_set_threads(3);
+    assert_int_equal(moec_merge_curve(again, &b->t, r, &err), MOEC_OK);
+    moec_par_set_threads(0);
+    assert_memory_equal(out, again, (size_t)(b->experts + 1) * sizeof *out);
+}
+
+/* Least sum of squared distances from the means of exactly k groups: experts from `e` on join one of `used` groups or begin one. */
+static double best_partition(int *label, int64_t e, int64_t used, int64_t k, int64_t n, const double *kernel)
+{
+    double lowest = (double)INFINITY;
+    if (e == n) {
+        double sum = 0.0;
+        for (int64_t c = 0; used == k && c < k; c++) {
+            double size = 0.0, all = 0.0;
+            for (int64_t i = 0; i < n; i++) {
+                size += label[i] == c;
+                sum += label[i] == c ? kernel[i * n + i] : 0.0;
+                for (int64_t j = 0; j < n; j++)
+                    all += label[i] == c && label[j] == c ? kernel[i * n + j] : 0.0;
+            }
+            sum -= all / size;
+        }
+        return used == k ? sum : (double)INFINITY;
+    }
+    for (int c = 0; c <= used && c < k; c++) {
+        label[e] = c;
+        const double v = best_partition(label, e + 1, c == used ? used + 1 : used, k, n, kernel);
+        lowest = v < lowest ? v : lowest;
+    }
+    return lowest;
+}
+
+/* k-means: near the best of all partitions, and its own objective. Linkages: what the one dendrogram adds up to. Distances with a
+ * scale: over their mean. */
+static void losses(void **state)
+{
+    static const bool guarded[BENCH_EXPERTS] = {[2] = true, [5] = true};
+    static const moec_merge_grouping linkage[] = {MOEC_BY_AVERAGE, MOEC_BY_WARD, MOEC_BY_COMPLETE, MOEC_BY_SINGLE};
+    enum { N = 7 };
+    double d[N * N], kernel[N * N], got[N + 1], mass[N], height[N];
+    moec_err err = {MOEC_OK, ""};
+    bench b;
+    (void)state;
+    bench_open(&b, "qwen3_moe", N, 2, 200);
+    moec_merge_recipe r = {.distance = MOEC_FAR_OUTPUT_COSINE, .grouping = MOEC_BY_KMEANS, .restarts = 64};
+    bench_distances(d, kernel, &b, r.distance);
+    bench_masses(mass, &b, r.saliency);
+    curve(got, &b, &r);
+    assert_true(isinf(got[0]) && got[N] == 0.0);
+    for (int64_t k = 1; k < N; k++) {
+        int label[N];
+        int32_t centre[N];
+        double own = 0.0;
+        const double best = best_partition(label, 0, 0, k, N, kernel);
+        const moec_group_task g = {.n = N, .keep = k, .blocks = 1, .mass = mass, .seed = b.t.seed};
+        assert_int_equal(moec_group_kmeans(centre, &own, &g, kernel, r.restarts, &err), MOEC_OK);
+        if (!(got[k] >= best - 1e-9 && got[k] <= 1.01 * best + 1e-9 && got[k] == (k > 1 && got[k - 1] < own ? got[k - 1] : own)))
+            fail_msg("%d groups lose %.17g; at best %.17g, by themselves %.17g", (int)k, got[k], best, own);
+    }
+    for (size_t w = 0; w < MOEC_COUNT(linkage); w++) {
+        const bool ward = linkage[w] == MOEC_BY_WARD;
+        double sum = 0.0, mean = 0.0;
+        int32_t centre[N];
+        r = (moec_merge_recipe){.distance = MOEC_FAR_MEAN_OUTPUT, .grouping = linkage[w], .saliency = MOEC_MASS_GATE};
+        bench_distances(d, kernel, &b, r.distance);
+        bench_masses(mass, &b, r.saliency);
+        for (int64_t i = 0; ward && i < N * N; i++)
+            d[i] *= d[i];
+        for (int64_t i = 0; i < N * N; i++)
+            mean += d[i] / (N * (N - 1));
+        const moec_group_task g = {.n = N, .keep = 1, .blocks = 1, .distance = d, .mass = mass};
+        assert_int_equal(moec_group_linkage(centre, height, &g, (moec_linkage)w, &err), MOEC_OK);
+        curve(got, &b, &r);
+        for (int64_t k = N - 1; k >= 1; k--) {
+            sum += height[N - 1 - k];
+            assert_true(fabs(got[k] - sum / mean) < 1e-9 * sum / mean);
+        }
+    }
+    b.t.guarded = guarded;
+    curve(got, &b, &r);
+    for (int64_t k = 0; k <= N; k++)
+        assert_true(isinf(got[k]) == (k < 3) && (k < 4 || got[k] <= got[k - 1]));
+    for (int way = 0; way < MOEC_BY_COUNT; way++) {
+        r.grouping = (moec_merge_grouping)way;
+        if (way == MOEC_BY_KMEANS || (way >= MOEC_BY_AVERAGE && way <= MOEC_BY_SINGLE))
+            continue;
+        assert_int_equal(moec_merge_curve(got, &b.t, &r, &err), MOEC_EINVAL);
+        assert_non_null(strstr(err.text, "those that have one are average, ward, complete, single, kmeans"));
+        err = (moec_err){MOEC_OK, ""};
+    }
+    bench_close(&b);
+    bench_open(&b, "qwen3_moe", 8, 2, 100);
+    double blocks[9];
+    b.t.blocks = 2;
+    r.grouping = MOEC_BY_AVERAGE;
+    curve(blocks, &b, &r);
+    for (int64_t k = 0; k <= 8; k++)
+        assert_true(isinf(blocks[k]) == (k % 2 == 1 || k == 0) && (k < 4 || k % 2 == 1 || blocks[k] < blocks[k - 2]));
+    bench_close(&b);
+}
+
+/* ------------------------------------------------------------------------------------------------------------------------- */
+
 static int ascending(const void *a, const void *b)
 {
     const double x = *(const double *)a, y = *(const double *)b;
@@ -364,6 +476,15 @@ static void out_of_memory(void **state)
             assert_true(st == MOEC_OK || st == MOEC_ENOMEM);
             assert_true(k < 1000);
         }
+        st = recipes[i].grouping == MOEC_BY_SPECTRAL ? MOEC_OK : MOEC_ENOMEM;
+        for (long k = 0; st != MOEC_OK; k++) {
+            double lost[BENCH_EXPERTS + 1];
+            moec_err err = {MOEC_OK, ""};
+            moec_test_allocs_left = k;
+            st = moec_merge_curve(lost, &b.t, &recipes[i], &err);
+            moec_test_allocs_left = __LONG_MAX__;
+            assert_true((st == MOEC_OK || st == MOEC_ENOMEM) && k < 1000);
+        }
     }
     moec_par_set_threads(0);
     bench_close(&b);
@@ -408,7 +529,8 @@ static void names(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(twins), cmocka_unit_test(every_way), cmocka_unit_test(matrices), cmocka_unit_test(dead),
+        cmocka_unit_test(twins), cmocka_unit_test(every_way),
+        cmocka_unit_test(losses), cmocka_unit_test(matrices), cmocka_unit_test(dead),
         cmocka_unit_test(ties), cmocka_unit_test(refused), cmocka_unit_test(out_of_memory), cmocka_unit_test(names),
         cmocka_unit_test(interrupted),
     };

@@ -83,6 +83,49 @@ static void sums(void **state)
     }
 }
 
+/* Several texts, one of them without a token: each counts by its weight, whatever its length and the size of its sums. */
+static void texts(void **state)
+{
+    static const int64_t text[] = {0, 20, 20, 150}, first[] = {0, 20, 150}, of[] = {0, 2};
+    static const double weight[] = {2.0, 7.0, 0.5};
+    bench b;
+    (void)state;
+    bench_open(&b, "qwen3_moe", 8, 2, 150);
+    for (int k = 0; k < MOEC_MASS_KINDS; k++) {
+        const bool mean = k == MOEC_MASS_REAP || k == MOEC_MASS_REAM || k == MOEC_MASS_EQUAL;
+        double got[BENCH_EXPERTS], part[BENCH_EXPERTS], count[BENCH_EXPERTS], want[BENCH_EXPERTS] = {0.0}, hits[BENCH_EXPERTS] = {0.0};
+        bench all = b;
+        all.t.texts = 3;
+        all.t.text = text;
+        all.t.text_weight = weight;
+        bench_masses(got, &all, (moec_merge_mass)k);
+        for (int i = 0; i < 2; i++) { /* the two that have tokens, each as a bench of its own */
+            bench one = b;
+            const double w = weight[of[i]];
+            double sum = 0.0;
+            one.n = first[i + 1] - first[i];
+            one.ids += first[i] * b.slots;
+            one.gates += first[i] * b.slots;
+            one.logits += first[i] * b.all;
+            one.out += first[i] * b.experts * b.hidden;
+            naive_mass(part, &one, (moec_merge_mass)k);
+            naive_mass(count, &one, MOEC_MASS_COUNT);
+            for (int64_t e = 0; e < b.experts; e++)
+                sum += part[e];
+            for (int64_t e = 0; e < b.experts; e++) {
+                want[e] += mean ? w * part[e] * count[e] : w * part[e] / sum;
+                hits[e] += w * count[e];
+            }
+        }
+        for (int64_t e = 0; e < b.experts; e++) {
+            if (mean)
+                want[e] = hits[e] > 0.0 ? want[e] / hits[e] : 0.0;
+            near(got[e], want[e], want[e], "texts", moec_merge_mass_names[k], e, e);
+        }
+    }
+    bench_close(&b);
+}
+
 /* ---- distances ---------------------------------------------------------------------------------------------------------- */
 
 static double cosine(const double *a, const double *b, int64_t n)
@@ -336,7 +379,8 @@ static void wide_range(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(sums), cmocka_unit_test(pairs), cmocka_unit_test(logits_from_inputs), cmocka_unit_test(silent),
+        cmocka_unit_test(sums),
+        cmocka_unit_test(texts), cmocka_unit_test(pairs), cmocka_unit_test(logits_from_inputs), cmocka_unit_test(silent),
         cmocka_unit_test(wide_range),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
