@@ -295,13 +295,12 @@ static void print_repair(const moec_plan *p)
 static void print_cost(const tool_job *j, const moec_work_cost *c)
 {
     char a[32], b[32];
-    if (j->factor)
-        printf("factor     its time, memory and disk beside the output are not estimated\n");
-    if (!j->repair && !j->thin)
+    if (!j->repair && !j->thin && !j->factor)
         return;
-    printf("%s     %s of disk beside the output, %s of memory", !j->repair ? "thin  " : j->repair->merge ? "merge " : "repair", moec_size_text(a, sizeof a, c->disk),
+    const char *what = j->factor ? "factor" : !j->repair ? "thin" : j->repair->merge ? "merge" : "repair";
+    printf("%-11s%s of disk beside the output, %s of memory", what, moec_size_text(a, sizeof a, c->disk),
            moec_size_text(b, sizeof b, c->memory));
-    if (j->repair)
+    if (c->token_passes > 0)
         printf(", %" PRIu64 " token passes", c->token_passes);
     printf("; its time is not estimated\n");
 }
@@ -425,7 +424,7 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, const m
         }
         moec_json_set(o, "dry_run", moec_json_new_bool(true));
         moec_json_set(o, "estimate_is_of_writing_only", moec_json_new_bool(j->repair || j->thin || j->factor));
-        if (j->repair || j->thin) {
+        if (j->repair || j->thin || j->factor) {
             moec_json_set(o, "work_disk_bytes", moec_json_new_int((int64_t)cost->disk));
             moec_json_set(o, "work_memory_bytes", moec_json_new_int((int64_t)cost->memory));
             moec_json_set(o, "token_passes", moec_json_new_int((int64_t)cost->token_passes));
@@ -683,7 +682,12 @@ static moec_status estimate_work(moec_work_cost *out, const tool_job *j, moec_er
         const moec_thin_opts o = {.max_memory = j->common->max_memory};
         MOEC_TRY(moec_thin_estimate(out, j->plan, j->model, &o, err));
     }
-    if (j->thin)
+    if (j->factor) {
+        moec_factor_opts o = *j->factor;
+        o.max_memory = j->common->max_memory;
+        MOEC_TRY(moec_factoring_estimate(out, j->plan, j->model, &o, err));
+    }
+    if (j->thin || j->factor)
         snprintf(j->plan->weights, sizeof j->plan->weights, "not made by a dry run");
 done:
     return st;
@@ -714,8 +718,6 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
         MOEC_TRY(factor(&factored, j, err));
         opt.weights = moec_factoring_weights(factored);
     }
-    if (j->factor && j->common->dry_run)
-        snprintf(j->plan->weights, sizeof j->plan->weights, "not made by a dry run");
     if (j->thin && !j->repair && !j->common->dry_run) {
         MOEC_TRY(thin(&thinned, j, err));
         opt.weights = moec_thin_weights(thinned);

@@ -66,11 +66,11 @@ MOEC_API void moec_factor_split(int64_t *out, int64_t n, int64_t number);
 /** Adds share * trace(c) / n to the diagonal of c [n,n]: an expert of few tokens must not be free where they do not reach.
  *  False: the trace is 0 or not finite, nothing is known. */
 MOEC_API bool moec_factor_damp(double *c, int64_t n, double share);
-/** r leading eigenvectors p [r,rows] of W C W^T, W [rows,cols] in float64; c NULL: of W W^T. `g` [rows,rows]: NULL, or receives
- *  W C W^T. MOEC_ENUMERIC, MOEC_ENOMEM. Cost: 2 rows cols (rows + cols) + 9 rows^3 operations; no inverse and no Cholesky factor,
- *  whose square root cancels. */
-MOEC_API moec_status moec_factor_lead(double *p, double *g, const double *w, const double *c, int64_t rows, int64_t cols,
-                                      int64_t r, moec_err *err) MOEC_USE_RESULT;
+/** r leading eigenvectors p [r,rows] of W C W^T, W [rows,cols] in float64; c NULL: of W W^T. Of W with more rows than columns, and
+ *  no fewer than r of these, by W = Q R and those of R C R^T. MOEC_ENUMERIC, MOEC_ENOMEM. Cost: up to 4 rows cols^2 + 2 (rows + cols)
+ *  m^2 + 5 m^3 operations, m the lesser of rows and cols; no inverse and no Cholesky factor, whose square root cancels. */
+MOEC_API moec_status moec_factor_lead(double *p, const double *w, const double *c, int64_t rows, int64_t cols, int64_t r,
+                                      moec_err *err) MOEC_USE_RESULT;
 /** The `keep` rows of largest s_o C s_o^T, ascending (ties: the lower): the output error that dropping row o of s [rows,cols] adds.
  *  Rows add up, so no other choice leaves less. MOEC_ENOMEM. */
 MOEC_API moec_status moec_factor_rows(int32_t *row, int64_t keep, const double *s, const double *c, int64_t rows, int64_t cols,

@@ -40,20 +40,50 @@ static moec_status times_c(double **out, const double *w, const double *c, int64
     return MOEC_OK;
 }
 
-moec_status moec_factor_lead(double *p, double *g, const double *w, const double *c, int64_t rows, int64_t cols, int64_t r,
-                             moec_err *err)
+/* g [rows,rows] = w c w^T */
+static moec_status inner(double *g, const double *w, const double *c, int64_t rows, int64_t cols, moec_err *err)
+{
+    double *wc = NULL;
+    moec_status st = times_c(&wc, w, c, rows, cols, err);
+    if (st == MOEC_OK)
+        moec_dgemm(false, true, rows, rows, cols, 1.0, wc, cols, w, cols, 0.0, g, rows);
+    moec_free(wc);
+    return st;
+}
+
+/* Of a tall w = Q R: W C W^T = Q (R C R^T) Q^T, so vectors of the small matrix in the middle do. */
+static moec_status lead_tall(double *p, const double *w, const double *c, int64_t rows, int64_t cols, int64_t r, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    double *wc = NULL, *own = NULL;
-    MOEC_TRY(times_c(&wc, w, c, rows, cols, err));
-    MOEC_TRY(MOEC_NEW(own, (size_t)(rows * rows), err));
-    moec_dgemm(false, true, rows, rows, cols, 1.0, wc, cols, w, cols, 0.0, own, rows);
-    if (g)
-        memcpy(g, own, (size_t)(rows * rows) * sizeof *g);
-    MOEC_TRY(moec_eigen(NULL, p, own, rows, r, MOEC_EIGEN_LARGEST, err));
+    double *q = NULL, *tri = NULL, *g = NULL, *u = NULL;
+    MOEC_TRY(MOEC_NEW(q, (size_t)(rows * cols), err));
+    MOEC_TRY(MOEC_NEW(tri, (size_t)(cols * cols), err));
+    MOEC_TRY(MOEC_NEW(g, (size_t)(cols * cols), err));
+    MOEC_TRY(MOEC_NEW(u, (size_t)(r * cols), err));
+    memcpy(q, w, (size_t)(rows * cols) * sizeof *q);
+    MOEC_TRY(moec_qr(tri, q, rows, cols, err));
+    MOEC_TRY(inner(g, tri, c, cols, cols, err));
+    MOEC_TRY(moec_eigen(NULL, u, g, cols, r, MOEC_EIGEN_LARGEST, err));
+    moec_dgemm(false, true, r, rows, cols, 1.0, u, cols, q, cols, 0.0, p, rows);
 done:
-    moec_free(wc);
-    moec_free(own);
+    moec_free(q);
+    moec_free(tri);
+    moec_free(g);
+    moec_free(u);
+    return st;
+}
+
+moec_status moec_factor_lead(double *p, const double *w, const double *c, int64_t rows, int64_t cols, int64_t r, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    double *g = NULL;
+    if (rows > cols && r <= cols)
+        return lead_tall(p, w, c, rows, cols, r, err);
+    MOEC_TRY(MOEC_NEW(g, (size_t)(rows * rows), err));
+    MOEC_TRY(inner(g, w, c, rows, cols, err));
+    MOEC_TRY(moec_eigen(NULL, p, g, rows, r, MOEC_EIGEN_LARGEST, err));
+done:
+    moec_free(g);
     return st;
 }
 
@@ -120,7 +150,7 @@ static moec_status low_rank(float *const *piece, const moec_factor_shape *s, con
     double *p = NULL;
     moec_status st = MOEC_OK;
     MOEC_TRY(MOEC_NEW(p, (size_t)(s->rank * s->rows), err));
-    MOEC_TRY(moec_factor_lead(p, NULL, w, c, s->rows, s->cols, s->rank, err));
+    MOEC_TRY(moec_factor_lead(p, w, c, s->rows, s->cols, s->rank, err));
     MOEC_TRY(project(piece[0], piece[1], p, w, s, err));
 done:
     moec_free(p);
@@ -128,15 +158,18 @@ done:
 }
 
 /* out = w - a b */
-static void left_over(double *out, const float *a, const float *b, const double *w, const moec_factor_shape *s)
+static moec_status left_over(double *out, const float *a, const float *b, const double *w, const moec_factor_shape *s, moec_err *err)
 {
-    for (int64_t o = 0; o < s->rows; o++) {
-        double *to = out + o * s->cols;
-        memcpy(to, w + o * s->cols, (size_t)s->cols * sizeof *to);
-        for (int64_t k = 0; k < s->rank; k++)
-            for (int64_t i = 0; i < s->cols; i++)
-                to[i] -= (double)a[o * s->rank + k] * (double)b[k * s->cols + i];
-    }
+    moec_status st = MOEC_OK;
+    double *left = NULL, *right = NULL;
+    MOEC_TRY(doubles(&left, a, s->rows * s->rank, err));
+    MOEC_TRY(doubles(&right, b, s->rank * s->cols, err));
+    memcpy(out, w, (size_t)(s->rows * s->cols) * sizeof *out);
+    moec_dgemm(false, false, s->rows, s->cols, s->rank, -1.0, left, s->rank, right, s->cols, 1.0, out, s->cols);
+done:
+    moec_free(left);
+    moec_free(right);
+    return st;
 }
 
 static moec_status with_rows(float *const *piece, int32_t *index, const moec_factor_shape *s, const double *w, const double *c,
@@ -144,26 +177,24 @@ static moec_status with_rows(float *const *piece, int32_t *index, const moec_fac
 {
     moec_status st = MOEC_OK;
     const int64_t n = s->rows;
-    double *p = NULL, *g = NULL, *rest = NULL;
+    double *p = NULL, *rest = NULL;
     MOEC_TRY(MOEC_NEW(p, (size_t)(s->rank * n), err));
-    MOEC_TRY(MOEC_NEW(g, (size_t)(n * n), err));
     MOEC_TRY(MOEC_NEW(rest, (size_t)(n * s->cols), err));
-    MOEC_TRY(moec_factor_lead(p, g, w, c, n, s->cols, s->rank, err));
+    MOEC_TRY(moec_factor_lead(p, w, c, n, s->cols, s->rank, err));
     MOEC_TRY(project(piece[0], piece[1], p, w, s, err));
-    left_over(rest, piece[0], piece[1], w, s);
+    MOEC_TRY(left_over(rest, piece[0], piece[1], w, s, err));
     MOEC_TRY(moec_factor_rows(index, s->keep, rest, c, n, s->cols, err));
+    memcpy(rest, w, (size_t)(n * s->cols) * sizeof *rest);
     for (int64_t k = 0; k < s->keep; k++)
-        for (int64_t o = 0; o < n; o++)
-            g[index[k] * n + o] = g[o * n + index[k]] = 0.0;
-    MOEC_TRY(moec_eigen(NULL, p, g, n, s->rank, MOEC_EIGEN_LARGEST, err));
+        memset(rest + index[k] * s->cols, 0, (size_t)s->cols * sizeof *rest);
+    MOEC_TRY(moec_factor_lead(p, rest, c, n, s->cols, s->rank, err));
     MOEC_TRY(project(piece[0], piece[1], p, w, s, err));
-    left_over(rest, piece[0], piece[1], w, s);
+    MOEC_TRY(left_over(rest, piece[0], piece[1], w, s, err));
     for (int64_t k = 0; k < s->keep; k++)
         for (int64_t i = 0; i < s->cols; i++)
             piece[2][k * s->cols + i] = (float)rest[index[k] * s->cols + i];
 done:
     moec_free(p);
-    moec_free(g);
     moec_free(rest);
     return st;
 }
@@ -222,7 +253,7 @@ static moec_status pivot(float *const *piece, int32_t *index, const moec_factor_
     MOEC_TRY(MOEC_NEW(own, (size_t)(n * cols), err));
     MOEC_TRY(MOEC_NEW(x, (size_t)r, err));
     MOEC_TRY(MOEC_NEW(taken, (size_t)n, err));
-    MOEC_TRY(moec_factor_lead(p, NULL, w, c, n, cols, r, err));
+    MOEC_TRY(moec_factor_lead(p, w, c, n, cols, r, err));
     moec_dgemm(false, false, r, cols, n, 1.0, p, n, w, cols, 0.0, b, cols);
     moec_dgemm(true, false, n, cols, r, 1.0, p, n, b, cols, 0.0, own, cols);
     for (int64_t o = 0; o < n; o++)

@@ -237,5 +237,5 @@ size_t moec__fill_average_bytes(const moec_model *m, const moec_merge_recipe *r)
     const size_t width = (size_t)m->dims.expert_width, floats = 3 * moec__rows_floats(m, (int64_t)width);
     const size_t acts = (size_t)moec_par_threads() * TOKENS * ((size_t)m->dims.hidden + width) + 2 * MOEC_MERGE_TOKENS * width;
     return sizeof(float) * (floats + acts) + moec_align_bytes((int64_t)width, &aligning) +
-           (r->fill == MOEC_FILL_SUBSPACE ? moec__subspace_bytes(m) : 0);
+           (r->fill == MOEC_FILL_SUBSPACE ? moec__subspace_bytes(m, r) : 0);
 }

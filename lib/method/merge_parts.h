@@ -115,7 +115,7 @@ void moec__subspace_clear(moec_subspace *s);
 moec_status moec__subspace_add(moec_subspace *s, const moec_rows *w, int32_t expert, bool whiten, moec_err *err) MOEC_USE_RESULT;
 /** W := U U^T W for each matrix. */
 moec_status moec__subspace_project(moec_subspace *s, moec_rows *w, moec_err *err) MOEC_USE_RESULT;
-size_t moec__subspace_bytes(const moec_model *m);
+size_t moec__subspace_bytes(const moec_model *m, const moec_merge_recipe *r);
 
 /* ---- merge_segments.c ---------------------------------------------------------------------------------------------------- */
 

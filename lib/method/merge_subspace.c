@@ -18,8 +18,9 @@ enum { KINDS = 3, BLOCK = 128, TOKENS = 1024, BAND = 128 };
 enum { DOWN, GATE, UP }; /* the largest first, so that threads end together */
 
 typedef struct space {
-    double *gram;    /* [n,n] lower triangle */
-    double *vectors; /* [r,n] */
+    float *gram;     /* [n,n] lower triangle, or */
+    double *wide;    /* the same where tokens weigh, */
+    double *vectors; /* [r,n] and what it is decomposed into */
     float *basis;    /* [r,n] */
     int64_t n, r;    /* rows of the matrix; vectors that are made */
     bool rest;       /* they span what is taken away */
@@ -44,18 +45,22 @@ static int64_t rank_of(double share, int64_t rows, int64_t cols)
     return r < 1 ? 1 : r > least ? least : r;
 }
 
-static moec_status space_new(space *s, int64_t rows, int64_t cols, double share, moec_err *err)
+static moec_status space_new(space *s, int64_t rows, int64_t cols, const moec_merge_recipe *by, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    const int64_t r = rank_of(share, rows, cols);
+    const int64_t r = rank_of(by->rank, rows, cols);
     size_t cells;
     s->n = rows;
     s->rest = 2 * r > rows;
     s->r = s->rest ? rows - r : r;
     if (!moec_mul_size(&cells, (size_t)rows, (size_t)rows))
         return moec_fail(err, MOEC_ENOMEM, "subspace: %lld rows are too many", (long long)rows);
-    MOEC_TRY(MOEC_NEW(s->gram, cells, err));
-    MOEC_TRY(MOEC_NEW(s->vectors, (size_t)(s->r * rows), err));
+    if (by->whiten) {
+        MOEC_TRY(MOEC_NEW(s->wide, cells, err));
+        MOEC_TRY(MOEC_NEW(s->vectors, (size_t)(s->r * rows), err));
+    } else {
+        MOEC_TRY(MOEC_NEW(s->gram, cells, err));
+    }
     MOEC_TRY(MOEC_NEW(s->basis, (size_t)(s->r * rows), err));
 done:
     return st;
@@ -74,10 +79,10 @@ moec_status moec__subspace_new(moec_subspace **out, const moec_filling *f, moec_
     *out = NULL;
     MOEC_TRY(MOEC_NEW(s, 1, err));
     s->f = f;
-    MOEC_TRY(space_new(&s->of[DOWN], h, width, f->r->rank, err));
-    MOEC_TRY(space_new(&s->of[UP], width, h, f->r->rank, err));
+    MOEC_TRY(space_new(&s->of[DOWN], h, width, f->r, err));
+    MOEC_TRY(space_new(&s->of[UP], width, h, f->r, err));
     if (f->gated)
-        MOEC_TRY(space_new(&s->of[GATE], width, h, f->r->rank, err));
+        MOEC_TRY(space_new(&s->of[GATE], width, h, f->r, err));
     MOEC_TRY(moec__room_new(&s->room, (int64_t)room_floats((size_t)h, (size_t)width), err));
     if (f->r->whiten) {
         MOEC_TRY(MOEC_NEW(s->x, (size_t)(TOKENS * h), err));
@@ -99,6 +104,7 @@ void moec__subspace_free(moec_subspace *s)
         return;
     for (int k = 0; k < KINDS; k++) {
         moec_free(s->of[k].gram);
+        moec_free(s->of[k].wide);
         moec_free(s->of[k].vectors);
         moec_free(s->of[k].basis);
         moec_free(s->pre[k]);
@@ -112,9 +118,13 @@ void moec__subspace_free(moec_subspace *s)
 
 void moec__subspace_clear(moec_subspace *s)
 {
-    for (int k = 0; k < KINDS; k++)
-        if (s->of[k].n > 0)
-            memset(s->of[k].gram, 0, (size_t)s->of[k].n * (size_t)s->of[k].n * sizeof(double));
+    for (int k = 0; k < KINDS; k++) {
+        const size_t cells = (size_t)s->of[k].n * (size_t)s->of[k].n;
+        if (s->of[k].gram)
+            memset(s->of[k].gram, 0, cells * sizeof(float));
+        if (s->of[k].wide)
+            memset(s->of[k].wide, 0, cells * sizeof(double));
+    }
 }
 
 /* --- Gram matrices ---------------------------------------------------------------------------------------------------------- */
@@ -132,15 +142,15 @@ static moec_status gram_rows(void *ctx, int worker, int64_t lo, int64_t hi, moec
 {
     const gram *g = ctx;
     const int64_t n = g->to->n, ld = g->columns ? n : g->depth;
-    float *part = moec__room_of(&g->s->room, worker);
+    float *part = moec__room_of(&g->s->room, worker), *sum = g->to->gram ? g->to->gram + lo * n : NULL;
     moec_status st = moec_interrupted(err);
     if (st != MOEC_OK)
         return st;
-    moec_sgemm(g->columns, !g->columns, hi - lo, hi, g->depth, 1.0f, g->a + lo * (g->columns ? 1 : ld), ld, g->a, ld, 0.0f, part,
-               hi);
-    for (int64_t i = lo; i < hi; i++)
+    moec_sgemm(g->columns, !g->columns, hi - lo, hi, g->depth, 1.0f, g->a + lo * (g->columns ? 1 : ld), ld, g->a, ld,
+               sum ? 1.0f : 0.0f, sum ? sum : part, sum ? n : hi);
+    for (int64_t i = lo; !sum && i < hi; i++)
         for (int64_t j = 0; j <= i; j++)
-            g->to->gram[i * n + j] += (double)part[(i - lo) * hi + j];
+            g->to->wide[i * n + j] += (double)part[(i - lo) * hi + j];
     return MOEC_OK;
 }
 
@@ -222,26 +232,27 @@ done:
 
 /* --- projection ------------------------------------------------------------------------------------------------------------- */
 
+/* In float32, but not where tokens weigh: their outlier channels leave eigenvalues that differ by more than its digits hold. */
 static moec_status find_basis(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
 {
     moec_subspace *s = ctx;
     moec_status st = MOEC_OK;
-    double *values = NULL;
     (void)worker;
     for (int64_t k = lo; k < hi; k++) {
         space *to = &s->of[k];
+        const moec_eigen_end end = to->rest ? MOEC_EIGEN_SMALLEST : MOEC_EIGEN_LARGEST;
         if (to->n == 0)
             continue;
         MOEC_TRY(moec_interrupted(err));
-        moec_free(values);
-        values = NULL;
-        MOEC_TRY(MOEC_NEW(values, (size_t)to->r, err));
-        MOEC_TRY(moec_eigen(values, to->vectors, to->gram, to->n, to->r, to->rest ? MOEC_EIGEN_SMALLEST : MOEC_EIGEN_LARGEST, err));
+        if (to->gram) {
+            MOEC_TRY(moec_eigenspace(to->basis, to->gram, to->n, to->r, end, err));
+            continue;
+        }
+        MOEC_TRY(moec_eigen(NULL, to->vectors, to->wide, to->n, to->r, end, err));
         for (int64_t i = 0; i < to->r * to->n; i++)
             to->basis[i] = (float)to->vectors[i];
     }
 done:
-    moec_free(values);
     return st;
 }
 
@@ -290,10 +301,12 @@ done:
     return st;
 }
 
-size_t moec__subspace_bytes(const moec_model *m)
+size_t moec__subspace_bytes(const moec_model *m, const moec_merge_recipe *r)
 {
-    const size_t h = (size_t)m->dims.hidden, width = (size_t)m->dims.expert_width, cells = h * h + 2 * width * width;
-    const size_t bases = cells / 2 + h + 2 * width, tokens = TOKENS * (2 * h + 4 * width);
-    return cells * sizeof(double) + bases * (sizeof(double) + sizeof(float)) +
-           sizeof(float) * ((size_t)moec_par_threads() * room_floats(h, width) + tokens);
+    const size_t h = (size_t)m->dims.hidden, width = (size_t)m->dims.expert_width, threads = (size_t)moec_par_threads();
+    const size_t size = r->whiten ? sizeof(double) : sizeof(float), cells = h * h + 2 * width * width;
+    const size_t solving = threads > 1 ? cells : larger(h, width) * larger(h, width); /* moec_eigen needs twice that */
+    const size_t bases = cells / 2 + h + 2 * width, tokens = r->whiten ? TOKENS * (2 * h + 4 * width) : 0;
+    return (cells + 2 * solving) * size + bases * (sizeof(float) + (r->whiten ? sizeof(double) : 0)) +
+           sizeof(float) * (threads * room_floats(h, width) + tokens);
 }

@@ -89,21 +89,41 @@ void moec_dgemm(bool transa, bool transb, int64_t m, int64_t n, int64_t k, doubl
                 dimension(n), dimension(k), alpha, a, dimension(lda), b, dimension(ldb), beta, c, dimension(ldc));
 }
 
-/* The order of the eigenpairs is turned round, LAPACK's is ascending. */
-static void reverse(double *values, double *vectors, int64_t n, int64_t r)
+moec_status moec_qr(double *r, double *a, int64_t m, int64_t n, moec_err *err)
 {
-    for (int64_t i = 0, j = r - 1; i < j; i++, j--) {
-        if (values) {
-            const double value = values[i];
-            values[i] = values[j];
-            values[j] = value;
-        }
-        for (int64_t c = 0; c < n; c++) {
-            const double v = vectors[i * n + c];
-            vectors[i * n + c] = vectors[j * n + c];
-            vectors[j * n + c] = v;
-        }
-    }
+    moec_status st = MOEC_OK;
+    double *tau = NULL, *work = NULL;
+    const lapack_int M = dimension(m), N = dimension(n), room = dimension(64 * n);
+    lapack_int info;
+    moec_linalg_init();
+    if (n == 0)
+        return MOEC_OK;
+    MOEC_TRY(MOEC_NEW(tau, (size_t)n, err));
+    MOEC_TRY(MOEC_NEW(work, (size_t)room, err));
+    info = LAPACKE_dgelqf_work(LAPACK_COL_MAJOR, N, M, a, N, tau, work, room); /* a^T = r^T q^T */
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < n; j++)
+            r[i * n + j] = j < i ? 0.0 : a[i * n + j];
+    info = info ? info : LAPACKE_dorglq_work(LAPACK_COL_MAJOR, N, M, N, a, N, tau, work, room);
+    assert(info == 0); /* they only refuse impossible arguments */
+    (void)info;
+done:
+    moec_free(tau);
+    moec_free(work);
+    return st;
+}
+
+/* --- eigenvectors ----------------------------------------------------------------------------------------------------------- */
+
+/* All eigenvectors of the tridiagonal form by divide and conquer (xstedc) take less time than some of them by bisection and inverse
+ * iteration, which is what xsyevr has for a part; turning back is spared those that are not wanted. */
+
+enum { MOST_ROWS = 46000 }; /* LAPACK counts the room in 32 bits */
+
+/* Row i of what is asked for as a row of LAPACK's, whose order is ascending. */
+static int64_t place_of(int64_t i, int64_t n, moec_eigen_end end)
+{
+    return end == MOEC_EIGEN_LARGEST ? n - 1 - i : i;
 }
 
 static void fix_sign(double *v, int64_t n)
@@ -116,46 +136,117 @@ static void fix_sign(double *v, int64_t n)
             v[c] = -v[c];
 }
 
+static moec_status not_finite(int64_t i, int64_t j, moec_err *err)
+{
+    return moec_fail(err, MOEC_ENUMERIC, "eigenvalues: the matrix is not finite at %lld, %lld", (long long)i, (long long)j);
+}
+
+/* A power of two, which changes no digit, with which no magnitude is above 1: its squares do not overflow. */
+static double scale_of(double most)
+{
+    int power;
+    (void)frexp(most, &power);
+    return ldexp(1.0, power < -1000 ? 1000 : -power);
+}
+
+/* What xstedc needs at least, n^2 + 4 n + 1, and with it what the others work fast with, blocks of 64. */
+static moec_status room_for(lapack_int *values, lapack_int *integers, int64_t n, moec_err *err)
+{
+    if (n > MOST_ROWS)
+        return moec_fail(err, MOEC_ENOMEM, "eigenvalues: a matrix of %lld rows is too large, %d are possible", (long long)n, MOST_ROWS);
+    *values = (lapack_int)(n * n + 68 * n + 8192);
+    *integers = (lapack_int)(5 * n + 3);
+    return MOEC_OK;
+}
+
+static moec_status check(const char *name, lapack_int info, moec_err *err)
+{
+    return info == 0 ? MOEC_OK : moec_fail(err, MOEC_ENUMERIC, "eigenvalues: LAPACK's %s did not converge (%d)", name, (int)info);
+}
+
 moec_status moec_eigen(double *values, double *vectors, double *a, int64_t n, int64_t r, moec_eigen_end end, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    double *all = NULL, *work = NULL, size[1];
-    lapack_int *iwork = NULL, *support = NULL, isize[1], found = 0, info;
-    const lapack_int order = dimension(n), last = dimension(end == MOEC_EIGEN_SMALLEST ? r : n), first = last - dimension(r) + 1;
-    const char range = r == n ? 'A' : 'I';
+    double *d = NULL, *all = NULL, *work = NULL, *e, *tau, *part;
+    lapack_int *iwork = NULL, room = 0, iroom = 0;
+    const lapack_int N = dimension(n), R = dimension(r);
+    double most = 0.0;
     moec_linalg_init();
     if (r == 0)
         return MOEC_OK;
+    MOEC_TRY(room_for(&room, &iroom, n, err));
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j <= i; j++) {
+            if (!isfinite(a[i * n + j]))
+                return not_finite(i, j, err);
+            most = fmax(most, fabs(a[i * n + j]));
+        }
+    const double scale = scale_of(most);
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j <= i; j++)
-            if (!isfinite(a[i * n + j]))
-                return moec_fail(err, MOEC_ENUMERIC, "eigenvalues: the matrix is not finite at %lld, %lld", (long long)i,
-                                 (long long)j);
-    MOEC_TRY(MOEC_NEW(all, (size_t)n, err)); /* LAPACK uses n places for any r */
-    MOEC_TRY(MOEC_NEW(support, 2 * (size_t)n, err));
-    info = LAPACKE_dsyevr_work(LAPACK_COL_MAJOR, 'V', range, 'U', order, a, order, 0.0, 0.0, first, last, 0.0, &found, all,
-                               vectors, order, support, size, -1, isize, -1);
-    if (info == 0) {
-        MOEC_TRY(MOEC_NEW(work, (size_t)size[0], err));
-        MOEC_TRY(MOEC_NEW(iwork, (size_t)isize[0], err));
-        info = LAPACKE_dsyevr_work(LAPACK_COL_MAJOR, 'V', range, 'U', order, a, order, 0.0, 0.0, first, last, 0.0, &found, all,
-                                   vectors, order, support, work, (lapack_int)size[0], iwork, isize[0]);
-    }
-    if (info != 0 || found != r) {
-        st = moec_fail(err, MOEC_ENUMERIC, "eigenvalues: LAPACK's dsyevr did not converge (%d, %d of %lld found)", (int)info,
-                       (int)found, (long long)r);
-        goto done;
-    }
-    for (int64_t i = 0; values && i < r; i++)
-        values[i] = all[i];
-    if (end == MOEC_EIGEN_LARGEST)
-        reverse(values, vectors, n, r);
-    for (int64_t i = 0; i < r; i++)
+            a[i * n + j] *= scale;
+    MOEC_TRY(MOEC_NEW(d, 3 * (size_t)n, err));
+    MOEC_TRY(MOEC_NEW(all, (size_t)n * (size_t)n, err));
+    MOEC_TRY(MOEC_NEW(work, (size_t)room, err));
+    MOEC_TRY(MOEC_NEW(iwork, (size_t)iroom, err));
+    e = d + n;
+    tau = e + n;
+    part = all + (end == MOEC_EIGEN_LARGEST ? (n - r) * n : 0);
+    MOEC_TRY(check("dsytrd", LAPACKE_dsytrd_work(LAPACK_COL_MAJOR, 'U', N, a, N, d, e, tau, work, room), err));
+    MOEC_TRY(check("dstedc", LAPACKE_dstedc_work(LAPACK_COL_MAJOR, 'I', N, d, e, all, N, work, room, iwork, iroom), err));
+    MOEC_TRY(check("dormtr", LAPACKE_dormtr_work(LAPACK_COL_MAJOR, 'L', 'U', 'N', N, R, a, N, tau, part, N, work, room), err));
+    for (int64_t i = 0; i < r; i++) {
+        const int64_t from = place_of(i, n, end);
+        if (values)
+            values[i] = d[from] / scale;
+        memcpy(vectors + i * n, all + from * n, (size_t)n * sizeof *vectors);
         fix_sign(vectors + i * n, n);
+    }
 done:
     moec_free(iwork);
     moec_free(work);
-    moec_free(support);
     moec_free(all);
+    moec_free(d);
+    return st;
+}
+
+moec_status moec_eigenspace(float *basis, float *a, int64_t n, int64_t r, moec_eigen_end end, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    float *d = NULL, *all = NULL, *work = NULL, *e, *tau, *part;
+    lapack_int *iwork = NULL, room = 0, iroom = 0;
+    const lapack_int N = dimension(n), R = dimension(r);
+    double most = 0.0;
+    moec_linalg_init();
+    if (r == 0)
+        return MOEC_OK;
+    MOEC_TRY(room_for(&room, &iroom, n, err));
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j <= i; j++) {
+            if (!isfinite(a[i * n + j]))
+                return not_finite(i, j, err);
+            most = fmax(most, fabs((double)a[i * n + j]));
+        }
+    const float scale = (float)scale_of(fmax(most, 0x1p-120));
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j <= i; j++)
+            a[i * n + j] *= scale;
+    MOEC_TRY(MOEC_NEW(d, 3 * (size_t)n, err));
+    MOEC_TRY(MOEC_NEW(all, (size_t)n * (size_t)n, err));
+    MOEC_TRY(MOEC_NEW(work, (size_t)room, err));
+    MOEC_TRY(MOEC_NEW(iwork, (size_t)iroom, err));
+    e = d + n;
+    tau = e + n;
+    part = all + (end == MOEC_EIGEN_LARGEST ? (n - r) * n : 0);
+    MOEC_TRY(check("ssytrd", LAPACKE_ssytrd_work(LAPACK_COL_MAJOR, 'U', N, a, N, d, e, tau, work, room), err));
+    MOEC_TRY(check("sstedc", LAPACKE_sstedc_work(LAPACK_COL_MAJOR, 'I', N, d, e, all, N, work, room, iwork, iroom), err));
+    MOEC_TRY(check("sormtr", LAPACKE_sormtr_work(LAPACK_COL_MAJOR, 'L', 'U', 'N', N, R, a, N, tau, part, N, work, room), err));
+    for (int64_t i = 0; i < r; i++)
+        memcpy(basis + i * n, all + place_of(i, n, end) * n, (size_t)n * sizeof *basis);
+done:
+    moec_free(iwork);
+    moec_free(work);
+    moec_free(all);
+    moec_free(d);
     return st;
 }

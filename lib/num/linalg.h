@@ -41,17 +41,25 @@ MOEC_API bool moec_cholesky(double *a, int64_t n) MOEC_USE_RESULT;
  *  threads at once, on different rows. */
 MOEC_API void moec_cholesky_solve(double *b, const double *factor, int64_t n, int64_t rows);
 
+/** a [m,n] = q r in float64, m >= n: a becomes q, whose columns are orthonormal, and r [n,n] the triangle, 0 below the diagonal.
+ *  MOEC_ENOMEM. Cost: 4 m n^2 operations. Safe from several threads at once. */
+MOEC_API moec_status moec_qr(double *r, double *a, int64_t m, int64_t n, moec_err *err) MOEC_USE_RESULT;
+
 typedef enum moec_eigen_end { MOEC_EIGEN_LARGEST, MOEC_EIGEN_SMALLEST } moec_eigen_end;
 /** The r largest or smallest eigenvalues of a symmetric matrix a [n,n] in float64 and their eigenvectors, a v = value v; by
- *  LAPACK's dsyevr (tridiagonal form; bisection and inverse iteration, where all are wanted relatively robust representations).
- *  Largest is by value, not by magnitude.
+ *  LAPACK's tridiagonal form and divide and conquer. Largest is by value, not by magnitude.
  *  @param values  [r] descending for the largest, ascending for the smallest; NULL: they are not wanted.
  *  @param vectors [r,n] a row each, orthonormal; of the entries of largest magnitude the first is positive. Of equal eigenvalues
  *                 only the space is given by a, the vectors are some basis of it.
  *  @param a       the lower triangle is read, and lost; what lies above it is neither read nor written.
- *  0 <= r <= n. MOEC_ENUMERIC: a is not finite, or LAPACK did not converge; MOEC_ENOMEM. Cost: 4/3 n^3 + 2 r n^2 operations.
- *  Memory: some 60 n values. Safe from several threads at once. */
+ *  0 <= r <= n. MOEC_ENUMERIC: a is not finite, or LAPACK did not converge; MOEC_ENOMEM, also where n > 46000. Cost: up to
+ *  8/3 n^3 + 2 r n^2 operations. Memory: 2 n^2 values. Safe from several threads at once. */
 MOEC_API moec_status moec_eigen(double *values, double *vectors, double *a, int64_t n, int64_t r, moec_eigen_end end,
                                 moec_err *err) MOEC_USE_RESULT;
+/** What these vectors span, in float32: basis [r,n], orthonormal rows in no order; at twice the speed of moec_eigen. Of a unit
+ *  vector of that space some 1e-7 lambda / gap is missing, lambda the largest eigenvalue by magnitude and gap how far the vector's
+ *  own is from those left out. a's lower triangle is read, and lost. Errors and cost as above. */
+MOEC_API moec_status moec_eigenspace(float *basis, float *a, int64_t n, int64_t r, moec_eigen_end end, moec_err *err)
+    MOEC_USE_RESULT;
 
 #endif

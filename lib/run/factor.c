@@ -168,8 +168,8 @@ done:
 
 static size_t bench_bytes(const moec_model *m)
 {
-    const size_t H = (size_t)m->dims.hidden, I = (size_t)m->dims.expert_width, most = H > I ? H : I;
-    return (H * H + I * I + 5 * most * most + 4 * H * I) * sizeof(double) +
+    const size_t H = (size_t)m->dims.hidden, I = (size_t)m->dims.expert_width, most = H > I ? H : I, least = H + I - most;
+    return (H * H + I * I + 5 * least * least + 8 * H * I) * sizeof(double) +
            (most * most + 6 * H * I + BLOCK * (H + 2 * I)) * sizeof(float);
 }
 
@@ -608,6 +608,13 @@ static int64_t tokens_of(const moec_corpus *c)
     return n;
 }
 
+static moec_pass_opts pass_opts(const run *u)
+{
+    const size_t tokens = (size_t)(u->n * (hidden_of(u) + 4 * u->slots)) * sizeof(float);
+    return (moec_pass_opts){.compute = u->o->compute, .watch = true, .max_memory = u->o->max_memory, .what = "factor",
+                            .fixed_bytes = tokens + (size_t)moec_par_threads() * bench_bytes(u->m)};
+}
+
 static moec_status make_room(run *u, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -619,8 +626,7 @@ static moec_status make_room(run *u, moec_err *err)
         MOEC_TRY(MOEC_NEW(u->base[k], H * I, err));
     if (!u->o->corpus)
         return MOEC_OK;
-    const moec_pass_opts o = {.compute = u->o->compute, .watch = true, .max_memory = u->o->max_memory, .what = "factor",
-                              .fixed_bytes = (n * H + 4 * picks) * sizeof(float) + (size_t)moec_par_threads() * bench_bytes(u->m)};
+    const moec_pass_opts o = pass_opts(u);
     MOEC_TRY(moec_pass_new(&u->pass, u->m, u->o->corpus, &o, err));
     MOEC_TRY(MOEC_NEW(u->x, n * H, err));
     MOEC_TRY(MOEC_NEW(u->ids, picks, err));
@@ -684,7 +690,7 @@ done:
     return st;
 }
 
-static moec_status begin(run *u, moec_err *err)
+static moec_status shapes(run *u, moec_err *err)
 {
     moec_status st = MOEC_OK;
     u->kept = u->dense = *u->p;
@@ -696,6 +702,37 @@ static moec_status begin(run *u, moec_err *err)
     }
     MOEC_TRY(moec_forms_new(&u->forms, u->m, &u->dense, err));
     MOEC_TRY(moec_forms_new(&u->extra, u->m, &u->kept, err));
+done:
+    return st;
+}
+
+moec_status moec_factoring_estimate(moec_work_cost *out, moec_plan *p, const moec_model *m, const moec_factor_opts *o, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    run u = {.m = m, .p = p, .o = o, .n = tokens_of(o->corpus), .slots = m->dims.slots};
+    const moec_pass_opts po = pass_opts(&u);
+    moec_pass_plan pass = {.bytes = moec_resident_memory() + po.fixed_bytes};
+    uint64_t all, largest;
+    *out = (moec_work_cost){.token_passes = (uint64_t)(u.n * m->dims.layers)};
+    MOEC_TRY(shapes(&u, err));
+    for (size_t i = 0; i < u.extra.n_extra; i++)
+        out->disk += u.extra.extra[i].form.bytes;
+    for (int64_t set = 0; set < m->moe_layers; set++) {
+        MOEC_TRY(moec_draft_bytes(&all, &largest, m, &u.dense, &u.forms, set, matrices, err));
+        out->disk += all;
+    }
+    if (o->corpus)
+        MOEC_TRY(moec_pass_estimate(&pass, m, u.n, moec_pass_max_seq(o->corpus), &po, err));
+    out->memory = pass.bytes;
+done:
+    release(&u);
+    return st;
+}
+
+static moec_status begin(run *u, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    MOEC_TRY(shapes(u, err));
     MOEC_TRY(make_room(u, err));
     MOEC_TRY(open_work(u, err));
     u->opened = true;

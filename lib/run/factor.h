@@ -6,6 +6,7 @@
 #include "calib/pass.h"
 #include "ckpt/override.h"
 #include "method/factor.h"
+#include "run/work.h"
 
 typedef struct moec_factor_opts {
     const moec_corpus *corpus; /* NULL: no tokens, every C is the identity */
@@ -32,10 +33,13 @@ typedef struct moec_factoring moec_factoring;
  *  @return MOEC_OK; MOEC_EINVAL: quantized weights without plan->dtype; MOEC_EEXIST: another run is at work in the folder, or it
  *          holds finished layers of another one and resume is on; MOEC_EFORMAT: what an earlier run left is damaged;
  *          MOEC_ENUMERIC: a weight or an activation is not finite; MOEC_ENOFIT, MOEC_EINTR (can be resumed), MOEC_EIO, MOEC_ENOMEM.
- *  Cost: one forward pass, and for an expert of n tokens some n (H^2 + I^2 + 4 H I) + 10 (2 I^3 + H^3) operations. Memory: the
- *  tokens' inputs n H floats, and for each thread some 6 H^2 + I^2 + 4 H I doubles. Disk: dense experts and factors. */
+ *  Cost: one forward pass, and for an expert of n tokens some n (H^2 + I^2 + 4 H I) + 20 H I (H + I) + 15 m^3 operations, m the
+ *  lesser of H and I. Memory: the tokens' inputs n H floats, and for each thread some H^2 + I^2 + 5 m^2 + 8 H I doubles. Disk: dense experts and factors. */
 MOEC_API moec_status moec_factoring_run(moec_factoring **out, moec_plan *p, const moec_model *m, const moec_factor_opts *o,
                                         moec_err *err) MOEC_USE_RESULT;
+/** What that run would take; its tokens pass each layer once. MOEC_ENOFIT: max_memory is too little; MOEC_EINVAL, MOEC_ENOMEM. */
+MOEC_API moec_status moec_factoring_estimate(moec_work_cost *out, moec_plan *p, const moec_model *m, const moec_factor_opts *o,
+                                             moec_err *err) MOEC_USE_RESULT;
 MOEC_API const moec_override *moec_factoring_weights(const moec_factoring *f);
 /** Experts without a token, over all MoE layers; 0 without text. */
 MOEC_API int64_t moec_factoring_unseen(const moec_factoring *f);

@@ -16,7 +16,7 @@ typedef struct moec_work {
 typedef struct moec_work_cost {
     uint64_t disk;         /* bytes of the folder in the end */
     uint64_t memory;       /* resident, as planned; with max_memory below it */
-    uint64_t token_passes; /* as the progress line counts them, 0 where no text is run */
+    uint64_t token_passes; /* of a token through a layer, or an expert that is fitted; 0 where no text is run */
 } moec_work_cost;
 
 /** Opens PATH.partial for a run that `identity` describes, takes over what such a run left there, and locks it. Files of

@@ -28,6 +28,10 @@ expect 4 'max-memory 1.00 MiB: writing needs|is too little' factor "$demo" $text
 ok "nothing written" [ ! -e out ]
 prints 'rank 32' factor "$demo" $text --ratio 50% --dry-run
 prints '"factors": 3538944' factor "$demo" $text --ratio 50% --dry-run --json
+prints '^factor .* of disk beside the output, .* of memory, [0-9]+ token passes; its time is not estimated$' \
+    factor "$demo" $text --ratio 50% --dry-run
+prints '"work_disk_bytes": 10616832,' factor "$demo" $text --ratio 50% --dry-run --json # 4 x 16 experts of 3 x 96 x 192, BF16, and half of that
+prints '"token_passes": 0,' factor "$demo" --method mpo --ratio 50% --dry-run --json
 prints 'neurons +96 -> 48' factor "$demo" $text --method width --ratio 50% --dry-run
 prints 'bonds' factor "$demo" --method mpo --ratio 50% --dry-run
 prints 'base-delta' factor --methods

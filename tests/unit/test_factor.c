@@ -129,6 +129,38 @@ static void test_eigen(void **state)
     assert_true(w[0] == -3.0 && z[0] == 1.0);
 }
 
+/* Of a tall matrix they come from a smaller one than of W C W^T, and are the same. */
+static void test_lead(void **state)
+{
+    (void)state;
+    enum { TALL = 23, WIDE = 9, K = 4 };
+    double w[TALL * WIDE], c[WIDE * WIDE], wc[TALL * WIDE], g[TALL * TALL], p[WIDE * TALL], want[WIDE * TALL];
+    moec_err err;
+    covariance(c, WIDE, 5);
+    for (int whole = 0; whole < 4; whole++) { /* with c, without; a row and a column of 0 */
+        const int64_t r = whole % 2 ? WIDE : K;
+        const double *by = whole < 2 ? c : NULL;
+        for (int i = 0; i < TALL * WIDE; i++)
+            w[i] = i / WIDE == 3 || (whole == 2 && i % WIDE == 1) ? 0.0 : noise((uint64_t)i);
+        for (int o = 0; o < TALL; o++)
+            for (int i = 0; i < WIDE; i++) {
+                wc[o * WIDE + i] = by ? 0.0 : w[o * WIDE + i];
+                for (int j = 0; by && j < WIDE; j++)
+                    wc[o * WIDE + i] += w[o * WIDE + j] * c[j * WIDE + i];
+            }
+        moec_dgemm(false, true, TALL, TALL, WIDE, 1.0, wc, WIDE, w, WIDE, 0.0, g, TALL);
+        assert_int_equal(moec_eigen(NULL, want, g, TALL, r, MOEC_EIGEN_LARGEST, &err), MOEC_OK);
+        assert_int_equal(moec_factor_lead(p, w, by, TALL, WIDE, r, &err), MOEC_OK);
+        for (int i = 0; i < r; i++)
+            for (int j = 0; j < r; j++) {
+                double same = 0.0;
+                for (int o = 0; o < TALL; o++)
+                    same += p[i * TALL + o] * want[j * TALL + o];
+                assert_true(fabs(fabs(same) - (i == j)) < 1e-9);
+            }
+    }
+}
+
 /* --- svd --------------------------------------------------------------------------------------------------------------- */
 
 typedef struct factors {
@@ -689,7 +721,7 @@ static void test_no_text(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_eigen), cmocka_unit_test(test_svd), cmocka_unit_test(test_svd_by_hand), cmocka_unit_test(test_damp),
+        cmocka_unit_test(test_eigen), cmocka_unit_test(test_lead), cmocka_unit_test(test_svd), cmocka_unit_test(test_svd_by_hand), cmocka_unit_test(test_damp),
         cmocka_unit_test(test_rows), cmocka_unit_test(test_rows_and_rank), cmocka_unit_test(test_pivot), cmocka_unit_test(test_base), cmocka_unit_test(test_split),
         cmocka_unit_test(test_train), cmocka_unit_test(test_budget), cmocka_unit_test(test_refused), cmocka_unit_test(test_run),
         cmocka_unit_test(test_write), cmocka_unit_test(test_no_text),

@@ -78,11 +78,98 @@ static void cholesky_solves(void **state)
     assert_false(moec_cholesky(l, N));
 }
 
+enum { MOST = 70 };
+
+static double dot(const double *a, int64_t step_a, const double *b, int64_t step_b, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += a[i * step_a] * b[i * step_b];
+    return sum;
+}
+
+/* q r is the matrix, columns of q are orthonormal, r is a triangle; of a matrix of too few independent columns, too. */
+static void qr_is_taken(void **state)
+{
+    static const struct {
+        int64_t m, n;
+    } size[] = {{1, 1}, {3, 3}, {9, 4}, {MOST, 1}, {MOST, MOST - 3}, {5, 0}};
+    double a[MOST * MOST], q[MOST * MOST], r[MOST * MOST];
+    (void)state;
+    for (size_t k = 0; k < MOEC_COUNT(size); k++)
+        for (int poor = 0; poor < 2; poor++) {
+            const int64_t m = size[k].m, n = size[k].n;
+            for (int64_t i = 0; i < m * n; i++)
+                q[i] = a[i] = poor && i % n > 0 ? a[i - 1] : (double)repair_normal();
+            assert_int_equal(moec_qr(r, q, m, n, NULL), MOEC_OK);
+            for (int64_t i = 0; i < n; i++)
+                for (int64_t j = 0; j < n; j++) {
+                    assert_true(fabs(dot(q + i, n, q + j, n, m) - (i == j)) < 1e-13);
+                    assert_true(i <= j || r[i * n + j] == 0.0);
+                }
+            for (int64_t i = 0; i < m; i++)
+                for (int64_t j = 0; j < n; j++)
+                    assert_true(fabs(dot(q + i * n, 1, r + j, n, n) - a[i * n + j]) < 1e-12);
+        }
+}
+
+/* a = sum i q_i q_i^T, q_i orthonormal: who has r of the ends is known, whatever the size of a. */
+static void spaces_are_found(void **state)
+{
+    static const int64_t sizes[] = {1, 2, 7, MOST};
+    static const float scales[] = {1.0f, 1e30f, 1e-35f};
+    double q[MOST * MOST], tri[MOST * MOST];
+    float a[MOST * MOST], lost[MOST * MOST], basis[MOST * MOST];
+    moec_err err = {MOEC_OK, ""};
+    (void)state;
+    for (size_t k = 0; k < MOEC_COUNT(sizes); k++) {
+        const int64_t n = sizes[k];
+        for (int64_t i = 0; i < n * n; i++)
+            q[i] = (double)repair_normal();
+        assert_int_equal(moec_qr(tri, q, n, n, NULL), MOEC_OK);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < n; j++) {
+                double sum = 0;
+                for (int64_t v = 0; v < n; v++)
+                    sum += (double)(v + 1) * q[i * n + v] * q[j * n + v];
+                a[i * n + j] = j > i ? NAN : (float)sum; /* not read */
+            }
+        for (int64_t r = 0; r <= n; r += n > 10 ? 23 : 1)
+            for (int way = 0; way < 6; way++) {
+                const moec_eigen_end end = way % 2 ? MOEC_EIGEN_SMALLEST : MOEC_EIGEN_LARGEST;
+                for (int64_t i = 0; i < n * n; i++)
+                    lost[i] = a[i] * scales[way / 2];
+                assert_int_equal(moec_eigenspace(basis, lost, n, r, end, NULL), MOEC_OK);
+                for (int64_t v = 0; v < n; v++) { /* how much of q_v lies in it */
+                    double inside = 0;
+                    for (int64_t b = 0; b < r; b++) {
+                        double part = 0;
+                        for (int64_t i = 0; i < n; i++)
+                            part += q[i * n + v] * (double)basis[b * n + i];
+                        inside += part * part;
+                    }
+                    assert_true(fabs(inside - (end == MOEC_EIGEN_LARGEST ? v >= n - r : v < r)) < 1e-5);
+                }
+                for (int64_t i = 0; r > 0 && i < n * n; i++)
+                    assert_true(i % n <= i / n || isnan(lost[i]));
+            }
+    }
+    memset(a, 0, sizeof a); /* any space */
+    assert_int_equal(moec_eigenspace(basis, a, 2, 1, MOEC_EIGEN_LARGEST, NULL), MOEC_OK);
+    assert_true(fabsf(basis[0] * basis[0] + basis[1] * basis[1] - 1.0f) < 1e-6f);
+    a[2] = INFINITY;
+    assert_int_equal(moec_eigenspace(basis, a, 2, 1, MOEC_EIGEN_LARGEST, &err), MOEC_ENUMERIC);
+    assert_non_null(strstr(err.text, "not finite at 1, 0"));
+    assert_int_equal(moec_eigenspace(basis, a, 50000, 1, MOEC_EIGEN_LARGEST, NULL), MOEC_ENOMEM);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(weights_are_written),
         cmocka_unit_test(cholesky_solves),
+        cmocka_unit_test(qr_is_taken),
+        cmocka_unit_test(spaces_are_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
