@@ -50,6 +50,7 @@
 #include "run/measure.h"
 #include "run/preview.h"
 #include "run/quantize.h"
+#include "run/quantize_plan.h"
 #include "run/repair.h"
 #include "run/thin.h"
 #include "run/verify.h"

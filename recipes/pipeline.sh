@@ -1,9 +1,9 @@
 # Options of the recipes that run a paper's pipeline; sourced by them, which set $usage first. Leaves: program, model, text, out,
-# share, length, tokens, repair, eval.
+# share, length, tokens, repair, eval, bits, format.
 root=$(cd "$(dirname "$0")/.." && pwd)
 usage="usage: $usage
     [--seq-len 2048] [--tokens 0: all] [--repair none|ridge|deep] [--eval PATH] [--program FILE]"
-program=$root/build/moecompress model='' text='' out='' share=25% length=2048 tokens=0 repair=none eval=''
+program=$root/build/moecompress model='' text='' out='' share=25% length=2048 tokens=0 repair=none eval='' bits=2.5 format=fake
 while [ $# -gt 0 ]; do
     [ $# -ge 2 ] || { model='' && break; }
     case $1 in
@@ -16,6 +16,8 @@ while [ $# -gt 0 ]; do
     --tokens) tokens=$2 ;;
     --eval) eval=$2 ;;
     --repair) repair=$2 ;;
+    --bits) bits=$2 ;;
+    --format) format=$2 ;;
     *) model='' && break ;;
     esac
     shift 2

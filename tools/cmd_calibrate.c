@@ -8,8 +8,9 @@ typedef struct calibrate_params {
     tool_common common;
     tool_text input;
     const char *output, *trace;
-    int64_t tier, floor;
+    int64_t tier, floor, group, gain_tokens;
     double checkpoint_every;
+    bool errors, gains;
 } calibrate_params;
 
 static const moec_opt rows[] = {
@@ -23,6 +24,15 @@ static const moec_opt rows[] = {
      .help = "warn of experts that fewer tokens than this selected"},
     {"checkpoint-every", 0, MOEC_REAL(calibrate_params, checkpoint_every), .fallback = "20", .lo = 0, .hi = 1e9,
      .value = "SECONDS", .help = "how much work a kill may cost, besides the layer under way"},
+    {"errors", 0, MOEC_FLAG(calibrate_params, errors),
+     .help = "also measure what 1, 2, 3, 4 and 8 bits cost each expert, which quantize chooses by (some 12 times as long); a FILE "
+             "of the same run without them is completed"},
+    {"group-size", 0, MOEC_INT(calibrate_params, group), .fallback = "0", .lo = 0, .hi = 1 << 20, .value = "N",
+     .help = "--errors: weights of a row that share a scale; 0: 128, and 64 where experts are narrower than 1024"},
+    {"gains", 0, MOEC_FLAG(calibrate_params, gains),
+     .help = "--errors: and what each layer's errors cost the model's output (another half pass a layer over --gain-tokens)"},
+    {"gain-tokens", 0, MOEC_INT(calibrate_params, gain_tokens), .fallback = "16384", .lo = 0, .hi = 1e15, .value = "N",
+     .help = "--gains: on the first windows of each text, so many tokens of all texts; 0: all"},
     TOOL_COMPUTE_ROW(calibrate_params, "f32"),
     TOOL_SEED_ROW(calibrate_params),
     TOOL_MEMORY_ROW(calibrate_params),
@@ -92,6 +102,14 @@ static moec_status guess_seconds(double *out, const moec_model *m, int64_t token
     return st;
 }
 
+/* Passes besides that of calibration; see moec_measure. */
+static double more_passes(const calibrate_params *p, const moec_model *m, int64_t tokens)
+{
+    const double all = (double)tokens, some = p->gain_tokens > 0 ? (double)p->gain_tokens : all;
+    const double gains = p->gains ? (2.0 + (double)m->dims.layers / 2.0) * (some < all ? some / all : 1.0) : 0.0;
+    return p->errors ? 11.0 + gains : 0.0;
+}
+
 static moec_status dry_run(const calibrate_params *p, const moec_model *m, const moec_corpus *corpus, moec_err *err)
 {
     moec_pass_plan plan;
@@ -105,6 +123,7 @@ static moec_status dry_run(const calibrate_params *p, const moec_model *m, const
         st = guess_seconds(&seconds, m, tokens, plan.threads, p->input.compute, err);
     if (st != MOEC_OK)
         return st;
+    seconds *= 1.0 + more_passes(p, m, tokens);
     if (p->common.json) {
         moec_json *j = moec_json_new_object();
         moec_json_set(j, "seconds", moec_json_new_real(seconds));
@@ -148,16 +167,73 @@ static moec_status print_result(const calibrate_params *p, const moec_model *m, 
     return tool_print_json(o, err);
 }
 
-static moec_status check_outputs(const calibrate_params *p, moec_err *err)
+static moec_status check_outputs(const calibrate_params *p, bool to_complete, moec_err *err)
 {
     if (p->common.dry_run)
         return MOEC_OK;
     if (p->trace && tool_same_file(p->output, p->trace))
         return moec_fail(err, MOEC_EINVAL, "%s: -o and --trace name the same file", p->trace);
     /* A run that was killed while it published its files may be completed; whether this is one, moec_calibrate knows. */
-    bool replace = p->common.overwrite || moec_calibrate_unfinished(p->output);
+    bool replace = to_complete || p->common.overwrite || moec_calibrate_unfinished(p->output);
     moec_status st = tool_may_write(p->output, TOOL_FILE_HDF5, replace, err);
     return st == MOEC_OK && p->trace ? tool_may_write(p->trace, TOOL_FILE_HDF5, replace, err) : st;
+}
+
+/* Does `stats` come from this very run, without errors? */
+static moec_status is_same(bool *out, const calibrate_params *p, const moec_stats *stats, const moec_model *m,
+                           const moec_corpus *corpus, const char *options, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_err other = {MOEC_OK, ""};
+    const char *const compute = p->input.compute == MOEC_COMPUTE_BF16 ? "bf16" : "f32";
+    *out = strcmp(stats->meta.options, options) == 0 && strcmp(stats->meta.compute, compute) == 0 &&
+           stats->meta.tier == (int)p->tier && stats->n_domains == corpus->n_domains &&
+           moec_stats_check(stats, m, &other) == MOEC_OK;
+    for (int d = 0; *out && d < corpus->n_domains; d++) {
+        const moec_corpus one = {1, corpus->domain + d};
+        moec_digest digest;
+        int at;
+        MOEC_TRY(moec_corpus_digest(&digest, &one, err));
+        *out = moec_stats_domain_find(&at, stats, corpus->domain[d].name, &other) == MOEC_OK &&
+               strcmp(stats->domain[at].digest, digest.hex) == 0 && !stats->domain[at].data[MOEC_STAT_QUANT_SQ] &&
+               !(stats->domain[at].weight < corpus->domain[d].weight) && !(stats->domain[at].weight > corpus->domain[d].weight);
+    }
+done:
+    return st;
+}
+
+/* Statistics that an earlier run left in the output and that lack nothing but errors: NULL where there are none. */
+static moec_status find_begun(moec_stats **out, const calibrate_params *p, const moec_model *m, const moec_corpus *corpus,
+                              const char *options, moec_err *err)
+{
+    moec_err other = {MOEC_OK, ""};
+    bool same = false;
+    *out = NULL;
+    if (!p->errors || p->trace || p->common.overwrite || !p->common.resume || moec_stats_load(out, p->output, &other) != MOEC_OK)
+        return MOEC_OK;
+    moec_status st = is_same(&same, p, *out, m, corpus, options, err);
+    if (st == MOEC_OK && same && moec_calibrate_unfinished(p->output)) /* killed right behind writing the file */
+        st = moec_calibrate_forget(p->output, err);
+    if (!same) {
+        moec_stats_free(*out);
+        *out = NULL;
+    }
+    return st;
+}
+
+/* Adds errors to the statistics and to their file. */
+static moec_status measure(moec_stats *stats, const calibrate_params *p, const moec_model *m, const moec_corpus *corpus,
+                           moec_err *err)
+{
+    char work[4096];
+    const int n = snprintf(work, sizeof work, "%s.errors", p->output);
+    if (n < 0 || (size_t)n >= sizeof work)
+        return moec_fail(err, MOEC_EINVAL, "-o: the name is too long");
+    const moec_measure_opts o = {.compute = (moec_compute)p->input.compute, .gains = p->gains,
+                                 .group = p->group > 0 ? p->group : moec_quantize_group(m), .gain_tokens = p->gain_tokens, .max_memory = p->common.max_memory, .work = work,
+                                 .resume = p->common.resume};
+    moec_status st = moec_measure(stats, m, corpus, &o, err);
+    return st == MOEC_OK ? moec_stats_save(stats, p->output, err) : st;
 }
 
 static moec_status calibrate(const calibrate_params *p, const char *dir, moec_err *err)
@@ -171,7 +247,10 @@ static moec_status calibrate(const calibrate_params *p, const char *dir, moec_er
     char *options = NULL;
     if (!p->output && !p->common.dry_run)
         return moec_fail(err, MOEC_EINVAL, "-o FILE is missing: where shall the statistics go?");
-    MOEC_TRY(check_outputs(p, err));
+    if (p->gains && !p->errors)
+        return moec_fail(err, MOEC_EINVAL, "--gains is part of --errors: give both");
+    if (!p->errors) /* what is there may be completed, which is found out with the text */
+        MOEC_TRY(check_outputs(p, false, err));
     MOEC_TRY(moec_model_open(&model, dir, err));
     MOEC_TRY(tool_read_text(&corpus, &p->input, model, p->common.seed, err));
     if (p->common.dry_run) {
@@ -179,11 +258,18 @@ static moec_status calibrate(const calibrate_params *p, const char *dir, moec_er
         goto done;
     }
     MOEC_TRY(options_text(&options, p, err));
+    MOEC_TRY(find_begun(&stats, p, model, &corpus, options, err));
+    MOEC_TRY(check_outputs(p, stats != NULL, err));
     moec_calibrate_opts o = {.compute = (moec_compute)p->input.compute, .tier = (int)p->tier, .options = options,
                              .max_memory = p->common.max_memory, .resume = p->common.resume, .trace = p->trace,
                              .keep_existing = !p->common.overwrite,
                              .checkpoint_every = p->checkpoint_every};
-    MOEC_TRY(moec_calibrate(&stats, model, &corpus, p->output, &o, err));
+    if (stats)
+        moec_say("%s: is complete but for the errors", p->output);
+    else
+        MOEC_TRY(moec_calibrate(&stats, model, &corpus, p->output, &o, err));
+    if (p->errors)
+        MOEC_TRY(measure(stats, p, model, &corpus, err));
     MOEC_TRY(warn_coverage(&coverage, stats, p->floor, err));
     st = print_result(p, model, stats, coverage, moec_corpus_tokens(&corpus), began, err);
 done:
@@ -213,10 +299,13 @@ const moec_verb moec_verb_calibrate = {
              "every expert and text, from which every pruning method is computed later. Only one layer's weights are in memory "
              "at a time.\n"
              "Interrupted or killed, the same command continues where the last checkpoint was (in FILE.partial beside the "
-             "output), and the result is the same.",
+             "output), and the result is the same.\n"
+             "With --errors each expert is then quantized to 1, 2, 3, 4 and 8 bits, and how far its output moves on the tokens that "
+             "select it is added to the same file; stats show has a line a layer.",
     .examples = "moecompress calibrate Qwen3-30B-A3B --text calibration/ --seq-len 2048 --tokens 262144 -o qwen3.h5\n"
                 "moecompress calibrate MODEL --text code=src.txt:2 prose=book.txt -o stats.h5 --max-memory 8GiB\n"
-                "moecompress calibrate MODEL --text windows.ids -o stats.h5 --compute bf16",
+                "moecompress calibrate MODEL --text windows.ids -o stats.h5 --compute bf16\n"
+                "moecompress calibrate MODEL --text calibration/ -o stats.h5 --errors --gains",
     .opts = rows,
     .min_args = 1,
     .max_args = 1,

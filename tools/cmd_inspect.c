@@ -151,12 +151,46 @@ static const char *storage_text(const moec_model *m)
     const moec_layer *l = first_moe(m);
     if (l->expert[0].gate.storage == MOEC_FP8)
         return "FP8 (e4m3) with one scale a block, one tensor each";
+    if (l->expert[0].gate.storage == MOEC_GPTQ)
+        return "codes of few bits (GPTQ), one matrix each";
+    if (l->expert[0].gate.storage == MOEC_PACKED)
+        return "codes of few bits (compressed-tensors), one matrix each";
     return layouts[l->layout];
+}
+
+static bool in_codes(const moec_weight *w)
+{
+    return w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED;
+}
+
+/* Bits of codes, and of the files, of a value of a layer's experts; layer -1: of all. False: none is in codes. */
+static bool expert_bits(double *codes, double *files, const moec_model *m, int64_t layer)
+{
+    double values = 0.0, bits = 0.0, bytes = 0.0;
+    bool any = false;
+    for (int64_t i = 0; m->packed && i < m->moe_layers; i++) {
+        const moec_layer *l = &m->layer[m->set[i].layer];
+        if (layer >= 0 && l->index != layer)
+            continue;
+        for (int64_t k = 0; k < 3 * m->dims.experts; k++) {
+            const moec_mlp *e = &l->expert[k / 3];
+            const moec_weight *w = k % 3 == 0 ? &e->gate : k % 3 == 1 ? &e->up : &e->down;
+            const double n = (double)w->rows * (double)w->cols;
+            any = any || in_codes(w);
+            values += n;
+            bits += n * (in_codes(w) ? w->bits : 8 * moec_dtypes[w->of->dtype].bytes);
+            bytes += (double)moec_weight_bytes(w);
+        }
+    }
+    *codes = values > 0.0 ? bits / values : 0.0;
+    *files = values > 0.0 ? 8.0 * bytes / values : 0.0;
+    return any;
 }
 
 static const char *weights_name(const moec_model *m)
 {
-    static const char *const names[] = {[MOEC_PLAIN] = NULL, [MOEC_FP8] = "fp8-block", [MOEC_MXFP4] = "mxfp4"};
+    static const char *const names[] = {[MOEC_PLAIN] = NULL,  [MOEC_FP8] = "fp8-block",     [MOEC_MXFP4] = "mxfp4",
+                                        [MOEC_GPTQ] = "gptq", [MOEC_PACKED] = "packed-codes"};
     const moec_weight *w = &first_moe(m)->expert[0].gate;
     return names[w->storage] ? names[w->storage] : moec_dtypes[w->of->dtype].name;
 }
@@ -332,6 +366,18 @@ static moec_json *to_json(const facts *f)
     moec_json_set(o, "mixer", moec_json_new_string(mixer_text(mixer, sizeof mixer, f->model)));
     moec_json_set(o, "expert_weights", moec_json_new_string(weights_name(f->model)));
     moec_json_set(o, "expert_storage", moec_json_new_string(storage_text(f->model)));
+    double codes, on_disk;
+    if (expert_bits(&codes, &on_disk, f->model, -1)) {
+        moec_json *bits = moec_json_new_object(), *layers = moec_json_new_array();
+        moec_json_set(bits, "codes", moec_json_new_real(codes));
+        moec_json_set(bits, "with_scales", moec_json_new_real(on_disk));
+        for (int64_t i = 0; i < f->model->moe_layers; i++) {
+            (void)expert_bits(&codes, &on_disk, f->model, f->model->set[i].layer);
+            moec_json_push(layers, moec_json_new_real(codes));
+        }
+        moec_json_set(bits, "layers", layers);
+        moec_json_set(o, "expert_bits", bits);
+    }
     const uint64_t parameters[] = {f->sizes.total, f->sizes.active, f->sizes.routed};
     const uint64_t bytes[] = {f->sizes.bytes, f->sizes.routed_bytes};
     static const char *const keys[] = {"total", "active", "routed_experts"}, *const byte_keys[] = {"total",
@@ -417,6 +463,16 @@ static void print_experts(const moec_model *m)
         printf("%-14s %lld wide%s, for every token\n", "shared expert", (long long)d->shared_width,
                shared_text(shared, sizeof shared, d));
     printf("%-14s %s\n", "expert storage", storage_text(m));
+    double codes, files;
+    if (!expert_bits(&codes, &files, m, -1))
+        return;
+    printf("%-14s %.3f a value, %.3f with scales\n", "expert bits", codes, files);
+    for (int64_t i = 0; i < m->moe_layers; i++) {
+        (void)expert_bits(&codes, &files, m, m->set[i].layer);
+        printf(i % 12 == 0 ? "%-14s %.2f" : "%s %.2f", i > 0 && i % 12 > 0 ? "" : i == 0 ? "of each layer" : "", codes);
+        if (i % 12 == 11 || i + 1 == m->moe_layers)
+            printf("\n");
+    }
 }
 
 /* How far prune can go without a token using fewer experts. */

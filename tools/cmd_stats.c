@@ -67,6 +67,43 @@ static void print_top(const moec_json *top)
     printf("\n");
 }
 
+static double real_at(const moec_json *array, size_t i)
+{
+    double v = 0;
+    moec_json_real(moec_json_at(array, i), &v);
+    return v;
+}
+
+static void print_errors(const moec_json *errors)
+{
+    const moec_json *layers = moec_json_get(errors, "layers"), *bits = moec_json_get(errors, "bits");
+    int64_t group = 0;
+    char wide[32];
+    if (!errors)
+        return;
+    if (moec_json_int(moec_json_get(errors, "group_size"), &group) && group > 0)
+        snprintf(wide, sizeof wide, "%" PRId64 " columns", group);
+    else
+        snprintf(wide, sizeof wide, "a row");
+    printf("\nerrors of experts in few bits (a scale for %s)\n%5s", wide, "layer");
+    for (size_t b = 0; b < moec_json_len(bits); b++)
+        printf(" %7.0f bit%s", real_at(bits, b), b ? "s" : " ");
+    printf(" %10s %10s\n", "KL", "gain");
+    for (size_t i = 0; i < moec_json_len(layers); i++) {
+        const moec_json *l = moec_json_at(layers, i), *relative = moec_json_get(l, "relative");
+        double kl;
+        printf("%5" PRId64, int_of(l, "layer"));
+        for (size_t b = 0; b < moec_json_len(relative); b++)
+            printf(" %12.5f", real_at(relative, b));
+        if (moec_json_real(moec_json_get(l, "kl"), &kl))
+            printf(" %10.5f %10.3g\n", kl, real_of(l, "gain"));
+        else
+            printf(" %10s %10s\n", "-", "-");
+    }
+    printf("\nerror of the layer's experts over the size of the residual stream; KL: nats a token with the layer's experts alone\n"
+           "at 2 bits, gain: KL over the squared errors behind it (--gains measures them)\n");
+}
+
 static void print_table(const moec_json *about)
 {
     const moec_json *meta = moec_json_get(about, "meta"), *domains = moec_json_get(about, "domains");
@@ -99,6 +136,7 @@ static void print_table(const moec_json *about)
     }
     printf("\nfewest, median, most: tokens that selected an expert; few: experts below %" PRId64 ";\n"
            "even: entropy of the selection over that of equal use, 1 is even\n", int_of(coverage, "floor"));
+    print_errors(moec_json_get(about, "errors"));
 }
 
 static moec_status show(const stats_params *params, const char *path, moec_err *err)

@@ -12,6 +12,7 @@ static const moec_verb *const verbs[] = {
     &moec_verb_prune,
     &moec_verb_merge,
     &moec_verb_factor,
+    &moec_verb_quantize,
     &moec_verb_eval,
     &moec_verb_apply,
     &moec_verb_stats,

@@ -1,6 +1,7 @@
 /* See output.h. */
 #include "output.h"
 #include "output_factor.h"
+#include "output_quant.h"
 #include "output_served.h"
 #include "output_weights.h"
 #include "prune_grain.h"
@@ -73,7 +74,7 @@ static void say_policy(const moec_plan *p, bool hint, const moec_repair_opts *re
 {
     tally t = count(p);
     const bool open = repair && (repair->method || repair->merge), tied = repair && repair->tied;
-    if (!tied && moec_plan_least(p) == p->layer[0].n_experts && !p->layer[0].rewritten && p->n_drop == 0 && p->new_top_k == p->top_k)
+    if (!tied && !p->quant.format[0] && moec_plan_least(p) == p->layer[0].n_experts && !p->layer[0].rewritten && p->n_drop == 0 && p->new_top_k == p->top_k)
         moec_warn("no expert is removed: all %" PRId64 " of a layer are kept", p->layer[0].n_experts);
     if (t.unseen > 0 && open)
         moec_warn("experts that no calibration token selected, of which nothing is known: %" PRId64, t.unseen);
@@ -295,9 +296,9 @@ static void print_repair(const moec_plan *p)
 static void print_cost(const tool_job *j, const moec_work_cost *c)
 {
     char a[32], b[32];
-    if (!j->repair && !j->thin && !j->factor)
+    if (!j->repair && !j->thin && !j->factor && !j->quantize)
         return;
-    const char *what = j->factor ? "factor" : !j->repair ? "thin" : j->repair->merge ? "merge" : "repair";
+    const char *what = j->quantize ? "quantize" : j->factor ? "factor" : !j->repair ? "thin" : j->repair->merge ? "merge" : "repair";
     printf("%-11s%s of disk beside the output, %s of memory", what, moec_size_text(a, sizeof a, c->disk),
            moec_size_text(b, sizeof b, c->memory));
     if (c->token_passes > 0)
@@ -399,16 +400,23 @@ static moec_json *result_json(const tool_job *j, const moec_apply_result *r, con
     return o;
 }
 
+static void print_what(const tool_job *j, const moec_thin_tally *t)
+{
+    if (j->plan->factor.kind != MOEC_FACTOR_NONE)
+        tool_factor_print(j->plan, j->model);
+    else if (j->plan->quant.format[0])
+        tool_quant_print(j->plan, j->model, j->quantized);
+    else
+        print_plan(j->plan, j->model, j->repair, t);
+}
+
 /* `t`: of a run; `cost`: of a dry one. */
 static moec_status report(const tool_job *j, const moec_apply_result *r, const moec_thin_tally *t, const moec_work_cost *cost,
                           moec_err *err)
 {
     moec_json *plan = NULL;
     if (!j->common->json) {
-        if (j->plan->factor.kind != MOEC_FACTOR_NONE)
-            tool_factor_print(j->plan, j->model);
-        else
-            print_plan(j->plan, j->model, j->repair, t);
+        print_what(j, t);
         print_repair(j->plan);
         print_sizes(j, r, t, cost);
         return j->common->dry_run && j->stats ? tool_print_served(j->plan, j->stats, err) : MOEC_OK;
@@ -416,6 +424,8 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, const m
     moec_json *o = result_json(j, r, t);
     if (j->plan->factor.kind != MOEC_FACTOR_NONE)
         moec_json_set(o, "factor", tool_factor_json(j->plan, j->model));
+    if (j->plan->quant.format[0])
+        moec_json_set(o, "quant", tool_quant_json(j->plan, j->model, j->quantized));
     if (j->common->dry_run) {
         moec_status st = moec_plan_to_json(&plan, j->plan, err);
         if (st != MOEC_OK) {
@@ -423,8 +433,8 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, const m
             return st;
         }
         moec_json_set(o, "dry_run", moec_json_new_bool(true));
-        moec_json_set(o, "estimate_is_of_writing_only", moec_json_new_bool(j->repair || j->thin || j->factor));
-        if (j->repair || j->thin || j->factor) {
+        moec_json_set(o, "estimate_is_of_writing_only", moec_json_new_bool(j->repair || j->thin || j->factor || j->quantize));
+        if (j->repair || j->thin || j->factor || j->quantize) {
             moec_json_set(o, "work_disk_bytes", moec_json_new_int((int64_t)cost->disk));
             moec_json_set(o, "work_memory_bytes", moec_json_new_int((int64_t)cost->memory));
             moec_json_set(o, "token_passes", moec_json_new_int((int64_t)cost->token_passes));
@@ -490,10 +500,7 @@ static moec_status write_plan(const tool_job *j, const moec_thin_tally *t, moec_
     if (j->output && j->common->json)
         MOEC_TRY(print_saved(j, saved_json(j, j->plan, j->output), err));
     else if (j->output) {
-        if (j->plan->factor.kind != MOEC_FACTOR_NONE)
-            tool_factor_print(j->plan, j->model);
-        else
-            print_plan(j->plan, j->model, j->repair, t);
+        print_what(j, t);
         print_repair(j->plan);
         tool_grain_print(j->plan, j->model, t);
         if (j->plan->weights[0])
@@ -667,6 +674,30 @@ done:
     return st;
 }
 
+static moec_status quantize(moec_quantizing **out, const tool_job *j, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *work = NULL;
+    moec_quantize_opts o = *j->quantize;
+    MOEC_TRY(begin_work(&work, j, "quantize", true, err));
+    o.work = work;
+    o.resume = j->common->resume;
+    o.max_memory = j->common->max_memory;
+    MOEC_TRY(moec_quantizing_run(out, j->plan, j->model, &o, err));
+    const moec_quantize_report r = moec_quantizing_report(*out);
+    if (r.unseen > 0)
+        moec_warn("%" PRId64 " expert%s selected by no token of --text: rounded by what the layer's other tokens would give them", r.unseen,
+                  r.unseen == 1 ? " was" : "s were");
+    if (r.few > 0)
+        moec_warn("%" PRId64 " expert%s fewer tokens than columns: rounded by their own and the layer's together", r.few,
+                  r.few == 1 ? " has" : "s have");
+    if (j->record)
+        MOEC_TRY(tool_quant_record(*out, j->record, err));
+done:
+    moec_free(work);
+    return st;
+}
+
 /* Of a dry run: what computing weights would take, before anything is written. */
 static moec_status estimate_work(moec_work_cost *out, const tool_job *j, moec_err *err)
 {
@@ -687,15 +718,24 @@ static moec_status estimate_work(moec_work_cost *out, const tool_job *j, moec_er
         o.max_memory = j->common->max_memory;
         MOEC_TRY(moec_factoring_estimate(out, j->plan, j->model, &o, err));
     }
-    if (j->thin || j->factor)
+    if (j->quantize) {
+        moec_quantize_opts o = *j->quantize;
+        o.max_memory = j->common->max_memory;
+        MOEC_TRY(moec_quantizing_estimate(out, j->plan, j->model, &o, err));
+    }
+    if (j->thin || j->factor || j->quantize)
         snprintf(j->plan->weights, sizeof j->plan->weights, "not made by a dry run");
 done:
     return st;
 }
 
-moec_status tool_carry_out(const tool_job *j, moec_err *err)
+moec_status tool_carry_out(const tool_job *job, moec_err *err)
 {
     moec_status st = MOEC_OK;
+    tool_job mine = *job;
+    const tool_job *j = &mine;
+    moec_quantizing *rounded = NULL;
+    moec_quantize_report rounding;
     moec_apply_result r = {0};
     moec_repair *fixed = NULL;
     moec_thin *thinned = NULL;
@@ -718,14 +758,20 @@ moec_status tool_carry_out(const tool_job *j, moec_err *err)
         MOEC_TRY(factor(&factored, j, err));
         opt.weights = moec_factoring_weights(factored);
     }
+    if (j->quantize && !j->common->dry_run) {
+        MOEC_TRY(quantize(&rounded, j, err));
+        opt.weights = moec_quantizing_weights(rounded);
+        rounding = moec_quantizing_report(rounded);
+        mine.quantized = &rounding;
+    }
     if (j->thin && !j->repair && !j->common->dry_run) {
         MOEC_TRY(thin(&thinned, j, err));
         opt.weights = moec_thin_weights(thinned);
         thin_tally = moec_thin_count(thinned);
     }
     if (j->plan_only && !j->common->dry_run) {
-        if ((fixed || thinned || factored) && j->plan->weights[0])
-            MOEC_TRY(tool_weights_keep(fixed, thinned, factored, j->output, err));
+        if ((fixed || thinned || factored || rounded) && j->plan->weights[0])
+            MOEC_TRY(tool_weights_keep(fixed, thinned, factored, rounded, j->output, err));
         st = write_plan(j, j->thin ? &thin_tally : NULL, err);
         goto done;
     }
@@ -743,5 +789,6 @@ done:
     moec_repair_close(fixed, st == MOEC_OK && !(j->plan_only && j->plan->weights[0]));
     moec_thin_close(thinned, st == MOEC_OK && !j->plan_only);
     moec_factoring_close(factored, st == MOEC_OK && !j->plan_only);
+    moec_quantizing_close(rounded, st == MOEC_OK && !j->plan_only);
     return st;
 }

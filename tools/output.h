@@ -14,6 +14,9 @@ typedef struct tool_job {
     const moec_request *request; /* asked so; NULL: none are */
     const moec_repair_opts *repair; /* NULL: none; work, resume, max_memory, and with it thin and request are set here */
     const moec_factor_opts *factor; /* the plan is one of factors, made so; work, resume and max_memory are set here; NULL: none */
+    const moec_quantize_opts *quantize; /* the plan is one of few bits, rounded so; work, resume and max_memory are set here; NULL: none */
+    const moec_quantize_report *quantized; /* what came of that; set here */
+    const char *record; /* file for a line about every quantized matrix, or NULL */
     const moec_stats *stats; /* a dry run says what the removed experts served; NULL: there are none */
     const char *output; /* folder, or file with plan_only; NULL: none was given */
     const char *compat; /* clients that must load the output, or NULL */

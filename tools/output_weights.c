@@ -42,7 +42,7 @@ static moec_status discard(const char *dir, moec_err *err)
     return st == MOEC_OK && moec_path_exists(dir) ? moec_dir_remove(dir, err) : st;
 }
 
-moec_status tool_weights_keep(moec_repair *r, moec_thin *t, moec_factoring *f, const char *file, moec_err *err)
+moec_status tool_weights_keep(moec_repair *r, moec_thin *t, moec_factoring *f, moec_quantizing *q, const char *file, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *dir = NULL;
@@ -50,7 +50,8 @@ moec_status tool_weights_keep(moec_repair *r, moec_thin *t, moec_factoring *f, c
     MOEC_TRY(discard(dir, err)); /* tool_weights_may_write has allowed it */
     MOEC_TRY(r   ? moec_repair_keep(r, dir, err)
              : t ? moec_thin_keep(t, dir, err)
-                 : moec_factoring_keep(f, dir, err));
+             : f ? moec_factoring_keep(f, dir, err)
+                 : moec_quantizing_keep(q, dir, err));
 done:
     moec_free(dir);
     return st;

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static bool asks_for_help(int argc, char **argv)
 {
@@ -53,7 +54,7 @@ static moec_status is_ours(bool *yes, const char *path, tool_file kind, moec_err
     static const char hdf5[] = "\211HDF\r\n\032\n";
     static const char *const word[] = {
         [TOOL_FILE_PLAN] = "\"moecompress_plan\"", [TOOL_FILE_REFERENCE] = "moecompress reference",
-        [TOOL_FILE_PATTERNS] = "\"moecompress_patterns\""};
+        [TOOL_FILE_PATTERNS] = "\"moecompress_patterns\"", [TOOL_FILE_RECORD] = "\"loss_nearest\""};
     char front[1024];
     FILE *f = fopen(path, "rb");
     if (!f)
@@ -81,28 +82,32 @@ static moec_status folder_of(char **out, const char *path, moec_err *err)
 moec_status tool_may_write(const char *path, tool_file kind, bool overwrite, moec_err *err)
 {
     static const char *const names[] = {[TOOL_FILE_HDF5] = "a statistics or trace file", [TOOL_FILE_PLAN] = "a plan",
-                                        [TOOL_FILE_REFERENCE] = "a reference file", [TOOL_FILE_PATTERNS] = "a pattern store"};
+                                        [TOOL_FILE_REFERENCE] = "a reference file", [TOOL_FILE_PATTERNS] = "a pattern store",
+                                        [TOOL_FILE_RECORD] = "a record of matrices"};
     moec_status st = MOEC_OK;
     struct stat info;
     char *folder = NULL;
     bool ours = true;
     if (!*path)
         return moec_fail(err, MOEC_EINVAL, "the output file has an empty name");
-    if (stat(path, &info) == 0) {
-        if (!overwrite)
-            return kind == TOOL_FILE_REFERENCE
-                       ? moec_fail(err, MOEC_EEXIST, "%s: is already there; move it away or choose another name", path)
-                       : moec_fail(err, MOEC_EEXIST, "%s: is already there; --overwrite replaces it", path);
-        if (!S_ISREG(info.st_mode))
-            return moec_fail(err, MOEC_EEXIST, "%s: is there and is not a regular file; it is not replaced", path);
-        MOEC_TRY(is_ours(&ours, path, kind, err));
-        if (!ours)
-            MOEC_TRY(moec_fail(err, MOEC_EEXIST, "%s: is there and is not %s of moecompress; it is not replaced", path,
-                               names[kind]));
-    }
+    bool there = stat(path, &info) == 0;
     MOEC_TRY(folder_of(&folder, path, err));
-    if (*folder)
+    if (!there && *folder) { /* then look again: "new/../config.json" is one that is there */
         MOEC_TRY(moec_dir_make(folder, err));
+        there = stat(path, &info) == 0;
+    }
+    if (there && !overwrite)
+        MOEC_TRY(kind == TOOL_FILE_REFERENCE
+                     ? moec_fail(err, MOEC_EEXIST, "%s: is already there; move it away or choose another name", path)
+                     : moec_fail(err, MOEC_EEXIST, "%s: is already there; --overwrite replaces it", path));
+    if (there && !S_ISREG(info.st_mode))
+        MOEC_TRY(moec_fail(err, MOEC_EEXIST, "%s: is there and is not a regular file; it is not replaced", path));
+    if (there)
+        MOEC_TRY(is_ours(&ours, path, kind, err));
+    if (!ours)
+        MOEC_TRY(moec_fail(err, MOEC_EEXIST, "%s: is there and is not %s of moecompress; it is not replaced", path, names[kind]));
+    if (access(*folder ? folder : ".", W_OK) != 0)
+        st = moec_fail_errno(err, errno, *folder ? folder : ".");
 done:
     moec_free(folder);
     return st;

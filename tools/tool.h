@@ -6,7 +6,7 @@
 #include "moecompress.h"
 
 extern const moec_verb moec_verb_inspect, moec_verb_calibrate, moec_verb_prune, moec_verb_merge, moec_verb_eval, moec_verb_apply,
-    moec_verb_stats, moec_verb_verify, moec_verb_families, moec_verb_factor;
+    moec_verb_stats, moec_verb_verify, moec_verb_families, moec_verb_factor, moec_verb_quantize;
 
 /* Options that every verb spells alike. A verb's own parameters hold a `tool_common common;` and its rows end with the
  * TOOL_* rows it takes, all of the form {"name", 'x', MOEC_KIND(my_params, common.field), ...}. */
@@ -53,7 +53,7 @@ int tool_end(moec_status st, const moec_err *err);
 int tool_fail(const moec_err *err);
 
 /** What this program writes as one file, to know it again. */
-typedef enum tool_file { TOOL_FILE_HDF5, TOOL_FILE_PLAN, TOOL_FILE_REFERENCE, TOOL_FILE_PATTERNS } tool_file;
+typedef enum tool_file { TOOL_FILE_HDF5, TOOL_FILE_PLAN, TOOL_FILE_REFERENCE, TOOL_FILE_PATTERNS, TOOL_FILE_RECORD } tool_file;
 
 /** Before work begins: may `path` be written? Makes the folder it shall lie in. MOEC_EINVAL: an empty name; MOEC_EEXIST: it
  *  is there and overwrite was not asked, or it is neither empty nor a file of this kind (a text, a model's config.json, a

@@ -255,7 +255,7 @@ static moec_status run_id(moec_digest *out, const moec_model *m, const moec_stat
     moec_digest text;
     MOEC_TRY(moec_corpus_digest(&text, corpus, err));
     MOEC_TRY(moec_hash_new(&h, err));
-    moec_hash_text(h, "calibrate 3");
+    moec_hash_text(h, "calibrate 4");
     moec_hash_text(h, moec_version());
     moec_hash_text(h, meta->model);
     moec_hash_text(h, moec_ckpt_config_text(m->ckpt)); /* the fingerprint is of the tensors alone */
@@ -362,6 +362,16 @@ bool moec_calibrate_unfinished(const char *path)
     bool there = moec_path_is_dir(dir);
     moec_free(dir);
     return there;
+}
+
+moec_status moec_calibrate_forget(const char *path, moec_err *err)
+{
+    moec_checkpoint cp;
+    moec_status st = moec_checkpoint_open(&cp, path, "", false, err);
+    if (st == MOEC_OK)
+        st = moec_checkpoint_remove(&cp, err);
+    moec_checkpoint_release(&cp);
+    return st;
 }
 
 static moec_status observe_all(moec_stats **out, job *j, const moec_corpus *corpus, const char *path,

@@ -36,6 +36,9 @@ MOEC_API moec_status moec_calibrate(moec_stats **out, const moec_model *m, const
 
 /** True when PATH.partial is there: a run that would write `path` was interrupted, or is under way. */
 MOEC_API bool moec_calibrate_unfinished(const char *path);
+/** Removes PATH.partial: what a run leaves that was killed behind writing `path`. MOEC_EEXIST: another process is at work there;
+ *  MOEC_EIO, MOEC_ENOMEM. */
+MOEC_API moec_status moec_calibrate_forget(const char *path, moec_err *err) MOEC_USE_RESULT;
 
 /** Sizes, rule and identity for statistics of this model. Release with moec_stats_meta_release. */
 MOEC_API moec_status moec_calibrate_meta(moec_stats_meta *out, const moec_model *m, const moec_calibrate_opts *o,

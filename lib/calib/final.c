@@ -85,6 +85,32 @@ static size_t least_bytes(const moec_model *next, const moec_corpus *corpus, moe
     return st == MOEC_ENOFIT && plan.bytes > resident ? (size_t)(plan.bytes - resident) : 0;
 }
 
+/* All of it but the states. */
+static moec_status new_final(moec_final **out, const moec_model *m, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_digest print;
+    moec_final *f = NULL;
+    *out = NULL;
+    MOEC_TRY(MOEC_NEW(f, 1, err));
+    MOEC_TRY(take_head(f, m, err));
+    MOEC_TRY(moec_ckpt_fingerprint(&print, m->ckpt, err));
+    memcpy(f->model, print.hex, sizeof f->model);
+    *out = f;
+    f = NULL;
+done:
+    moec_final_free(f);
+    return st;
+}
+
+static void take_states(moec_final *f, const moec_pass *p)
+{
+    f->tokens = p->n_tokens;
+    f->store = p->hidden;
+    f->workers = p->plan.workers;
+    f->max_tokens = p->max_tokens;
+}
+
 moec_status moec_final_run(moec_final **out, const moec_model *m, const moec_corpus *corpus, moec_compute compute,
                            uint64_t max_memory, const char *what, moec_err *err)
 {
@@ -95,27 +121,20 @@ moec_status moec_final_run_before(moec_final **out, const moec_model *next, cons
                                   moec_compute compute, uint64_t max_memory, const char *what, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    moec_digest print;
     moec_final *f = NULL;
     moec_pass *p = NULL;
     moec_pass_opts o = {.compute = compute, .max_memory = max_memory, .what = what};
     *out = NULL;
     o.fixed_bytes = moec__score_bytes(m->dims.hidden, moec_corpus_tokens(corpus), compute);
     o.after_bytes = next && max_memory ? least_bytes(next, corpus, compute) : 0;
-    MOEC_TRY(MOEC_NEW(f, 1, err));
-    MOEC_TRY(take_head(f, m, err));
-    MOEC_TRY(moec_ckpt_fingerprint(&print, m->ckpt, err));
-    memcpy(f->model, print.hex, sizeof f->model);
+    MOEC_TRY(new_final(&f, m, err));
     MOEC_TRY(moec_pass_new(&p, m, corpus, &o, err));
     moec_pass_begin(p, 0);
     MOEC_TRY(moec_pass_embed(p, err));
     for (int64_t i = 0; i < m->dims.layers; i++)
         MOEC_TRY(moec_pass_layer(p, i, NULL, NULL, NULL, err));
     moec_pass_end(p);
-    f->tokens = p->n_tokens;
-    f->store = p->hidden;
-    f->workers = p->plan.workers;
-    f->max_tokens = p->max_tokens;
+    take_states(f, p);
     p->hidden = NULL;
     *out = f;
     f = NULL;
@@ -123,6 +142,16 @@ done:
     moec_pass_free(p);
     moec_final_free(f);
     return st;
+}
+
+moec_status moec__final_lend(moec_final **out, const moec_pass *p, moec_err *err)
+{
+    moec_status st = new_final(out, p->m, err);
+    if (st != MOEC_OK)
+        return st;
+    take_states(*out, p);
+    (*out)->lent = true;
+    return MOEC_OK;
 }
 
 int64_t moec_final_vocab(const moec_final *f)
@@ -134,7 +163,8 @@ void moec_final_free(moec_final *f)
 {
     if (!f)
         return;
-    moec_hidden_free(f->store);
+    if (!f->lent)
+        moec_hidden_free(f->store);
     moec_free(f->norm);
     moec_free(f->norm_bias);
     moec_free(f->bias);

@@ -78,7 +78,7 @@ static void count_selected(moec_partial *p, const moec_event *ev)
     uint64_t *selected = p->block[MOEC_STAT_SELECTED], *rank = p->block[MOEC_STAT_RANK];
     uint64_t *active = p->block[MOEC_STAT_ACTIVE];
     double *sum = p->block[MOEC_STAT_GATE_SUM], *sq = p->block[MOEC_STAT_GATE_SQ];
-    double *top1 = p->block[MOEC_STAT_GATE_TOP1_SUM];
+    double *top1 = p->block[MOEC_STAT_GATE_TOP1_SUM], *prob = p->block[MOEC_STAT_PROB_SELECTED];
     for (int64_t t = 0; t < ev->n; t++) {
         const int64_t used = n_used(ev->ids + t * slots, slots);
         for (int64_t j = 0; j < used; j++) {
@@ -88,6 +88,7 @@ static void count_selected(moec_partial *p, const moec_event *ev)
             rank[e * k + (j < k ? j : k - 1)]++;
             sum[e] += g;
             sq[e] += g * g;
+            prob[e] += (double)ev->scores[t * ev->ld + e];
             if (j == 0)
                 top1[e] += g;
         }

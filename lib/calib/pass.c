@@ -254,6 +254,8 @@ typedef struct job {
     void *ctx;
     const moec_chunk *now; /* of one call */
     bool look;             /* states stay as they are */
+    moec_take_fn *take;    /* NULL: inputs are not shown */
+    bool mix_only;
 } job;
 
 static moec_status embed_chunk(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
@@ -311,6 +313,13 @@ static moec_status see_view(void *ctx, int worker, const moec_moe_view *v, moec_
     return j->see(j->ctx, worker, j->now, v, err);
 }
 
+static moec_status take_inputs(void *ctx, int worker, moec_mat which, const float *panels, int64_t at, int64_t n, int64_t cols,
+                               moec_err *err)
+{
+    const job *j = ctx;
+    return j->take(j->ctx, worker, j->now, which, panels, at, n, cols, err);
+}
+
 /* On a copy, which is left behind. */
 static moec_status look_chunk(job *j, int worker, const float *h, const float *beside, moec_err *err)
 {
@@ -319,7 +328,12 @@ static moec_status look_chunk(job *j, int worker, const float *h, const float *b
     memcpy(mine, h, (size_t)(j->now->n * d->hidden) * sizeof *mine);
     if (carried)
         memcpy(carried, beside, (size_t)(j->now->n * d->carried) * sizeof *carried);
-    return moec_forward_chunk(j->p->forward, worker, mine, carried, j->now->seq, j->now->n_seq, see_view, j, err);
+    if (j->take)
+        moec_forward_tap(j->p->forward, worker, take_inputs, j, j->mix_only);
+    const moec_status st = moec_forward_chunk(j->p->forward, worker, mine, carried, j->now->seq, j->now->n_seq,
+                                              j->see ? see_view : NULL, j, err);
+    moec_forward_tap(j->p->forward, worker, NULL, NULL, false);
+    return st;
 }
 
 static moec_status run_chunk(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
@@ -385,7 +399,13 @@ static void drop_one(void *ctx, const moec_model *m, const moec_tensor *t)
 
 moec_status moec_pass_look(moec_pass *p, int64_t layer, moec_see_fn *see, void *ctx, moec_err *err)
 {
-    job j = {.p = p, .layer = layer, .see = see, .ctx = ctx, .look = true};
+    return moec_pass_look_inputs(p, layer, see, NULL, false, ctx, err);
+}
+
+moec_status moec_pass_look_inputs(moec_pass *p, int64_t layer, moec_see_fn *see, moec_take_fn *take, bool mix_only, void *ctx,
+                                  moec_err *err)
+{
+    job j = {.p = p, .layer = layer, .see = see, .ctx = ctx, .look = true, .take = take, .mix_only = mix_only};
     moec_status st = moec_forward_layer(p->forward, layer, err);
     return st == MOEC_OK ? limit_workers(p, run_chunk, NULL, &j, err) : st;
 }

@@ -74,6 +74,12 @@ MOEC_API moec_status moec_pass_layer(moec_pass *p, int64_t layer, moec_see_fn *s
                                      moec_err *err) MOEC_USE_RESULT;
 /** The same without going on: what the layer does is seen, and the hidden states stay those before it. With opts.look. */
 MOEC_API moec_status moec_pass_look(moec_pass *p, int64_t layer, moec_see_fn *see, void *ctx, moec_err *err) MOEC_USE_RESULT;
+/** Worker's thread: what a matrix of the layer is about to multiply, `at` tokens behind the chunk's first; moec_tap_fn. */
+typedef moec_status moec_take_fn(void *ctx, int worker, const moec_chunk *c, moec_mat which, const float *panels, int64_t at, int64_t n,
+                                 int64_t cols, moec_err *err);
+/** moec_pass_look that shows these, too; `see` may be NULL. mix_only: the layer's feed-forward part is not run. */
+MOEC_API moec_status moec_pass_look_inputs(moec_pass *p, int64_t layer, moec_see_fn *see, moec_take_fn *take, bool mix_only, void *ctx,
+                                           moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_pass_end(moec_pass *p);
 
 /** How the tokens of a corpus are chunked: at most this many tokens, whole windows, one domain.

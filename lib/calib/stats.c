@@ -348,8 +348,10 @@ static moec_status plan_merge(merge_plan *p, const moec_stats *into, const moec_
         return moec_fail(err, MOEC_EFORMAT, "%d domains together, at most %d fit a file", most, MOEC_STATS_MAX_DOMAINS);
     for (int k = 0; k < MOEC_STAT_COUNT; k++) {
         bool a = moec__stats_has(into, (moec_stat)k), b = moec__stats_has(from, (moec_stat)k);
-        p->keep[k] = a && b;
-        if (a != b)
+        const bool apart = moec_stat_kinds[k].tier > MOEC_STATS_MAX_TIER &&
+                           moec_stats_quant_group(into) != moec_stats_quant_group(from);
+        p->keep[k] = a && b && !apart;
+        if ((a || b) && !p->keep[k])
             at += (size_t)snprintf(p->dropped + at, sizeof p->dropped - at, "%s%s", at ? " " : "",
                                    moec_stat_kinds[k].name);
     }

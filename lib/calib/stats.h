@@ -59,10 +59,11 @@ typedef enum moec_stat {
     MOEC_STAT_GACT_SQ,       /* [L,E,I] f64 sum of g^2 a^2; of a^2 where g multiplies the expert's input and is in a */
     MOEC_STAT_XIN_ABS,       /* [L,E,H] f64 sum of |x| over the tokens that select e */
     MOEC_STAT_XIN_SQ,        /* [L,E,H] f64 sum of x^2 */
-    /* tier 2: what widths cost, see measure.h of lib/run; B: MOEC_QUANT_WIDTHS */
+    /* tier 2: what widths cost, added by moec_measure (lib/run), never by calibration alone; B: MOEC_QUANT_WIDTHS */
     MOEC_STAT_QUANT_SQ,      /* [L,E,4,B] f64 of gate, up, down alone and all three: sum of g^2 |y - y_q|^2 / mean(h'^2) */
     MOEC_STAT_QUANT_FRO,     /* [L,E,B] f64 sum over sequences of sqrt(sum of g^2 |y - y_q|^2) */
-    MOEC_STAT_QUANT_KL,      /* [L] f64     sum of KL to the original when the layer's experts alone have 2 bits; 0: not measured */
+    MOEC_STAT_QUANT_KL,      /* [L] f64     sum of KL to the original when the layer's experts alone have 2 bits; 0: not measured;
+                                            where part of the text was run: what that makes for all of it */
     MOEC_STAT_COUNT
 } moec_stat;
 enum { MOEC_QUANT_WIDTHS = 5 };
@@ -113,7 +114,7 @@ typedef struct moec_stats {
     moec_stats_domain *domain;
 } moec_stats;
 
-/** Statistics of no tokens: every cell at its kind's `start`, every kind up to meta->tier collected. `meta` is copied;
+/** Statistics of no tokens: every cell at its kind's `start`, every kind up to meta->tier (0 or 1) collected. `meta` is copied;
  *  weights are 1. names: n_domains names of 1 to 200 bytes, all different.
  *  MOEC_EINVAL: a size out of range, router_rule or options not JSON or above 1 MiB, a name empty, too long or twice.
  *  MOEC_ENOMEM. Free with moec_stats_free. */
@@ -150,8 +151,9 @@ MOEC_API moec_status moec_stats_load_memory(moec_stats **out, const void *bytes,
 /** Adds `from` to `into`: domains of the same name add up, others are appended. Counts stop at the largest value of their
  *  type. A domain in both keeps the weight of `into` and gets the sum of both digests (as 128-bit numbers, so the order of
  *  merging does not matter; "merged" when one is not a digest). Options that differ become {"merged": [..]}, each once, in
- *  byte order; compute modes that differ become "mixed". Kinds that one of both lacks are dropped, with their names in
- *  *dropped, separated by blanks, or "" (`dropped` may be NULL; free with moec_free).
+ *  byte order; compute modes that differ become "mixed". Kinds that one of both lacks, and those of tier 2 where
+ *  moec_stats_quant_group differs, are dropped, with their names in *dropped, separated by blanks, or "" (`dropped` may be NULL;
+ *  free with moec_free).
  *  MOEC_EFORMAT when the models, router rules or shapes differ (the text says which); MOEC_ENOMEM. `into` is unchanged on
  *  failure. */
 MOEC_API moec_status moec_stats_merge(moec_stats *into, const moec_stats *from, char **dropped, moec_err *err)
@@ -161,6 +163,17 @@ MOEC_API moec_status moec_router_rule(char **out, const moec_model *m, moec_err 
 /** MOEC_EFORMAT unless the statistics are of this model ("statistics of another model: ..."). MOEC_ENUMERIC as in
  *  moec_stats_save. Cost: one read of the statistics, and moec_ckpt_fingerprint. */
 MOEC_API moec_status moec_stats_check(const moec_stats *s, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
+
+/** Collects a kind from now on: every domain has it, each cell at its `start`, whatever was there before. MOEC_ENOMEM: some
+ *  domains may have it, and the kind counts as not collected. */
+MOEC_API moec_status moec_stats_collect(moec_stats *s, moec_stat kind, moec_err *err) MOEC_USE_RESULT;
+/** No domain has it any more. */
+MOEC_API void moec_stats_forget(moec_stats *s, moec_stat kind);
+/** "quant_group" of the options, columns that share a scale where kinds of tier 2 were measured (0: a whole row); of merged
+ *  options the one that all have. -1: there is none, or they differ. */
+MOEC_API int64_t moec_stats_quant_group(const moec_stats *s);
+/** Sets it. MOEC_ENOMEM; then nothing is changed. */
+MOEC_API moec_status moec_stats_set_quant_group(moec_stats *s, int64_t group, moec_err *err) MOEC_USE_RESULT;
 
 /** Index of a domain. MOEC_EINVAL: there is none of that name; the nearest is suggested. */
 MOEC_API moec_status moec_stats_domain_find(int *out, const moec_stats *s, const char *name, moec_err *err) MOEC_USE_RESULT;
@@ -189,12 +202,17 @@ MOEC_API void moec_stat_add(moec_stat kind, void *sum, const void *part, int64_t
  *    {"meta": {..}, "kinds": [..],
  *     "domains": [{"name", "tokens", "sequences", "weight", "digest", "coverage": C, "layers": [R..]}],
  *     "coverage": C, "layers": [R..],             the last two over all domains together
- *     "betas": [[k-1 numbers or null] a layer]}   moec_stats_betas
+ *     "betas": [[k-1 numbers or null] a layer],   moec_stats_betas
+ *     "errors": {"group_size", "bits": [..],      where QUANT_SQ was measured, over all domains together
+ *                "layers": [{"layer", "relative": [a number a width], "kl", "gain"}]}}
  *    C: {"experts", "floor", "below_floor", "never", "min", "below_floor_experts": [{"layer","expert","tokens"}],
  *        "never_experts": [{"layer","expert"}]}   counts over all layers; one never seen is in both lists (floor > 0)
  *    R: {"layer", "min", "median", "max", "below_floor", "never",          tokens that select an expert
  *        "cv": standard deviation over mean, "entropy": of the shares, 1 when all are equal, 0 when one has all,
  *        "top": [{"expert", "share"}]}            the 5 most selected; share of the layer's selections
+ *    relative: sqrt(S / (H tokens)), S the sum of QUANT_SQ over experts, all three matrices: error of the layer's experts over
+ *        the residual stream behind it, as if experts' errors were independent
+ *    kl: QUANT_KL a token, nats; gain: QUANT_KL over S at 2 bits; null where it was not measured
  *  cv, entropy and share are null in a layer that no token has reached. */
 MOEC_API moec_status moec_stats_describe(moec_json **out, const moec_stats *s, uint64_t floor, moec_err *err)
     MOEC_USE_RESULT;

@@ -12,7 +12,7 @@ enum {
     MOEC_STATS_MAX_DOMAINS = 4096,
     MOEC_STATS_MAX_TEXT = 1 << 20, /* bytes of router_rule and of options */
     MOEC_STATS_MAX_RANK = 4,
-    MOEC_STATS_MAX_TIER = 1
+    MOEC_STATS_MAX_TIER = 1      /* that a run collects in one pass; kinds above it are added by who measures them */
 };
 #define MOEC_STATS_TITLE "moecompress statistics" /* first line of the file's seal */
 
@@ -48,6 +48,8 @@ MOEC_API moec_status moec__stats_values_check(const moec_stats *s, moec_status c
 
 /** Reads statistics from an open file, whose seal has been checked or is of no interest (fuzzing). */
 MOEC_API moec_status moec__stats_read(moec_stats **out, moec_h5 *file, moec_err *err) MOEC_USE_RESULT;
+/** "errors" of moec_stats_describe. NULL: not measured. */
+moec_json *moec__stats_errors_json(const moec_stats *s);
 /** Sum of two digests as 128-bit numbers; "merged" where one is not 32 hex digits. An empty one counts as 0. */
 MOEC_API void moec__digest_add(char sum[33], const char *part);
 

@@ -74,7 +74,8 @@ static moec_status get_kinds(bool has[MOEC_STAT_COUNT], const moec_stats_meta *m
         size_t n = strcspn(word, " ");
         for (int k = 0; k < MOEC_STAT_COUNT; k++)
             if (strlen(moec_stat_kinds[k].name) == n && memcmp(moec_stat_kinds[k].name, word, n) == 0)
-                has[k] = moec_stat_blocks(m, (moec_stat)k) > 0 && moec_stat_kinds[k].tier <= m->tier;
+                has[k] = moec_stat_blocks(m, (moec_stat)k) > 0 &&
+                         (moec_stat_kinds[k].tier <= m->tier || moec_stat_kinds[k].tier > MOEC_STATS_MAX_TIER);
         word += n + (word[n] == ' ');
     }
     moec_free(text);

@@ -207,6 +207,14 @@ done:
     return st;
 }
 
+static bool has_tier(const moec_stats *s, int tier)
+{
+    for (int k = 0; k < MOEC_STAT_COUNT; k++)
+        if (moec_stat_kinds[k].tier == tier && moec__stats_has(s, (moec_stat)k))
+            return true;
+    return false;
+}
+
 static moec_status put_domain(moec_h5 *h, const moec_stats *s, int domain, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -219,7 +227,9 @@ static moec_status put_domain(moec_h5 *h, const moec_stats *s, int domain, moec_
     MOEC_TRY(moec_h5_put_int(h, group, "sequences", (int64_t)d->sequences, err));
     MOEC_TRY(moec_h5_put_real(h, group, "weight", d->weight, err));
     MOEC_TRY(moec_h5_put_text(h, group, "digest", d->digest, err));
-    for (int t = 0; t <= s->meta.tier; t++) {
+    for (int t = 0; t <= MOEC_STATS_MAX_TIER + 1; t++) {
+        if (t > s->meta.tier && !has_tier(s, t))
+            continue;
         moec_free(tier);
         MOEC_TRY(moec_format(&tier, err, "%s/t%d", group, t));
         MOEC_TRY(moec_h5_group(h, tier, err));

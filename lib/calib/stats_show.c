@@ -210,6 +210,8 @@ moec_status moec_stats_describe(moec_json **out, const moec_stats *s, uint64_t f
         put_coverage(*out, &all);
     if (moec__stats_has(s, MOEC_STAT_RATIO_HIST) && m->top_k > 1)
         MOEC_TRY(put_betas(*out, s, err));
+    if (moec__stats_has(s, MOEC_STAT_QUANT_SQ))
+        moec_json_set(*out, "errors", moec__stats_errors_json(s));
 done:
     moec_free(all.sorted);
     moec_free(all.tokens);

@@ -3,16 +3,20 @@
  *     L = tr(D H D^T),   D = W - W',   H = sum_t m_t x_t x_t^T over calibration tokens
  *
  * by GPTQ (Frantar et al., arXiv:2210.17323): columns are rounded one after the other, each after the error of those before it was
- * made up for in it. We take it in the form of LDLQ (Chee et al., arXiv:2307.13304, theorem 6: the same numbers): with columns in
- * the order p of rounding and P H P^T = U^T' D U' .. the value that column k is rounded from is
+ * made up for in it. We take it in the form of LDLQ (Chee et al., arXiv:2307.13304, theorem 6: the same numbers): with rows and
+ * columns in the order of rounding and H + diag(added) = A diag(variance) A^T, A upper and of unit diagonal,
  *
- *     v_k = w_k + sum_{j before k} (w_j - w'_j) a_jk
+ *     v_k = w_k + sum_{j before k} (w_j - w'_j) a_jk,     L + sum_c added_c |D_c|^2 = sum_k variance_k |v_k - w'_k|^2
  *
- * a the unit triangular factor of H: one Cholesky factor, no inverse. */
+ * where column k is rounded from v_k: one Cholesky factor, no inverse. Departs from the published code: scales are found before (static
+ * groups), no column is set to 0, and rows may keep rounding to nearest. */
 #ifndef MOEC_METHOD_GPTQ_H
 #define MOEC_METHOD_GPTQ_H
 
 #include "method/quant.h"
+
+/* How a matrix is rounded: to nearest with MINMAX scales, with CLIP scales (quant.h), or by what is below. */
+typedef enum moec_rounding { MOEC_ROUND_NEAREST, MOEC_ROUND_CLIP, MOEC_ROUND_GPTQ } moec_rounding;
 
 typedef struct moec_gptq_opts {
     double damp;    /* share of the mean diagonal that is added to the diagonal of H; raised tenfold until there is a factor */
@@ -34,19 +38,35 @@ typedef struct moec_gptq moec_gptq;
 /** What rounding needs of H: its factor. Gate and up have the same inputs and share one.
  *  @param h [n,n] in float64, lower triangle; read only. Diagonal entries below 1e-6 of the largest are raised to that: a column
  *           that no token reached is rounded to nearest and not set to 0 (which is what the published code does).
- *  MOEC_ENUMERIC: h is not finite; MOEC_ENOMEM. Free with moec_gptq_free. Cost: n^3/3 operations in float64. */
+ *  Without a factor at any damping (H is 0 or far from positive semidefinite) H is replaced by the identity: rounding to nearest.
+ *  MOEC_ENUMERIC: h is not finite; MOEC_EINVAL: n, damp or sweeps below 0; MOEC_ENOMEM. Free with moec_gptq_free. Cost: n^3/3 operations
+ *  in float64. Memory: 8 n^2 bytes, 12 n^2 with sweeps. */
 MOEC_API moec_status moec_gptq_new(moec_gptq **out, const double *h, int64_t n, const moec_gptq_opts *o, moec_err *err) MOEC_USE_RESULT;
+/** The same for another H of as many columns, with the same options: pages that the system does not have to give out anew save a
+ *  third of the time. After an error g is good for this and for moec_gptq_free only. MOEC_ENUMERIC, MOEC_ENOMEM. */
+MOEC_API moec_status moec_gptq_renew(moec_gptq *g, const double *h, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_gptq_free(moec_gptq *g);
 /** Diagonal of H as it was given, [n] floats: importance for moec_quant_range. Borrowed. */
 MOEC_API const float *moec_gptq_importance(const moec_gptq *g);
 /** Codes of c for w [rows,cols]; c has its scales (moec_quant_range), which sweeps change. *loss: L by H as it was given, of what
- *  is returned; *nearest: that of rounding to nearest with the scales as they were. Where that is the smaller one its codes are
- *  returned (*loss == *nearest). Deterministic; any thread. MOEC_ENUMERIC, MOEC_ENOMEM.
- *  Cost: rows n^2 operations in float32, (1 + 2 sweeps) times. */
+ *  is returned; *nearest: that of rounding to nearest with the scales as they were. Rows where that is the smaller one get its codes
+ *  (all: *loss == *nearest). Both are found by float32 as the damped loss less what the damping makes, to some 1e-5 of the damped one;
+ *  moec_gptq_loss is exact. Deterministic; any thread.
+ *  nearest NULL: the codes and *loss are the same bits, but that of rounding to nearest is summed, from its largest terms on, only
+ *  until it is clear that no row gets its codes, which is most often soon.
+ *  A sweep goes through the columns as they lie: each code to its best value with all others as they are, then, behind the last column
+ *  of a group, the group's scale by least squares, rounded to its type; both only where neither the loss nor the damped loss
+ *  rises.
+ *  MOEC_EINVAL: c and g differ in columns; MOEC_ENUMERIC: a loss is not finite; MOEC_ENOMEM.
+ *  Cost: 2 rows n^2 operations in float32, little more than half with nearest NULL, and 2 rows n^2 for each sweep. Memory: 10 n bytes
+ *  for each of up to 256 rows. */
 MOEC_API moec_status moec_gptq_round(moec_qcodes *c, double *loss, double *nearest, const moec_gptq *g, const float *w, moec_err *err)
     MOEC_USE_RESULT;
 /** tr(D H D^T) by H as it was given, in float64. v [rows,cols]: W'. MOEC_ENOMEM. */
 MOEC_API moec_status moec_gptq_loss(double *out, const moec_gptq *g, const float *w, const float *v, int64_t rows, moec_err *err)
     MOEC_USE_RESULT;
+/** Each row x [n] of b [rows,n] becomes x (H + diag(added))^-1 by the factor that rounding goes by, in float32: to some 1e-7 of the root
+ *  of the condition, which the damping bounds. Any thread. MOEC_ENOMEM. Cost: 2 rows n^2 operations. Memory: 1 kB n. */
+MOEC_API moec_status moec_gptq_solve(float *b, const moec_gptq *g, int64_t rows, moec_err *err) MOEC_USE_RESULT;
 
 #endif

@@ -118,7 +118,7 @@ moec_status moec_method_take(const moec_method **out, moec_method_kind kind, moe
     return *out ? MOEC_OK : unknown(kind, grain, name ? name : "", err);
 }
 
-static moec_status check_needs(const moec_method *me, const moec_request *q, moec_err *err)
+moec_status moec_method_check_stats(const moec_method *me, const moec_request *q, moec_err *err)
 {
     if (me->n_needs > 0 && !q->stats)
         return moec_fail(err, MOEC_EINVAL, "method %s needs statistics; give a file made by calibrate with --stats",
@@ -137,6 +137,9 @@ static moec_status check_needs(const moec_method *me, const moec_request *q, moe
 
 moec_status moec_no_statistic(const moec_method *me, const moec_stats *s, int domain, moec_stat kind, moec_err *err)
 {
+    if (moec_stat_kinds[kind].tier == 2)
+        return moec_fail(err, MOEC_EFORMAT, "method %s: statistics without quantization errors (%s of domain %s): calibrate --errors "
+                         "adds them", me->name, moec_stat_kinds[kind].name, s->domain[domain].name);
     return moec_fail(err, MOEC_EFORMAT, "method %s needs the statistic %s, which domain %s does not have; calibrate --tier %d "
                      "collects it", me->name, moec_stat_kinds[kind].name, s->domain[domain].name,
                      moec_stat_kinds[kind].tier);
@@ -163,8 +166,10 @@ moec_status moec_method_plan(moec_plan **out, moec_method_kind kind, const char 
     *out = NULL;
     const moec_method *me;
     MOEC_TRY(moec_method_take(&me, kind, q->grain, name, err));
+    if (!me->plan)
+        return moec_fail(err, MOEC_EINVAL, "method %s chooses widths; it makes no plan by itself", me->name);
     MOEC_TRY(check_options(me, q, err));
-    MOEC_TRY(check_needs(me, q, err));
+    MOEC_TRY(moec_method_check_stats(me, q, err));
     if (me->grain == MOEC_GRAIN_EXPERTS)
         MOEC_TRY(moec_kept_experts(&keep, q, err)); /* before the work, not after it */
     MOEC_TRY(moec_within(err, me->plan(out, me, q, err), "method %s", me->name));

@@ -83,6 +83,7 @@ typedef struct moec_method {
     const void *row;             /* constants of a method that shares its function with others */
     bool is_default;             /* of its kind and grain: taken where none is named */
     bool by_count;               /* who is kept depends on how many are: one count for all layers, plans need not nest */
+    /* NULL: of kind MOEC_QUANTIZE, see widths.h */
     moec_status (*plan)(moec_plan **out, const struct moec_method *me, const moec_request *q, moec_err *err);
     /* Of a method that looks at tokens, layer by layer (see choose.h and run/repair.h); its plan has the counts only. NULL: the
      * plan says it all. */
@@ -118,6 +119,9 @@ MOEC_API moec_status moec_method_plan(moec_plan **out, moec_method_kind kind, co
 MOEC_API moec_status moec_method_plans(moec_plan **out, moec_method_kind kind, const char *name, const moec_request *q,
                                        const double *share, int n, moec_err *err) MOEC_USE_RESULT;
 
+/** q's statistics are of its model and hold what the method needs. MOEC_EINVAL: there are none and it needs some; MOEC_EFORMAT,
+ *  MOEC_ENUMERIC as moec_method_plan. */
+MOEC_API moec_status moec_method_check_stats(const moec_method *me, const moec_request *q, moec_err *err) MOEC_USE_RESULT;
 /** MOEC_EFORMAT with a text that names the method, the dataset, the domain that lacks it and the tier that collects it. */
 MOEC_API moec_status moec_no_statistic(const moec_method *me, const moec_stats *s, int domain, moec_stat kind, moec_err *err);
 

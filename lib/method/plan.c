@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "method/factor_plan.h"
+#include "method/plan_quant.h"
 #include "method/reader.h"
 
 #include <math.h>
@@ -72,6 +73,9 @@ void moec_plan_free(moec_plan *p)
     moec_free(p->drop);
     moec_free(p->repair);
     moec_free(p->factor.error);
+    moec_free(p->quant.expert);
+    moec_free(p->quant.mat);
+    moec_free(p->quant.error);
     moec_free(p);
 }
 
@@ -215,8 +219,9 @@ static moec_json *merged_json(const moec_plan_layer *l)
     return a;
 }
 
-static moec_json *layer_json(const moec_plan_layer *l)
+static moec_json *layer_json(const moec_plan *p, int64_t i)
 {
+    const moec_plan_layer *l = &p->layer[i];
     moec_json *o = moec_json_new_object();
     if (l->kind != MOEC_SET_MOE)
         moec_json_set(o, "kind", moec_json_new_string(kinds[l->kind]));
@@ -232,6 +237,8 @@ static moec_json *layer_json(const moec_plan_layer *l)
     moec_json_set(o, "protected", moec_json_new_ints(l->guarded, l->n_guarded));
     if (l->score)
         moec_json_set(o, "score", moec_json_new_reals(l->score, l->n_experts));
+    if (p->quant.format[0])
+        moec_json_set(o, "bits", moec__quant_layer_to_json(p, i));
     if (l->into)
         moec_json_set(o, "merged", merged_json(l));
     if (l->rewritten)
@@ -253,7 +260,7 @@ static moec_status head_json(moec_json **out, const moec_plan *p, moec_err *err)
     }
     *out = o = moec_json_new_object();
     moec_json_set(o, "moecompress_plan", moec_json_new_int(VERSION));
-    moec_json_set(o, "kind", moec_json_new_string(moec_plan_merges(p) ? "merge" : "prune"));
+    moec_json_set(o, "kind", moec_json_new_string(moec_plan_kind(p)));
     moec_json_set(o, "model", moec_json_new_string(p->model));
     moec_json_set(o, "model_type", moec_json_new_string(p->model_type));
     moec_json_set(o, "method", moec_json_new_string(p->method));
@@ -283,6 +290,8 @@ static moec_status head_json(moec_json **out, const moec_plan *p, moec_err *err)
         moec_json_set(o, "emit", moec_json_new_string("map"));
     if (p->factor.kind != MOEC_FACTOR_NONE)
         moec_json_set(o, "factor", moec__factor_to_json(p));
+    if (p->quant.format[0])
+        moec_json_set(o, "quant", moec__quant_to_json(p));
     return MOEC_OK;
 }
 
@@ -294,7 +303,7 @@ moec_status moec_plan_to_json(moec_json **out, const moec_plan *p, moec_err *err
         return st;
     moec_json *layers = moec_json_new_array(), *others = moec_json_new_array();
     for (int64_t i = 0; i < p->n_sets; i++)
-        moec_json_push(i < p->n_layers ? layers : others, layer_json(&p->layer[i]));
+        moec_json_push(i < p->n_layers ? layers : others, layer_json(p, i));
     moec_json_set(*out, "layers", layers);
     if (p->n_sets > p->n_layers)
         moec_json_set(*out, "others", others);
@@ -332,14 +341,14 @@ static moec_status add_value(text_buf *b, moec_json *v, moec_err *err)
 }
 
 /* "name": [ and one set a line. */
-static moec_status add_sets(text_buf *b, const char *name, const moec_plan_layer *l, int64_t n, moec_err *err)
+static moec_status add_sets(text_buf *b, const char *name, const moec_plan *p, int64_t first, int64_t end, moec_err *err)
 {
     moec_status st = MOEC_OK;
     MOEC_TRY(add_text(b, name, err));
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = first; i < end; i++) {
         MOEC_TRY(add_text(b, "    ", err));
-        MOEC_TRY(add_value(b, layer_json(&l[i]), err));
-        MOEC_TRY(add_text(b, i + 1 < n ? ",\n" : "\n", err));
+        MOEC_TRY(add_value(b, layer_json(p, i), err));
+        MOEC_TRY(add_text(b, i + 1 < end ? ",\n" : "\n", err));
     }
     MOEC_TRY(add_text(b, "  ]", err));
 done:
@@ -363,9 +372,9 @@ moec_status moec_plan_to_text(char **out, const moec_plan *p, moec_err *err)
         MOEC_TRY(add_value(&b, moec_json_clone(value), err));
         MOEC_TRY(add_text(&b, ",\n", err));
     }
-    MOEC_TRY(add_sets(&b, "  \"layers\": [\n", p->layer, p->n_layers, err));
+    MOEC_TRY(add_sets(&b, "  \"layers\": [\n", p, 0, p->n_layers, err));
     if (p->n_sets > p->n_layers)
-        MOEC_TRY(add_sets(&b, ",\n  \"others\": [\n", p->layer + p->n_layers, p->n_sets - p->n_layers, err));
+        MOEC_TRY(add_sets(&b, ",\n  \"others\": [\n", p, p->n_layers, p->n_sets, err));
     MOEC_TRY(add_text(&b, "\n}\n", err));
     *out = b.at;
     b.at = NULL;
@@ -515,7 +524,7 @@ static moec_status read_rewritten(moec_plan_layer *l, const moec_reader *r, cons
 static moec_status read_layer(moec_plan_layer *l, const moec_reader *r, moec_json *o, int64_t i)
 {
     static const char *const known[] = {"layer", "experts", "keep", "unseen", "protected", "score", "rewritten", "held_out",
-                                        "load_shift", "router_refit", "merged"};
+                                        "load_shift", "router_refit", "merged", "bits"};
     moec_status st = MOEC_OK;
     char where[48];
     snprintf(where, sizeof where, "layers[%lld]", (long long)i);
@@ -658,8 +667,9 @@ static moec_status read_head(moec_plan *p, const moec_reader *r, const moec_json
     const char *kind = moec_json_string(moec_json_get(root, "kind"));
     moec_json *options = moec_json_get(root, "options");
     MOEC_TRY(moec__read_int(&version, r, root, "plan", "moecompress_plan", VERSION, VERSION));
-    if (!kind || (strcmp(kind, "prune") != 0 && strcmp(kind, "merge") != 0))
-        return moec_fail(r->err, MOEC_EFORMAT, "%s: kind is %.40s, expected prune or merge", r->what, kind ? kind : "missing");
+    if (!kind || (strcmp(kind, "prune") != 0 && strcmp(kind, "merge") != 0 && strcmp(kind, "factor") != 0 && strcmp(kind, "quantize") != 0))
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: kind is %.40s, expected prune, merge, factor or quantize", r->what,
+                         kind ? kind : "missing");
     if (options && moec_json_type(options) != MOEC_JSON_OBJECT)
         return moec_fail(r->err, MOEC_EFORMAT, "%s: options is not a JSON object", r->what);
     MOEC_TRY(moec__read_text(p->model, sizeof p->model, r, root, "model", true));
@@ -678,7 +688,7 @@ moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *wh
     static const char *const known[] = {"moecompress_plan", "kind",   "model", "model_type", "method",
                                         "options",          "stats",  "top_k", "new_top_k",  "mtp",
                                         "groups",           "pad",    "dtype", "layers",     "betas",            "others",
-                                        "expert_width",     "repair", "weights", "drop_layers", "factor",     "emit"};
+                                        "expert_width",     "repair", "weights", "drop_layers", "factor", "quant",     "emit"};
     moec_status st = MOEC_OK;
     moec_plan *p = NULL;
     const moec_reader r = {.what = what, .err = err};
@@ -691,6 +701,7 @@ moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *wh
     MOEC_TRY(read_leads(p, &r));
     MOEC_TRY(read_betas(p, &r, root));
     MOEC_TRY(moec__factor_read(p, &r, moec_json_get(root, "factor")));
+    MOEC_TRY(moec__quant_read(p, &r, root));
     *out = p;
     p = NULL;
 done:

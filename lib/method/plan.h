@@ -55,7 +55,7 @@ typedef struct moec_plan_quant {
     uint8_t *expert;    /* [n_layers, E, 3] bits of gate, up and down; 16: as it is */
     uint8_t *mat;       /* [n_mat_layers, MOEC_MAT_COUNT] of the other matrices of all layers; 0, 16: as it is */
     int64_t n_mat_layers;
-    double *error;      /* [n_layers, 3] of gate, up and down: sum of L over sum of tr(W H W^T) (gptq.h) over the experts; NULL */
+    double *error;      /* [n_layers, 3] of gate, up and down: sum of L over sum of tr(W H W^T) (gptq.h, H a mean) over the experts; NULL */
 } moec_plan_quant;
 
 typedef struct moec_plan {
@@ -110,13 +110,13 @@ MOEC_API int64_t moec_plan_layer_number(const moec_plan *p, int64_t layer);
 MOEC_API void moec_plan_drop_mtp(moec_plan *p);
 /** Adds options[key] (or replaces it); `value` is taken over in any case. MOEC_EFORMAT: options is not JSON; MOEC_ENOMEM. */
 MOEC_API moec_status moec_plan_set_option(moec_plan *p, const char *key, moec_json *value, moec_err *err) MOEC_USE_RESULT;
-/** {"moecompress_plan": 1, "kind": "prune"|"merge", "model", "model_type", "method", "options", "stats", "top_k", "new_top_k",
+/** {"moecompress_plan": 1, "kind": "prune"|"merge"|"factor"|"quantize", "model", "model_type", "method", "options", "stats", "top_k", "new_top_k",
  *  "layers": [{"layer", "experts", "keep", "unseen", "protected", "score"}]}; score only where there is one. Where they
  *  apply, in front of "layers": "mtp": "keep"|"drop", "groups": "drop", "pad": N, "dtype": "bf16"|"f16"|"f32",
  *  "betas": [one a layer] (0 to 1, only with top_k and new_top_k 2), "expert_width": N, "drop_layers": [..], "repair": {..},
  *  "weights": digest, "emit": "map", "factor": {"kind": "svd"|"pivot"|"mc-smoe"|"base-delta"|"mpo", "emit": "dense"|"factored", "rank": [2], "rows": [2],
  *  "cores": n, "bonds": [2 (n - 1)], "error": [3 a layer]}, "quant": {"format", "group_size", "zero_points": true|false,
- *  "scale_dtype", "error": [3 a layer], "others": [{"layer", "q": bits, "o": bits, ..}]} with in each layer "bits": [one an expert, or
+ *  "scale_dtype", "error": [3 a layer], "layers": count of all, "others": [{"layer", "q": bits, "o": bits, ..}]} with in each layer "bits": [one an expert, or
  *  [gate, up, down]];
  *  in a layer "merged": [[kept expert, others that went into it, ..], ..], "rewritten": ["gate", "up", "down", "router", "router_bias", "selection_bias"] and "held_out": [error before,
  *  after], and with "router" in it "load_shift": 0 to 1 and "router_refit": true|false, which go together; behind them
@@ -204,6 +204,8 @@ MOEC_API int64_t moec_plan_number(const moec_plan *p, const moec_model *m, int64
  *  the shared expert stays as it is, -1: nothing follows. MOEC_EINVAL: no, the text says why. */
 MOEC_API moec_status moec_plan_check_width(int64_t *shared, const moec_model *m, int64_t width, moec_err *err)
     MOEC_USE_RESULT;
+/** The verb that makes such plans: "prune", "merge", "factor", "quantize". */
+MOEC_API const char *moec_plan_kind(const moec_plan *p);
 /** Were experts of any layer merged? */
 MOEC_API bool moec_plan_merges(const moec_plan *p);
 /** "svd", "pivot", "mc-smoe", "base-delta", "mpo"; "" for none. */

@@ -1,5 +1,6 @@
 /* Does a plan fit a model, and what a plan says of its output. */
 #include "method/factor.h"
+#include "method/plan_quant.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -263,6 +264,11 @@ static moec_status check_map(const moec_plan *p, const moec_model *m, moec_err *
     return MOEC_OK;
 }
 
+const char *moec_plan_kind(const moec_plan *p)
+{
+    return p->quant.format[0] ? "quantize" : moec_plan_merges(p) ? "merge" : p->factor.kind != MOEC_FACTOR_NONE ? "factor" : "prune";
+}
+
 bool moec_plan_merges(const moec_plan *p)
 {
     for (int64_t i = 0; i < p->n_sets; i++)
@@ -349,8 +355,9 @@ static moec_status check_drop(const moec_plan *p, const moec_model *m, moec_err 
 static moec_status check_rewritten(const moec_plan *p, const moec_model *m, moec_err *err)
 {
     const uint32_t all = MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN;
-    if (moec_plan_rewrites(p) != (p->weights[0] != '\0'))
-        return moec_fail(err, MOEC_EFORMAT, "plan: \"rewritten\" of its layers and \"weights\" go together");
+    const bool anew = moec_plan_rewrites(p) || p->quant.format[0];
+    if (anew != (p->weights[0] != '\0'))
+        return moec_fail(err, MOEC_EFORMAT, "plan: \"rewritten\" of its layers (or \"quant\") and \"weights\" go together");
     if (p->width > m->dims.expert_width)
         return moec_fail(err, MOEC_EFORMAT, "plan: expert_width is %lld, the model's experts have %lld neurons",
                          (long long)p->width, (long long)m->dims.expert_width);
@@ -362,6 +369,15 @@ static moec_status check_rewritten(const moec_plan *p, const moec_model *m, moec
             return moec_fail(err, MOEC_EFORMAT, "plan: %s layer %lld: experts of another width need gate, up and down rewritten",
                              moec_set_name(p->layer[i].kind), (long long)p->layer[i].layer);
     return MOEC_OK;
+}
+
+/* Is the output the source? */
+static bool keeps_all(const moec_plan *p, const moec_model *m)
+{
+    for (int64_t i = 0; i < p->n_sets; i++)
+        if (p->layer[i].n_keep != p->layer[i].n_experts || p->layer[i].rewritten)
+            return false;
+    return p->n_sets == m->sets && p->n_drop == 0 && p->width == 0 && p->dtype == MOEC_DTYPE_COUNT;
 }
 
 moec_status moec_plan_check_shape(const moec_plan *p, const moec_model *m, const char *fingerprint, moec_err *err)
@@ -380,11 +396,15 @@ moec_status moec_plan_check_shape(const moec_plan *p, const moec_model *m, const
     MOEC_TRY(check_others(p, m, err));
     for (int64_t i = 0; i < p->n_sets; i++)
         MOEC_TRY(check_set(p, i, m, err));
+    if (m->packed && !keeps_all(p, m))
+        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "plan: the model is quantized (%s), its experts cannot be changed in codes; apply the "
+                           "plan to the unquantized release and quantize that", moec_ckpt_dir(m->ckpt)));
     MOEC_TRY(check_top_k(p, m, err));
     MOEC_TRY(check_groups(p, m, err));
     MOEC_TRY(check_rewritten(p, m, err));
     MOEC_TRY(moec_factor_check(p, m, err));
     MOEC_TRY(check_map(p, m, err));
+    MOEC_TRY(moec__quant_check(p, m, err));
     MOEC_TRY(check_drop(p, m, err));
     if (p->pad > 0 && moec_plan_check_pad(m, p->drop_groups, p->pad, err) != MOEC_OK)
         st = moec_fail(err, MOEC_EFORMAT, "plan: %s", err ? err->text : "");

@@ -39,13 +39,21 @@ MOEC_API int64_t moec_quant_group(int64_t group, int64_t cols, int64_t least);
  *    CLIP               s (both signs without zeros) and z of least sum_c m_c (w_c - w'_c)^2, m_c the column's importance */
 typedef enum moec_qrange { MOEC_QRANGE_MINMAX, MOEC_QRANGE_CLIP } moec_qrange;
 /** Scales and zero points of rows [lo, hi) of c for w [rows,cols] (row 0 first). importance: [cols], none negative; NULL: 1.
- *  A group of zeros gets scale 1. MOEC_ENUMERIC: a scale is too large for the type. Results do not depend on how rows are shared
- *  out. Cost: MINMAX one read; CLIP some 40 roundings of every value. */
+ *  A group of zeros gets scale 1, one whose importance is all 0 is taken as if it were all 1. A scale that the type would make 0 is
+ *  its least value. MOEC_ENUMERIC: w is not finite, or a scale is too large for the type; MOEC_ENOMEM. Results do not depend on how
+ *  rows are shared out, nor on the machine. Cost: MINMAX one read; CLIP some 25 roundings of every value, 40 with zero points.
+ *  CLIP tries scales in even ratios from MINMAX's down to three quarters of a Gaussian's best, each with the zero points around the
+ *  middle of the values, takes the one whose codes have the least error with their own best scale, and then codes and scale are
+ *  fitted to each other in turn; scales are rounded to the type before they are judged. */
 MOEC_API moec_status moec_quant_range(moec_qcodes *c, const float *w, moec_qrange how, const float *importance, int64_t lo, int64_t hi,
                                       moec_err *err) MOEC_USE_RESULT;
 /** Codes of rows [lo, hi): the nearest value of the grid; halves go to the even code. */
 MOEC_API void moec_quant_nearest(moec_qcodes *c, const float *w, int64_t lo, int64_t hi);
 /** W' of rows [lo, hi) to out [rows,cols] (row 0 first). */
 MOEC_API void moec_quant_restore(float *out, const moec_qcodes *c, int64_t lo, int64_t hi);
+
+/** Zero point of scale number `at` of c, and s rounded to a type as scales are. For gptq.c. */
+MOEC_API float moec_quant_zero(const moec_qcodes *c, int64_t at);
+MOEC_API float moec_quant_scale(float s, moec_dtype type);
 
 #endif

@@ -55,13 +55,36 @@ bool moec__name(char buf[MOEC_NAME], size_t *number_at, const moec_binder *b, co
     return true;
 }
 
+static const char weight[] = "weight", gptq[] = "qweight", packed[] = "weight_packed";
+
+/* "X.weight" may be there as codes: "X.qweight", "X.weight_packed". */
+static const moec_tensor *find_codes(const moec_binder *b, char name[MOEC_NAME])
+{
+    char *end = name + strlen(name) - (sizeof weight - 1);
+    const moec_tensor *t = NULL;
+    if (!b->m->packed || !moec__ends_in(name, ".weight"))
+        return NULL;
+    for (int i = 0; !t && i < 2; i++) {
+        snprintf(end, (size_t)(name + MOEC_NAME - end), "%s", i == 0 ? gptq : packed);
+        t = moec_ckpt_find(b->m->ckpt, name);
+    }
+    return t;
+}
+
 const moec_tensor *moec__find(const moec_binder *b, const char *pattern)
 {
     char name[MOEC_NAME];
     const moec_tensor *t = NULL;
-    for (int i = 0; pattern && !t && moec__name(name, NULL, b, pattern, i); i++)
+    for (int i = 0; pattern && !t && moec__name(name, NULL, b, pattern, i); i++) {
         t = moec_ckpt_find(b->m->ckpt, name);
+        t = t ? t : find_codes(b, name);
+    }
     return t;
+}
+
+int64_t moec__rows(const moec_tensor *t)
+{
+    return t->rank < 1 ? 1 : t->dim[t->rank == 2 && t->dtype == MOEC_I32 && moec__ends_in(t->name, ".qweight")];
 }
 
 bool moec__ends_in(const char *name, const char *tail)
@@ -131,6 +154,65 @@ static moec_status bind_scale(moec_weight *w, const moec_binder *b, moec_err *er
     return st == MOEC_OK ? check_dtype(w->scale, b, err) : st;
 }
 
+/* The tensor beside codes `t`, whose suffix is `len` long. */
+static const moec_tensor *beside(const moec_binder *b, const moec_tensor *t, size_t len, const char *suffix)
+{
+    char name[MOEC_NAME];
+    snprintf(name, sizeof name, "%.*s%s", (int)(strlen(t->name) - len), t->name, suffix);
+    return moec_ckpt_find(b->m->ckpt, name);
+}
+
+/* Columns in an order of their own (act-order without groups of neighbours) are no view of rows. */
+static moec_status check_order(const moec_tensor *t, const moec_binder *b, const moec_weight *w, moec_err *err)
+{
+    const unsigned char *data = t->data;
+    if (t->dtype != MOEC_I32 || t->rank != 1 || t->dim[0] != w->cols)
+        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is not one I32 a column", moec_ckpt_dir(b->m->ckpt), t->name);
+    for (int64_t i = 0; i < w->cols; i++) {
+        int32_t group;
+        memcpy(&group, data + 4 * i, 4);
+        if (group != i / w->block_cols)
+            return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s: its groups are not of neighbouring columns (desc_act), which is not "
+                             "read; use the unquantized release", moec_ckpt_dir(b->m->ckpt), t->name);
+    }
+    return MOEC_OK;
+}
+
+/* The width that a number of words says; 0: none does. */
+static int width_of(int64_t words, int64_t cols)
+{
+    for (int bits = 1; bits <= 8; bits++)
+        if ((cols * bits + 31) / 32 == words)
+            return bits;
+    return 0;
+}
+
+/* "X.qweight" with its qzeros, scales and g_idx; "X.weight_packed" with weight_scale, weight_zero_point. The width and the group
+ * are what the shapes say: config.json says it by patterns of names. */
+static moec_status bind_codes(moec_weight *w, const moec_binder *b, const moec_tensor *t, int64_t rows, int64_t cols, moec_err *err)
+{
+    const bool is_gptq = moec__ends_in(t->name, ".qweight");
+    const size_t len = is_gptq ? sizeof gptq - 1 : sizeof packed - 1;
+    char have[160];
+    *w = (moec_weight){.of = t, .rows = rows, .cols = cols, .row_step = cols, .col_step = 1,
+                       .storage = is_gptq ? MOEC_GPTQ : MOEC_PACKED};
+    w->scale = beside(b, t, len, is_gptq ? "scales" : "weight_scale");
+    w->zero = beside(b, t, len, is_gptq ? "qzeros" : "weight_zero_point");
+    w->zero_more = is_gptq && b->m->zero_more;
+    if (!w->scale || (is_gptq && !w->zero))
+        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s has no %s beside it", moec_ckpt_dir(b->m->ckpt), t->name,
+                         is_gptq ? "scales and qzeros" : "weight_scale");
+    const int64_t groups = w->scale->rank == 2 ? w->scale->dim[is_gptq ? 0 : 1] : 0;
+    w->bits = (uint8_t)(t->rank == 2 ? width_of(t->dim[is_gptq ? 0 : 1], cols) : 0);
+    w->block_cols = groups > 0 && cols % groups == 0 && cols / groups <= INT32_MAX ? (int32_t)(cols / groups) : 0;
+    if (moec__rows(t) != rows || moec_weight_check(w, NULL) != MOEC_OK)
+        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is %s, expected [%lld, %lld] in 1 to 8 bits with its scales",
+                         moec_ckpt_dir(b->m->ckpt), t->name, moec_shape_text(have, sizeof have, t->rank, t->dim), (long long)rows,
+                         (long long)cols);
+    const moec_tensor *order = beside(b, t, len, is_gptq ? "g_idx" : "weight_g_idx");
+    return order ? check_order(order, b, w, err) : MOEC_OK;
+}
+
 moec_status moec__bind_matrix(moec_weight *out, const moec_binder *b, const char *pattern, int64_t rows, int64_t cols,
                               moec_err *err)
 {
@@ -138,6 +220,8 @@ moec_status moec__bind_matrix(moec_weight *out, const moec_binder *b, const char
     const moec_tensor *t = moec__find(b, pattern);
     if (!t)
         return missing(b, pattern, err);
+    if (t->dtype == MOEC_I32 && (moec__ends_in(t->name, ".qweight") || moec__ends_in(t->name, ".weight_packed")))
+        return bind_codes(out, b, t, rows, cols, err);
     moec_status st = check_shape(t, b, 2, dim, err);
     if (st != MOEC_OK)
         return st;
@@ -167,7 +251,7 @@ moec_status moec__cut(moec_weight *out, const moec_weight *all, const moec_binde
                       moec_err *err)
 {
     if (all->storage != MOEC_PLAIN)
-        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is F8_E4M3; parts of a joined matrix are read in F32, F16 or BF16 "
+        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is quantized; parts of a joined matrix are read in F32, F16 or BF16 "
                          "only", moec_ckpt_dir(b->m->ckpt), all->of->name);
     *out = *all;
     out->at += at * all->row_step;

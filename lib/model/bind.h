@@ -17,13 +17,16 @@ typedef struct moec_binder {
 /** The n-th alternative of a pattern under this layer, expert and prefix; false: there is no n-th. `number_at`: where the
  *  expert's number stands (SIZE_MAX: nowhere); may be NULL. */
 bool moec__name(char buf[MOEC_NAME], size_t *number_at, const moec_binder *b, const char *pattern, int n);
-/** The tensor of the first alternative that is there; NULL: none, or no pattern. */
+/** The tensor of the first alternative that is there, of "X.weight" also its codes "X.qweight" or "X.weight_packed" where config.json
+ *  says that some are; NULL: none, or no pattern. */
 const moec_tensor *moec__find(const moec_binder *b, const char *pattern);
+/** Rows of the matrix that a found tensor is or has the codes of. */
+int64_t moec__rows(const moec_tensor *t);
 /** A tensor of exactly this shape in F32, F16 or BF16. MOEC_ESHAPE. */
 moec_status moec__bind(const moec_tensor **out, const moec_binder *b, const char *pattern, int rank, const int64_t *dim,
                        moec_err *err) MOEC_USE_RESULT;
-/** A [rows, cols] matrix, plain or FP8 with its block scales. MOEC_ESHAPE; MOEC_EFORMAT: FP8 and no block size in the
- *  config. */
+/** A [rows, cols] matrix, plain, FP8 with its block scales, or in codes of few bits. MOEC_ESHAPE; MOEC_EFORMAT: FP8 and no block size
+ *  in the config, codes whose groups are not of neighbouring columns. */
 moec_status moec__bind_matrix(moec_weight *out, const moec_binder *b, const char *pattern, int64_t rows, int64_t cols,
                               moec_err *err) MOEC_USE_RESULT;
 /** Rows [at, at+rows) of a bound matrix. MOEC_ESHAPE: FP8, whose scales belong to whole blocks of rows. */

@@ -179,7 +179,7 @@ static moec_status bind_shared(moec_layer *l, const moec_binder *b, moec_dims *d
             return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is there, but by config.json %s is 0",
                              moec_ckpt_dir(b->m->ckpt), (joined ? joined : gate)->name, f->key_shared_count[i]);
     if (width == 0)
-        width = joined ? joined->dim[0] / 2 : gate->dim[0];
+        width = joined ? moec__rows(joined) / 2 : moec__rows(gate);
     if (f->shared_gate_up) {
         moec_weight all;
         MOEC_TRY(moec__bind_matrix(&all, b, f->shared_gate_up, 2 * width, H, err));

@@ -568,12 +568,56 @@ moec_status moec_config_fp8_block(int32_t block[2], const moec_model *m, moec_er
     return MOEC_OK;
 }
 
-/* Quantized checkpoints: FP8 in blocks and MXFP4 are read; of the others the text says what to do. */
+/* GPTQ's own codes, under its name or AutoRound's; *zero_more: zero points are stored less one, as its first format has them. */
+static moec_status read_gptq(bool *zero_more, const moec_json *q, bool rounded, moec_err *err)
+{
+    const char *format = moec_json_string(moec_json_get(q, rounded ? "packing_format" : "checkpoint_format"));
+    static const struct { const char *name; bool less; } rounds[] = {
+        {"auto_round:auto_gptq", true}, {"auto_round:gptqmodel", false}, {"auto_round", false}},
+        plain[] = {{"gptq", true}, {"gptq_v2", false}};
+    for (size_t i = 0; rounded && format && i < MOEC_COUNT(rounds); i++)
+        if (strcmp(format, rounds[i].name) == 0) {
+            *zero_more = rounds[i].less;
+            return MOEC_OK;
+        }
+    for (size_t i = 0; !rounded && i < MOEC_COUNT(plain); i++)
+        if (!format || strcmp(format, plain[i].name) == 0) {
+            *zero_more = plain[i].less;
+            return MOEC_OK;
+        }
+    return moec_fail(err, MOEC_EFORMAT, "config.json: quantization_config: %s %.40s is not read (GPTQ's two are); use the unquantized "
+                     "release", rounded ? "packing_format" : "checkpoint_format", format ? format : "is missing and");
+}
+
+/* compressed-tensors: weights alone, in packed codes. */
+static moec_status read_packed(const moec_json *q, moec_err *err)
+{
+    const char *format = moec_json_string(moec_json_get(q, "format"));
+    if (format && strcmp(format, "pack-quantized") == 0)
+        return MOEC_OK;
+    return moec_fail(err, MOEC_EFORMAT, "config.json: quantization_config: compressed-tensors' format %.40s is not read "
+                     "(pack-quantized is); use the unquantized release", format ? format : "is missing and");
+}
+
+moec_status moec_config_packed(bool *packed, bool *zero_more, const moec_model *m, moec_err *err)
+{
+    const moec_json *q = moec_json_get(moec_ckpt_config(m->ckpt), "quantization_config");
+    if (moec_json_absent(q))
+        q = moec_json_get(m->config, "quantization_config");
+    const char *method = moec_json_string(moec_json_get(q, "quant_method"));
+    const bool rounded = method && strcmp(method, "auto-round") == 0, gptq = method && strcmp(method, "gptq") == 0;
+    const bool compressed = method && strcmp(method, "compressed-tensors") == 0;
+    *packed = rounded || gptq || compressed;
+    *zero_more = false;
+    return rounded || gptq ? read_gptq(zero_more, q, rounded, err) : compressed ? read_packed(q, err) : MOEC_OK;
+}
+
+/* Quantized checkpoints: FP8 in blocks, MXFP4 and codes of few bits are read; of the others the text says what to do. */
 static moec_status check_quantization(const moec_json *config, moec_err *err)
 {
     static const struct { const char *method, *advice; } known[] = {
-        {"bitsandbytes", "bitsandbytes"}, {"gptq", "GPTQ"}, {"awq", "AWQ"}, {"compressed-tensors", "compressed-tensors"},
-        {"modelopt", "ModelOpt"}, {"auto-round", "AutoRound"}, {"hqq", "HQQ"}, {"aqlm", "AQLM"}, {"quark", "Quark"},
+        {"bitsandbytes", "bitsandbytes"}, {"awq", "AWQ"}, {"modelopt", "ModelOpt"}, {"hqq", "HQQ"}, {"aqlm", "AQLM"},
+        {"quark", "Quark"},
         {"torchao", "torchao"}, {"eetq", "EETQ"}, {"fbgemm_fp8", "FBGEMM FP8"}};
     const moec_json *q = moec_json_get(config, "quantization_config");
     int32_t block[2];
@@ -583,16 +627,18 @@ static moec_status check_quantization(const moec_json *config, moec_err *err)
     if (moec_json_type(q) != MOEC_JSON_OBJECT || !method)
         return moec_fail(err, MOEC_EFORMAT, "config.json: quantization_config has no quant_method; use the unquantized "
                          "release");
-    if (strcmp(method, "mxfp4") == 0)
-        return MOEC_OK;
+    static const char *const read[] = {"mxfp4", "gptq", "auto-round", "compressed-tensors"}; /* moec_config_packed says more */
+    for (size_t i = 0; i < MOEC_COUNT(read); i++)
+        if (strcmp(method, read[i]) == 0)
+            return MOEC_OK;
     if (strcmp(method, "fp8") == 0)
         return read_block(block, config, err);
     for (size_t i = 0; i < MOEC_COUNT(known); i++)
         if (strcmp(known[i].method, method) == 0)
             return moec_fail(err, MOEC_EFORMAT, "config.json: the checkpoint is quantized by %s, which is not read; use the "
                              "unquantized release, or its FP8 (block scales) or MXFP4 one", known[i].advice);
-    return moec_fail(err, MOEC_EFORMAT, "config.json: quant_method %.40s is not read (fp8 with block scales and mxfp4 are); use "
-                     "the unquantized release", method);
+    return moec_fail(err, MOEC_EFORMAT, "config.json: quant_method %.40s is not read (fp8 with block scales, mxfp4, gptq and "
+                     "compressed-tensors' packed codes are); use the unquantized release", method);
 }
 
 /* What this program cannot compute. */

@@ -200,6 +200,8 @@ typedef struct moec_family {
 
     /* What clients take, all layers having the same number of experts. */
     bool loads_transformers, loads_vllm, loads_sglang, loads_llama_cpp;
+    /* Experts in codes of few bits are loaded by transformers with auto-round, with compressed-tensors: tried (tests/interop). */
+    bool loads_gptq, loads_compressed;
     bool remote_code;          /* transformers needs the model's own Python files */
 } moec_family;
 

@@ -20,5 +20,7 @@ const moec_family moec_family_flex_olmo = {
     .default_norm_eps = 1e-6,
     .renorm = MOEC_RENORM_KEY,
     .loads_transformers = true,
+    .loads_gptq = true,
+    .loads_compressed = true,
     .loads_vllm = true,
 };

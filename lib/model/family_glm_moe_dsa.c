@@ -11,6 +11,8 @@ const moec_family moec_family_glm_moe_dsa = {
     MOEC_SIZES_DEEPSEEK_V3,
     .default_norm_eps = 1e-5,
     .loads_transformers = true,
+    .loads_gptq = true,
+    .loads_compressed = true,
     .loads_vllm = true,
     .loads_sglang = true,
     .loads_llama_cpp = true,

@@ -36,6 +36,8 @@ const moec_family moec_family_hy_v3 = {
     .renorm_eps = 1e-20,
     .dense = MOEC_DENSE_TYPES,
     .loads_transformers = true,
+    .loads_gptq = true,
+    .loads_compressed = true,
     .loads_vllm = true,
     .loads_sglang = true,
 };

@@ -361,13 +361,37 @@ void moec__norm(float *y, const float *x, const float *w, const float *bias, con
             moec_rms_norm(y + t * width, x + t * width, w, width, eps); /* where it is stored minus 1, see widen_layer */
 }
 
+void moec_forward_tap(moec_forward *f, int worker, moec_tap_fn *tap, void *ctx, bool mix_only)
+{
+    moec_scratch *s = &f->scratch[worker];
+    s->tap = tap;
+    s->tap_ctx = ctx;
+    s->mix_only = mix_only;
+}
+
+moec_status moec__tap(moec_forward *f, moec_scratch *s, const moec_weight *w, const float *panels, int64_t n, moec_err *err)
+{
+    const moec_weight *mat = f->layer->mat;
+    if (!s->tap)
+        return MOEC_OK;
+    for (moec_mat i = 0; i < MOEC_MAT_COUNT; i++)
+        if (mat[i].of == w->of && mat[i].at == w->at) { /* the first heads of latent attention stand for all of them */
+            const int64_t at = s->tapped[i];
+            s->tapped[i] += n;
+            return s->tap(s->tap_ctx, (int)(s - f->scratch), i, panels, at, n, w->cols, err);
+        }
+    return MOEC_OK;
+}
+
 moec_status moec__project_view(moec_forward *f, moec_scratch *s, float *out, int64_t ldo, const float *panels, int64_t n,
                                const moec_weight *w, const float *bias, moec_err *err)
 {
     /* In blocks, for which weights are read anew anyhow (see moec_gemm), so that panel_out stays small. */
     for (int64_t at = 0; at < n; at += MOEC_BLOCK) {
         int64_t m = n - at < MOEC_BLOCK ? n - at : MOEC_BLOCK;
-        moec_status st = moec_gemm_weight(s->panel_out, panels + at * w->cols, m, w, f->o.compute, s->gemm, err);
+        moec_status st = moec__tap(f, s, w, panels + at * w->cols, m, err);
+        if (st == MOEC_OK)
+            st = moec_gemm_weight(s->panel_out, panels + at * w->cols, m, w, f->o.compute, s->gemm, err);
         if (st != MOEC_OK)
             return st;
         moec__share_unpack(f, out + at * ldo, ldo, s->panel_out, m, w->rows);
@@ -519,6 +543,7 @@ moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, float *car
     moec_scratch *s = &f->scratch[worker];
     int64_t n = seq[n_seq], hidden = f->m->dims.hidden;
     s->carried = carried;
+    memset(s->tapped, 0, sizeof s->tapped);
     for (int64_t i = 0; i < n_seq;) {
         int64_t j = i + 1;
         while (j < n_seq && seq[j + 1] - seq[i] <= f->group)
@@ -527,6 +552,8 @@ moec_status moec_forward_chunk(moec_forward *f, int worker, float *h, float *car
         MOEC_TRY(mix_group(f, s, h, seq + i, j - i, err));
         i = j;
     }
+    if (s->mix_only)
+        goto done;
     MOEC_TRY(moec__feed_forward(f, s, h, n, err));
     if (watch && f->layer->expert)
         MOEC_TRY(show(f, s, worker, h, seq, n_seq, watch, ctx, err));

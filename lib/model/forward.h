@@ -41,6 +41,11 @@ typedef struct moec_moe_view {
 /* Called on the worker's thread, before h + r. */
 typedef moec_status moec_watch_fn(void *ctx, int worker, const moec_moe_view *view, moec_err *err);
 
+/* What matrix `which` of the layer is about to multiply: n tokens as panels (gemm.h) of `cols` features, behind `at` tokens of the
+ * chunk that it was given before. Up has gate's input, and is not shown; experts' matrices are not. Called on the worker's thread. */
+typedef moec_status moec_tap_fn(void *ctx, int worker, moec_mat which, const float *panels, int64_t at, int64_t n, int64_t cols,
+                                moec_err *err);
+
 typedef struct moec_forward_opts {
     moec_compute compute;
     int workers;
@@ -71,6 +76,10 @@ MOEC_API moec_status moec_forward_embed(float *h, const moec_model *m, const int
  *  leaves the experts' matrices to the first chunk, which has to read them anyway; the error is the same.
  *  MOEC_ENUMERIC: names the tensor and the place of its first value that is not finite. */
 MOEC_API moec_status moec_forward_layer(moec_forward *f, int64_t layer, moec_err *err) MOEC_USE_RESULT;
+
+/** From now on `worker` shows what matrices multiply to `tap`; NULL: no more. A layer is mixed only, and its feed-forward part is
+ *  left out, where `mix_only` is set: h is then the stream behind the mixer. */
+MOEC_API void moec_forward_tap(moec_forward *f, int worker, moec_tap_fn *tap, void *ctx, bool mix_only);
 
 /** Runs the current layer on a chunk, in place.
  *  @param h    [n,H] residual stream, n = seq[n_seq].

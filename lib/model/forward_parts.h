@@ -50,6 +50,10 @@ typedef struct moec_scratch {
     float *out_absmax, *in_absmax;  /* [E] */
     int32_t *out_channel;           /* [E] */
     void *gemm;                     /* scratch of moec_gemm */
+    moec_tap_fn *tap;               /* shown what matrices multiply; NULL: nobody */
+    void *tap_ctx;
+    int64_t tapped[MOEC_MAT_COUNT]; /* tokens of the chunk that each was shown */
+    bool mix_only;
     moec_expert_sums sums;
 } moec_scratch;
 
@@ -75,6 +79,9 @@ struct moec_forward {
 void moec__norm(float *y, const float *x, const float *w, const float *bias, const moec_model *m, int64_t n, int64_t width);
 /* out [n, rows] = W x + bias for token-major x given as panels [n, cols] already packed in s->panel_in. */
 moec_status moec__project(moec_forward *f, moec_scratch *s, float *out, int64_t n, moec_mat which, moec_err *err)
+    MOEC_USE_RESULT;
+/* Shows the input of `w` to the tap, where there is one and w is a matrix of the layer, or the first rows of one. */
+moec_status moec__tap(moec_forward *f, moec_scratch *s, const moec_weight *w, const float *panels, int64_t n, moec_err *err)
     MOEC_USE_RESULT;
 /* The same for any view, panels and bias (NULL: none), with `ldo` floats from row to row of out. */
 moec_status moec__project_view(moec_forward *f, moec_scratch *s, float *out, int64_t ldo, const float *panels, int64_t n,

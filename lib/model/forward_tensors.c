@@ -15,30 +15,37 @@ static void mlp_views(const moec_weight *out[3], const moec_mlp *e)
     out[2] = &e->down;
 }
 
-/* Experts' tensors, or those of their scales. Stacked ones are shared by all experts, gate and up may be one. */
-static void each_expert(const moec_model *m, const moec_layer *l, bool scales, each_fn *fn, void *ctx)
+/* The tensors that a view looks into. */
+enum { VALUES, SCALES, ZEROS, TENSORS };
+static const moec_tensor *tensor_of(const moec_weight *w, int which)
+{
+    return which == VALUES ? w->of : which == SCALES ? w->scale : w->zero;
+}
+
+/* Experts' tensors, one of a view's. Stacked ones are shared by all experts, gate and up may be one. */
+static void each_expert(const moec_model *m, const moec_layer *l, int which, each_fn *fn, void *ctx)
 {
     for (int64_t e = 0; l->expert && e < m->dims.experts; e++) {
         const moec_weight *w[3], *first[3];
         mlp_views(w, &l->expert[e]);
         mlp_views(first, &l->expert[0]);
         for (int i = 0; i < 3; i++) {
-            const moec_tensor *t = scales ? w[i]->scale : w[i]->of, *stacked = scales ? first[i]->scale : first[i]->of;
-            const moec_tensor *beside = i == 1 ? (scales ? w[0]->scale : w[0]->of) : NULL;
+            const moec_tensor *t = tensor_of(w[i], which), *stacked = tensor_of(first[i], which);
+            const moec_tensor *beside = i == 1 ? tensor_of(w[0], which) : NULL;
             if (t && t != beside && (e == 0 || t != stacked))
                 fn(ctx, m, t);
         }
     }
 }
 
-/* Matrices' tensors, or those of their scales; several matrices may be parts of one (q, k and v). */
-static void each_matrix(const moec_model *m, const moec_layer *l, bool scales, each_fn *fn, void *ctx)
+/* The same of matrices; several may be parts of one tensor (q, k and v). */
+static void each_matrix(const moec_model *m, const moec_layer *l, int which, each_fn *fn, void *ctx)
 {
     for (moec_mat i = 0; i < MOEC_MAT_COUNT; i++) {
-        const moec_tensor *t = scales ? l->mat[i].scale : l->mat[i].of;
+        const moec_tensor *t = tensor_of(&l->mat[i], which);
         bool seen = false;
         for (moec_mat j = 0; j < i; j++)
-            seen |= t == (scales ? l->mat[j].scale : l->mat[j].of);
+            seen |= t == tensor_of(&l->mat[j], which);
         if (t && !seen)
             fn(ctx, m, t);
     }
@@ -58,8 +65,8 @@ void moec_layer_each_common(const moec_model *m, int64_t layer, each_fn *fn, voi
         if (l->bias[i] && !seen)
             fn(ctx, m, l->bias[i]);
     }
-    each_matrix(m, l, false, fn, ctx);
-    each_matrix(m, l, true, fn, ctx);
+    for (int which = 0; which < TENSORS; which++)
+        each_matrix(m, l, which, fn, ctx);
     for (size_t i = 0; i < MOEC_COUNT(stacked); i++)
         if (stacked[i])
             fn(ctx, m, stacked[i]);
@@ -74,8 +81,8 @@ void moec_layer_each(const moec_model *m, int64_t layer, each_fn *fn, void *ctx)
 {
     const moec_layer *l = &m->layer[layer];
     moec_layer_each_common(m, layer, fn, ctx);
-    each_expert(m, l, false, fn, ctx);
-    each_expert(m, l, true, fn, ctx);
+    for (int which = 0; which < TENSORS; which++)
+        each_expert(m, l, which, fn, ctx);
 }
 
 static void add_bytes(void *ctx, const moec_model *m, const moec_tensor *t)

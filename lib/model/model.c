@@ -198,7 +198,8 @@ static moec_status no_loose_parts(const moec_model *m, moec_err *err)
     MOEC_TRY(moec_model_used(&used, m, err));
     for (size_t i = 0; i < moec_ckpt_count(m->ckpt); i++) {
         const char *name = moec_ckpt_at(m->ckpt, i)->name;
-        if (used[i] || place[i].mtp || strncmp(name, layers, strlen(layers)) != 0 ||
+        if (used[i] || place[i].mtp || (m->packed && (moec__ends_in(name, "g_idx") || moec__ends_in(name, ".weight_shape"))) ||
+            strncmp(name, layers, strlen(layers)) != 0 ||
             (m->family->unread && strstr(name, m->family->unread)))
             continue;
         if (moec__ends_in(name, ".bias") || moec__ends_in(name, "_scale_inv") || strstr(name, ".experts."))
@@ -237,6 +238,7 @@ static moec_status bind_all(moec_model *m, moec_err *err)
     moec_binder b = {.m = m};
     const int64_t embed[2] = {d->vocab, d->hidden};
     MOEC_TRY(moec_config_fp8_block(b.fp8_block, m, err));
+    MOEC_TRY(moec_config_packed(&m->packed, &m->zero_more, m, err));
     MOEC_TRY(moec__bind(&m->embed, &b, f->embed, 2, embed, err));
     MOEC_TRY(moec__bind(&m->final_norm, &b, f->final_norm, 1, &d->hidden, err));
     if (moec__find(&b, f->final_norm_bias))
@@ -244,7 +246,7 @@ static moec_status bind_all(moec_model *m, moec_err *err)
     MOEC_TRY(bind_head(m, &b, err));
     const moec_tensor *q_a = moec__find(&b, f->mat[MOEC_MAT_Q_A]);
     if (q_a && d->q_rank == 0) /* configs leave q_lora_rank out where it is the class's default */
-        d->q_rank = q_a->dim[0];
+        d->q_rank = moec__rows(q_a);
     MOEC_TRY(MOEC_NEW(m->layer, (size_t)d->layers, err));
     for (int64_t i = 0; i < d->layers; i++) {
         moec_layer *l = &m->layer[i];

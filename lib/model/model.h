@@ -110,6 +110,8 @@ typedef struct moec_model {
     const moec_tensor *head_bias;
     const char *key_experts, *key_top_k; /* spelled as in this config.json; NULL: the default is in force, no key */
     const char *key_mtp;                 /* NULL: no such key */
+    bool packed;             /* config.json says that matrices are in codes of few bits (GPTQ, compressed-tensors) */
+    bool zero_more;          /* and that GPTQ's zero points are stored less one */
 } moec_model;
 
 /* Key of a config.json whose checkpoint has factors in place of experts' matrices: only transformers computes with them. */
@@ -120,7 +122,8 @@ typedef struct moec_model {
 /** Opens a folder and binds it.
  *  @return MOEC_OK; everything moec_ckpt_open returns; MOEC_EFORMAT: model_type unknown (the text names what is near it), a
  *          config key missing, of the wrong type or out of range, top-k above the number of experts, unknown rope type, a
- *          quantized source, or one with factored experts or a router with rows that share some; MOEC_ESHAPE: a tensor missing or of another shape or a dtype that cannot be computed with
+ *          quantized source in a form that is not read (FP8 in blocks, MXFP4, GPTQ and compressed-tensors' packed codes are), or one
+ *          with factored experts or a router with rows that share some; MOEC_ESHAPE: a tensor missing or of another shape or a dtype that cannot be computed with
  *          (the text names it, what it is and what was expected). Close with moec_model_close. */
 MOEC_API moec_status moec_model_open(moec_model **out, const char *dir, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_model_close(moec_model *m);
@@ -159,6 +162,11 @@ MOEC_API moec_status moec_model_places(moec_place **out, const moec_model *m, mo
 /** Name of an EXPERT tensor under another expert number. Free with moec_free. MOEC_EINVAL: not of that role; MOEC_ENOMEM. */
 MOEC_API moec_status moec_model_rename_expert(char **out, const moec_tensor *t, moec_place place, int64_t new_expert,
                                               moec_err *err) MOEC_USE_RESULT;
+/** Name of the module of an expert's matrix (0 gate, 1 up, 2 down) of a layer: "model.layers.0.mlp.experts.3.gate_proj", as
+ *  transformers 5 has it, or with `own` as releases have it ("block_sparse_moe.experts.3.w1"). Free with moec_free. MOEC_EINVAL: the
+ *  family has no such name, its experts are stacked; MOEC_ENOMEM. */
+MOEC_API moec_status moec_expert_module(char **out, const moec_model *m, int64_t layer, int64_t expert, int which, bool own,
+                                        moec_err *err) MOEC_USE_RESULT;
 /** Does the forward pass read the tensor? By index in the checkpoint; free with moec_free. MOEC_ENOMEM. */
 MOEC_API moec_status moec_model_used(bool **out, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
 

@@ -215,6 +215,8 @@ static moec_status run_mlp(moec_forward *f, moec_scratch *s, const mlp *w, int64
     const moec_dims *d = &f->m->dims;
     const int64_t width = w->gate->rows;
     glu both = {f, s->panel_a, s->panel_b, width};
+    if (w->gate >= f->layer->mat && w->gate < f->layer->mat + MOEC_MAT_COUNT)
+        MOEC_TRY(moec__tap(f, s, w->gate, s->panel_in, n, err));
     MOEC_TRY(moec_gemm_weight(s->panel_a, s->panel_in, n, w->gate, f->o.compute, s->gemm, err));
     add_bias(s->panel_a, w->gate_bias, n, width);
     MOEC_TRY(moec_gemm_weight(s->panel_b, s->panel_in, n, w->up, f->o.compute, s->gemm, err));

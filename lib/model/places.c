@@ -52,6 +52,15 @@ static void expert(const marker *k, const moec_tensor *t, int64_t set, int64_t e
                       .parts = parts | (seen ? p->parts : 0), .width_axis = width_axis};
 }
 
+/* Are these names of one matrix, plain or in codes? */
+static bool same_matrix(const char *pattern, const char *name)
+{
+    const size_t n = strlen(pattern) - (sizeof "weight" - 1);
+    return strcmp(pattern, name) == 0 ||
+           (moec__ends_in(pattern, ".weight") && strncmp(pattern, name, n) == 0 &&
+            (strcmp(name + n, "qweight") == 0 || strcmp(name + n, "weight_packed") == 0));
+}
+
 /* Where the expert's number stands in a tensor's name: the number of the second %d of the pattern that makes this name. */
 static size_t number_in(const marker *k, const moec_layer *l, int64_t e, const moec_tensor *t, bool mtp)
 {
@@ -63,7 +72,7 @@ static size_t number_in(const marker *k, const moec_layer *l, int64_t e, const m
         const char *const pattern[] = {f->experts[i].gate, f->experts[i].up, f->experts[i].down};
         for (size_t p = 0; p < MOEC_COUNT(pattern); p++)
             for (int n = 0; pattern[p] && moec__name(name, &found, &b, pattern[p], n); n++)
-                if (strcmp(name, t->name) == 0)
+                if (same_matrix(name, t->name))
                     return found;
     }
     const char *const constant[] = {f->constant, f->constant_mix};
@@ -124,6 +133,7 @@ static void mark_layer(const marker *k, const moec_layer *l, int64_t set, bool m
             size_t number_at = number_in(k, l, e, w[i]->of, mtp);
             expert(k, w[i]->of, set, e, number_at, part[i], axis);
             expert(k, w[i]->scale, set, e, number_at, part[i], axis); /* its name begins with that of the weights */
+            expert(k, w[i]->zero, set, e, number_at, part[i], axis);
         }
         if (l->layout != MOEC_LAYOUT_SPLIT)
             break; /* the views of the others are of the same tensors */
@@ -199,6 +209,23 @@ moec_status moec_model_rename_expert(char **out, const moec_tensor *t, moec_plac
     return moec_format(out, err, "%.*s%lld%s", (int)place.number_at, t->name, (long long)new_expert, rest);
 }
 
+moec_status moec_expert_module(char **out, const moec_model *m, int64_t layer, int64_t expert, int which, bool own, moec_err *err)
+{
+    static const char tail[] = ".weight";
+    const moec_family *f = m->family;
+    const moec_binder b = {.m = m, .layer = layer, .expert = expert};
+    char name[MOEC_NAME];
+    *out = NULL;
+    for (int i = 0; i < MOEC_LAYOUTS && f->experts[i].gate; i++) {
+        const moec_expert_names *n = &f->experts[i];
+        if (n->layout != MOEC_LAYOUT_SPLIT || !n->up || (!own && !moec__ends_in(n->gate, ".gate_proj.weight")))
+            continue;
+        (void)moec__name(name, NULL, &b, which == 0 ? n->gate : which == 1 ? n->up : n->down, 0);
+        return moec_copy(out, name, strlen(name) - (moec__ends_in(name, tail) ? sizeof tail - 1 : 0), err);
+    }
+    return moec_fail(err, MOEC_EINVAL, "%s: experts have no modules of their own", f->model_type);
+}
+
 /* --- counting -------------------------------------------------------------------------------------------------------- */
 
 typedef struct used {
@@ -222,7 +249,7 @@ moec_status moec_model_used(bool **out, const moec_model *m, moec_err *err)
     if (st != MOEC_OK)
         return st;
     const moec_tensor *const single[] = {m->embed,   m->final_norm, m->final_norm_bias,
-                                         m->head.of, m->head.scale, m->head_bias};
+                                         m->head.of, m->head.scale, m->head_bias, m->head.zero};
     for (size_t i = 0; i < MOEC_COUNT(single); i++)
         mark_used(&u, m, single[i]);
     for (int64_t i = 0; i < m->dims.layers; i++)
@@ -230,9 +257,60 @@ moec_status moec_model_used(bool **out, const moec_model *m, moec_err *err)
     return MOEC_OK;
 }
 
-/* Parameters: block scales are none, a byte of MXFP4 is two. */
-static uint64_t values(const moec_tensor *t)
+/* Parameters of codes: what their view counts. */
+typedef struct coded {
+    uint64_t *values; /* [tensors] */
+    const moec_tensor *first;
+} coded;
+
+static void count_view(const coded *c, const moec_weight *w)
 {
+    if (w->of && (w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED))
+        c->values[w->of - c->first] = (uint64_t)w->rows * (uint64_t)w->cols;
+}
+
+static void count_layer(const coded *c, const moec_model *m, const moec_layer *l)
+{
+    for (int i = 0; i < MOEC_MAT_COUNT; i++)
+        count_view(c, &l->mat[i]);
+    for (int64_t e = 0; l->expert && e < m->dims.experts; e++) {
+        count_view(c, &l->expert[e].gate);
+        count_view(c, &l->expert[e].up);
+        count_view(c, &l->expert[e].down);
+    }
+}
+
+static moec_status count_codes(uint64_t **out, const moec_model *m, moec_err *err)
+{
+    moec_status st = MOEC_NEW(*out, moec_ckpt_count(m->ckpt), err);
+    const coded c = {*out, moec_ckpt_at(m->ckpt, 0)};
+    if (st != MOEC_OK)
+        return st;
+    count_view(&c, &m->head);
+    for (int64_t i = 0; i < m->dims.layers; i++)
+        count_layer(&c, m, &m->layer[i]);
+    for (int64_t i = 0; i < m->mtp_layers; i++)
+        count_layer(&c, m, &m->mtp[i]);
+    return MOEC_OK;
+}
+
+/* What lies beside codes. */
+static bool beside_codes(const char *name)
+{
+    static const char *const tails[] = {".scales", ".qzeros", "g_idx", ".weight_scale", ".weight_zero_point", ".weight_shape"};
+    for (size_t i = 0; i < MOEC_COUNT(tails); i++)
+        if (moec__ends_in(name, tails[i]))
+            return true;
+    return false;
+}
+
+/* Parameters: block scales are none, a byte of MXFP4 is two. `codes`: of its view, 0: it holds none. */
+static uint64_t values(const moec_tensor *t, const moec_model *m, uint64_t codes)
+{
+    if (codes > 0)
+        return codes;
+    if (m->packed && beside_codes(t->name))
+        return 0;
     if (moec__ends_in(t->name, "_scale_inv") || (t->dtype == MOEC_U8 && moec__ends_in(t->name, "_scales")))
         return 0;
     if (t->dtype == MOEC_U8 && moec__ends_in(t->name, "_blocks"))
@@ -245,27 +323,31 @@ moec_status moec_model_sizes(moec_sizes *out, const moec_model *m, moec_err *err
     moec_status st = MOEC_OK;
     moec_place *all = NULL;
     bool *reads = NULL;
+    uint64_t *codes = NULL;
     uint64_t routed = 0; /* of the forward pass, without multi-token prediction */
     memset(out, 0, sizeof *out);
     MOEC_TRY(moec_model_places(&all, m, err));
     MOEC_TRY(moec_model_used(&reads, m, err));
+    MOEC_TRY(count_codes(&codes, m, err));
     for (size_t i = 0; i < moec_ckpt_count(m->ckpt); i++) {
         const moec_tensor *t = moec_ckpt_at(m->ckpt, i);
-        out->total += values(t);
+        const uint64_t n = values(t, m, codes[i]);
+        out->total += n;
         out->bytes += t->bytes;
-        out->active += reads[i] ? values(t) : 0;
+        out->active += reads[i] ? n : 0;
         if (!all[i].weights)
             continue;
-        routed += reads[i] ? values(t) : 0;
-        out->routed += values(t);
+        routed += reads[i] ? n : 0;
+        out->routed += n;
         out->routed_bytes += t->bytes;
     }
     const int64_t chosen = m->dims.top_k < m->dims.experts ? m->dims.top_k : m->dims.experts;
     const uint64_t unused = (uint64_t)(m->dims.experts - chosen), experts = (uint64_t)m->dims.experts;
     out->active -= routed / experts * unused;
     if (!m->dims.tied)
-        out->active -= values(m->embed); /* one row of it is looked up; tied, it is the head and is used */
+        out->active -= values(m->embed, m, 0); /* one row of it is looked up; tied, it is the head and is used */
 done:
+    moec_free(codes);
     moec_free(reads);
     moec_free(all);
     return st;

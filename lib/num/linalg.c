@@ -4,6 +4,7 @@
 
 #include <assert.h>
 #include <cblas.h>
+#include <float.h>
 #include <lapacke.h>
 #include <math.h>
 #include <pthread.h>
@@ -36,6 +37,15 @@ void moec_sgemm(bool transa, bool transb, int64_t m, int64_t n, int64_t k, float
                 dimension(n), dimension(k), alpha, a, dimension(lda), b, dimension(ldb), beta, c, dimension(ldc));
 }
 
+void moec_strsm_unit(float *b, bool trans, const float *a, int64_t lda, int64_t n, int64_t rows)
+{
+    moec_linalg_init();
+    if (n == 0 || rows == 0)
+        return;
+    cblas_strsm(CblasRowMajor, CblasRight, CblasUpper, trans ? CblasTrans : CblasNoTrans, CblasUnit, dimension(rows), dimension(n), 1.0f,
+                a, dimension(lda), b, dimension(n));
+}
+
 void moec_saxpy(float *y, float alpha, const float *x, int64_t n)
 {
     moec_linalg_init();
@@ -56,16 +66,61 @@ void moec_dsyrk(int64_t n, int64_t k, const double *a, int64_t lda, double beta,
     cblas_dsyrk(CblasRowMajor, CblasLower, CblasNoTrans, dimension(n), dimension(k), 1.0, a, dimension(lda), beta, c, dimension(n));
 }
 
+void moec_gram(double *c, int64_t n, const float *x, int64_t ldx, int64_t k, double beta)
+{
+    enum { TILE = 256, ROWS = 512 };
+    _Alignas(64) float part[TILE * TILE];
+    int64_t k0 = 0;
+    moec_linalg_init();
+    do {
+        const int64_t rows = k - k0 < ROWS ? k - k0 : ROWS;
+        for (int64_t j = 0; j < n; j += TILE) /* columns outside: OpenBLAS copies those of X once more for every tile */
+            for (int64_t i = j; i < n; i += TILE) {
+                const int64_t high = n - i < TILE ? n - i : TILE, wide = n - j < TILE ? n - j : TILE;
+                const float *left = x + k0 * ldx + i, *right = x + k0 * ldx + j;
+                if (i == j)
+                    cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, dimension(high), dimension(rows), 1.0f, left, dimension(ldx), 0.0f,
+                                part, TILE);
+                else
+                    moec_sgemm(true, false, high, wide, rows, 1.0f, left, ldx, right, ldx, 0.0f, part, TILE);
+                for (int64_t r = 0; r < high; r++) {
+                    double *to = c + (i + r) * n + j;
+                    const int64_t cols = i == j ? r + 1 : wide;
+                    for (int64_t s = 0; s < cols; s++)
+                        to[s] = (k0 > 0 ? to[s] : beta == 0.0 ? 0.0 : beta * to[s]) + (double)part[r * TILE + s];
+                }
+            }
+        k0 += rows;
+    } while (k0 < k);
+}
+
+/* LAPACK may take a NaN for a pivot. */
+static bool numbers(const double *a, int64_t n)
+{
+    int bad = 0;
+    for (int64_t i = 0; i < n; i++)
+        bad |= !(fabs(a[i]) <= DBL_MAX);
+    return !bad;
+}
+
 /* LAPACK's columns are our rows: of a symmetric matrix our lower triangle is its upper one, and right-hand sides lie as it
  * wants them. So nothing is turned. */
 bool moec_cholesky(double *a, int64_t n)
 {
     moec_linalg_init();
-    for (int64_t i = 0; i < n; i++) /* LAPACK may take a NaN for a pivot */
-        for (int64_t j = 0; j <= i; j++)
-            if (!isfinite(a[i * n + j]))
-                return false;
+    for (int64_t i = 0; i < n; i++)
+        if (!numbers(a + i * n, i + 1))
+            return false;
     return n == 0 || LAPACKE_dpotrf_work(LAPACK_COL_MAJOR, 'U', dimension(n), a, dimension(n)) == 0;
+}
+
+bool moec_cholesky_upper(double *a, int64_t n, int64_t lda)
+{
+    moec_linalg_init();
+    for (int64_t i = 0; i < n; i++)
+        if (!numbers(a + i * lda + i, n - i))
+            return false;
+    return n == 0 || LAPACKE_dpotrf_work(LAPACK_COL_MAJOR, 'L', dimension(n), a, dimension(lda)) == 0;
 }
 
 void moec_cholesky_solve(double *b, const double *factor, int64_t n, int64_t rows)

@@ -24,6 +24,11 @@ MOEC_API void moec_sgemm(bool transa, bool transb, int64_t m, int64_t n, int64_t
  *  overwrites C whatever it holds. Safe from several threads at once, on different C. */
 MOEC_API void moec_dsyrk(int64_t n, int64_t k, const double *a, int64_t lda, double beta, double *c);
 
+/** Lower triangle of C = X^T X + beta * C for X [k,n] in float32 and C [n,n] in float64; what lies above it is neither read nor
+ *  written. Products and sums over up to 512 rows of X are in float32, the sums of those in float64: half the time of moec_dsyrk.
+ *  beta 0 overwrites C whatever it holds. Stack: 256 KB. Safe from several threads at once, on different C. */
+MOEC_API void moec_gram(double *c, int64_t n, const float *x, int64_t ldx, int64_t k, double beta);
+
 /** y[i] += alpha * x[i]. */
 MOEC_API void moec_saxpy(float *y, float alpha, const float *x, int64_t n);
 /** sum of x[i] * y[i] in float32, in one order for each n. */
@@ -37,6 +42,8 @@ MOEC_API void moec_dgemm(bool transa, bool transb, int64_t m, int64_t n, int64_t
  *  what lies above it is neither read nor written. False: a is not positive definite or not finite; the triangle is lost then.
  *  Cost: n^3/3 operations. */
 MOEC_API bool moec_cholesky(double *a, int64_t n) MOEC_USE_RESULT;
+/** The same of the upper triangle, overwritten by U with U^T U = a, rows lda apart; what lies below it is neither read nor written. */
+MOEC_API bool moec_cholesky_upper(double *a, int64_t n, int64_t lda) MOEC_USE_RESULT;
 /** Each row x [n] of b [rows,n] becomes a^-1 x, with the factor that moec_cholesky left. Cost: 2 rows n^2. Safe from several
  *  threads at once, on different rows. */
 MOEC_API void moec_cholesky_solve(double *b, const double *factor, int64_t n, int64_t rows);
@@ -44,6 +51,11 @@ MOEC_API void moec_cholesky_solve(double *b, const double *factor, int64_t n, in
 /** a [m,n] = q r in float64, m >= n: a becomes q, whose columns are orthonormal, and r [n,n] the triangle, 0 below the diagonal.
  *  MOEC_ENOMEM. Cost: 4 m n^2 operations. Safe from several threads at once. */
 MOEC_API moec_status moec_qr(double *r, double *a, int64_t m, int64_t n, moec_err *err) MOEC_USE_RESULT;
+
+/** Each row x [n] of b [rows,n] becomes x A^-1, or x A^-T with `trans`, for an upper triangle A [n,n], rows lda apart, with a
+ *  diagonal of 1 (neither it nor what lies below is read), in float32. Cost: rows n^2 operations. Safe from several
+ *  threads at once, on different rows. */
+MOEC_API void moec_strsm_unit(float *b, bool trans, const float *a, int64_t lda, int64_t n, int64_t rows);
 
 typedef enum moec_eigen_end { MOEC_EIGEN_LARGEST, MOEC_EIGEN_SMALLEST } moec_eigen_end;
 /** The r largest or smallest eigenvalues of a symmetric matrix a [n,n] in float64 and their eigenvectors, a v = value v; by

@@ -69,9 +69,16 @@ moec_weight moec_weight_of(const moec_tensor *t)
     return w;
 }
 
+static bool in_streams(const moec_weight *w)
+{
+    return w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED;
+}
+
 /* Values of a tensor: bytes hold two of MXFP4. */
 static int64_t values_of(const moec_weight *w)
 {
+    if (in_streams(w))
+        return w->of->dim[w->storage == MOEC_GPTQ] * w->cols;
     return w->storage == MOEC_MXFP4 ? (int64_t)w->of->bytes * 2
                                     : (int64_t)(w->of->bytes / (size_t)moec_dtypes[w->of->dtype].bytes);
 }
@@ -128,6 +135,37 @@ static bool mxfp4_ok(const moec_weight *w)
            w->col_step == 1 && w->at % MOEC_MX == 0 && w->row_step % MOEC_MX == 0 && w->cols % MOEC_MX == 0;
 }
 
+static bool is_float(const moec_tensor *t)
+{
+    return t->dtype == MOEC_F32 || t->dtype == MOEC_BF16 || t->dtype == MOEC_F16;
+}
+
+static bool has_form(const moec_tensor *t, int64_t rows, int64_t cols)
+{
+    return t->rank == 2 && t->dim[0] == rows && t->dim[1] == cols &&
+           (uint64_t)t->bytes >= (uint64_t)rows * (uint64_t)cols * (uint64_t)moec_dtypes[t->dtype].bytes;
+}
+
+/* Codes, scales and zero points as both forms have them. Dimensions of a tensor have a product that its bytes hold. */
+static bool streams_ok(const moec_weight *w)
+{
+    const bool gptq = w->storage == MOEC_GPTQ;
+    const int64_t b = w->bits, group = w->block_cols;
+    if (w->of->dtype != MOEC_I32 || w->of->rank != 2 || b < 1 || b > 8 || group < 1 || w->cols % group != 0 || !w->scale ||
+        !is_float(w->scale) || w->col_step != 1 || w->row_step != w->cols || w->at % w->cols != 0 || w->cols > INT64_MAX / 16 ||
+        w->zero_more > 1)
+        return false;
+    const int64_t rows = w->of->dim[gptq], words = (w->cols * b + 31) / 32, groups = w->cols / group;
+    if (rows > INT64_MAX / 16 / w->cols || w->rows > rows || w->at / w->cols > rows - w->rows)
+        return false;
+    const int64_t zero_words = (rows * b + 31) / 32;
+    if (gptq)
+        return w->cols * b % 32 == 0 && has_form(w->of, words, rows) && has_form(w->scale, groups, rows) && w->zero &&
+               w->zero->dtype == MOEC_I32 && rows * b % 32 == 0 && has_form(w->zero, groups, zero_words);
+    return has_form(w->of, rows, words) && has_form(w->scale, rows, groups) &&
+           (!w->zero || (w->zero->dtype == MOEC_I32 && has_form(w->zero, zero_words, groups)));
+}
+
 moec_status moec_weight_check(const moec_weight *w, moec_err *err)
 {
     if (!w || !w->of)
@@ -141,8 +179,9 @@ moec_status moec_weight_check(const moec_weight *w, moec_err *err)
                          (long long)w->col_step);
     if (w->rows == 0 || w->cols == 0)
         return MOEC_OK;
-    bool ok = w->storage == MOEC_PLAIN ? plain_ok(w) : w->storage == MOEC_FP8 ? fp8_ok(w)
-                                                     : w->storage == MOEC_MXFP4 && mxfp4_ok(w);
+    bool ok = w->storage == MOEC_PLAIN ? plain_ok(w) : w->storage == MOEC_FP8     ? fp8_ok(w)
+                                                     : w->storage == MOEC_MXFP4 ? mxfp4_ok(w)
+                                                                                : in_streams(w) && streams_ok(w);
     if (!ok)
         return moec_fail(err, MOEC_EINVAL, "%s: %s [%lld, %lld] is no view of storage %d that values can be read from", name,
                          moec_dtypes[w->of->dtype].name, (long long)w->rows, (long long)w->cols, (int)w->storage);
@@ -150,7 +189,7 @@ moec_status moec_weight_check(const moec_weight *w, moec_err *err)
     if (last < 0 || last >= values_of(w))
         return moec_fail(err, MOEC_EINVAL, "%s: [%lld, %lld] from %lld on reaches beyond its %lld values", name,
                          (long long)w->rows, (long long)w->cols, (long long)w->at, (long long)values_of(w));
-    if (w->storage != MOEC_PLAIN && !scales_suffice(w))
+    if (w->storage != MOEC_PLAIN && !in_streams(w) && !scales_suffice(w))
         return moec_fail(err, MOEC_EINVAL, "%s: %s [%lld, %lld] needs more scales than its tensor of %zu bytes has", name,
                          moec_dtypes[w->of->dtype].name, (long long)w->rows, (long long)w->cols, w->scale->bytes);
     return MOEC_OK;
@@ -305,6 +344,82 @@ static void read_mxfp4(const block *b, const moec_weight *w)
     }
 }
 
+/* Codes of the block of 32 whose first word is words[0], `step` words apart. */
+static inline void unpack(uint8_t *code, const unsigned char *words, int64_t step, int64_t n, int bits)
+{
+    uint32_t word[9] = {0};
+    for (int64_t i = 0; i < n; i++)
+        memcpy(&word[i], words + 4 * i * step, 4);
+    for (int i = 0; i < 32; i++) {
+        const int at = i * bits, k = at / 32, shift = at % 32;
+        code[i] = (uint8_t)(((((uint64_t)word[k + 1] << 32) | word[k]) >> shift) & ((1u << bits) - 1));
+    }
+}
+
+static void unpack_by(uint8_t *code, const unsigned char *words, int64_t step, int64_t n, int bits)
+{
+    switch (bits) { /* so that shifts are constants */
+    case 2: unpack(code, words, step, n, 2); break;
+    case 3: unpack(code, words, step, n, 3); break;
+    case 4: unpack(code, words, step, n, 4); break;
+    case 8: unpack(code, words, step, n, 8); break;
+    default: unpack(code, words, step, n, bits);
+    }
+}
+
+/* Number i of a stream whose words lie `step` words apart. */
+static int code_at(const unsigned char *words, int64_t step, int64_t i, int bits)
+{
+    uint32_t low, high = 0;
+    const int64_t k = i * bits / 32;
+    const int shift = (int)(i * bits % 32);
+    memcpy(&low, words + 4 * k * step, 4);
+    if (shift + bits > 32)
+        memcpy(&high, words + 4 * (k + 1) * step, 4);
+    return (int)(((((uint64_t)high << 32) | low) >> shift) & ((1u << bits) - 1));
+}
+
+/* Scale and zero point of group j of row r of the tensor. */
+static void grid_at(float *scale, float *zero, const moec_weight *w, int64_t r, int64_t j)
+{
+    const bool gptq = w->storage == MOEC_GPTQ;
+    const moec_dtype_traits *kind = &moec_dtypes[w->scale->dtype];
+    const int64_t i = gptq ? j * w->scale->dim[1] + r : r * w->scale->dim[1] + j;
+    kind->to_f32(scale, (const char *)w->scale->data + i * kind->bytes, 1);
+    int z = 1 << (w->bits - 1);
+    if (w->zero) {
+        const unsigned char *data = w->zero->data;
+        z = gptq ? code_at(data + 4 * j * w->zero->dim[1], 1, r, w->bits) : code_at(data + 4 * j, w->zero->dim[1], r, w->bits);
+        z = (z + w->zero_more) & ((1 << w->bits) - 1);
+    }
+    *zero = (float)z;
+}
+
+static void read_streams(const block *b, const moec_weight *w)
+{
+    const bool gptq = w->storage == MOEC_GPTQ;
+    const int64_t row0 = w->at / w->cols + b->r, end = b->c + b->cols, bits = w->bits, words = (w->cols * bits + 31) / 32;
+    const int64_t step = gptq ? w->of->dim[1] : 1;
+    uint8_t code[32];
+    float scale = 0.0F, zero = 0.0F;
+    for (int64_t at = b->c / 32 * 32; at < end; at += 32) {
+        const int64_t first = at * bits / 32, n = words - first < bits ? words - first : bits;
+        const int64_t lo = at < b->c ? b->c : at, hi = at + 32 < end ? at + 32 : end;
+        for (int64_t i = 0; i < b->rows; i++) {
+            const int64_t word = gptq ? first * step + row0 + i : (row0 + i) * words + first;
+            float *out = b->out + i * b->ld - b->c;
+            unpack_by(code, (const unsigned char *)w->of->data + 4 * word, step, n, w->bits);
+            for (int64_t c = lo, stop; c < hi; c = stop) { /* group by group */
+                const int64_t group = c / w->block_cols;
+                stop = (group + 1) * w->block_cols < hi ? (group + 1) * w->block_cols : hi;
+                grid_at(&scale, &zero, w, row0 + i, group);
+                for (int64_t k = c; k < stop; k++)
+                    out[k] = scale * ((float)code[k - at] - zero);
+            }
+        }
+    }
+}
+
 void moec_weight_read(float *out, int64_t ld, const moec_weight *w, int64_t r, int64_t rows, int64_t c, int64_t cols)
 {
     const block b = {out, ld, r, rows, c, cols};
@@ -314,12 +429,23 @@ void moec_weight_read(float *out, int64_t ld, const moec_weight *w, int64_t r, i
         read_fp8(&b, w);
     else if (w->storage == MOEC_MXFP4)
         read_mxfp4(&b, w);
+    else if (in_streams(w))
+        read_streams(&b, w);
     else if (w->col_step == 1 || cols == 1)
         read_rows(&b, w);
     else if (w->row_step > 0 && w->row_step <= NEAR && rows > 1)
         read_turned(&b, w);
     else
         read_scattered(&b, w);
+}
+
+moec_status moec_weight_read_all(float *out, const moec_weight *w, moec_err *err)
+{
+    for (int64_t r = 0; r < w->rows; r += SPREAD)
+        moec_weight_read(out + r * w->cols, w->cols, w, r, w->rows - r < SPREAD ? w->rows - r : SPREAD, 0, w->cols);
+    if (!moec_all_finite(out, w->rows * w->cols))
+        return moec_fail(err, MOEC_ENUMERIC, "tensor %s: a value is NaN or infinite", w->of->name);
+    return MOEC_OK;
 }
 
 /* ---- writing ---------------------------------------------------------------------------------------------------- */
@@ -422,6 +548,10 @@ uint64_t moec_weight_bytes(const moec_weight *w)
 {
     if (!w->of || w->rows <= 0 || w->cols <= 0)
         return 0;
+    if (in_streams(w)) {
+        const uint64_t all = (uint64_t)w->of->dim[w->storage == MOEC_GPTQ];
+        return (w->of->bytes + w->scale->bytes + (w->zero ? w->zero->bytes : 0)) * (uint64_t)w->rows / (all ? all : 1);
+    }
     uint64_t values = (uint64_t)w->rows * (uint64_t)w->cols;
     if (w->storage == MOEC_MXFP4)
         return values / 2 + values / MOEC_MX;
@@ -437,6 +567,13 @@ static void for_pages(const moec_weight *w, void (*advise)(const void *at, size_
 {
     if (!w->of || w->rows <= 0 || w->cols <= 0)
         return;
+    if (in_streams(w)) { /* streams of all rows lie in turns, or these are small */
+        advise(w->of->data, w->of->bytes);
+        advise(w->scale->data, w->scale->bytes);
+        if (w->zero)
+            advise(w->zero->data, w->zero->bytes);
+        return;
+    }
     int64_t last = place(w, w->rows - 1, w->cols - 1), size = moec_dtypes[w->of->dtype].bytes;
     if (w->storage == MOEC_MXFP4)
         advise((const char *)w->of->data + w->at / 2, (size_t)(last / 2 - w->at / 2 + 1));

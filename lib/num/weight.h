@@ -11,20 +11,29 @@ typedef enum moec_storage {
     MOEC_FP8,     /* F8_E4M3 times the scale of its block: DeepSeek-V3's weight_scale_inv (F32, BF16, F16 or F8_E8M0) */
     MOEC_MXFP4,   /* U8, two e2m1 values a byte, the first in the low half; one e8m0 scale (U8, 2^(s-127)) per 32 values that
                      lie side by side (OCP Microscaling Formats 1.0, 5.2 and 5.3) */
+    MOEC_GPTQ,    /* I32 [cols bits / 32, rows]: codes in streams (bits.h) along the columns, one for each row; scales
+                     [cols / block_cols, rows], zero points I32 [cols / block_cols, rows bits / 32], streams along the rows */
+    MOEC_PACKED,  /* I32 [rows, ceil(cols bits / 32)]: the same by rows, as compressed-tensors has it; scales
+                     [rows, cols / block_cols], zero points I32 [ceil(rows bits / 32), cols / block_cols] or none */
 } moec_storage;
 
 /* Value (r, c) is number at + r*row_step + c*col_step of `of`, counted in values (not bytes) from the tensor's start.
  * MXFP4 has col_step 1 and `at`, row_step and cols that are multiples of 32; value i has scale i / 32 of `scale`.
  * FP8: scale (r0 + r) / block_rows, c / block_cols of the row-major [ceil(rows of the tensor / block_rows), scale_cols]
  * matrix `scale`; r0 = at / row_step. FP8 has col_step 1, row_step >= cols and an `at` that is a multiple of row_step: rows
- * of the tensor, whole from their start on. moec_weight_check says whether all of this holds. */
+ * of the tensor, whole from their start on.
+ * GPTQ and PACKED: value (r, c) is s (u - z) in float32, u the code, s and z those of group c / block_cols of row r0 + r;
+ * z = (stored + zero_more) mod 2^bits, without zero points 2^(bits-1). As FP8 whole rows, row_step = cols.
+ * moec_weight_check says whether all of this holds. */
 typedef struct moec_weight {
     const moec_tensor *of;    /* NULL: there is no such matrix */
     const moec_tensor *scale; /* NULL: MOEC_PLAIN */
     int64_t rows, cols;
     int64_t at, row_step, col_step;
-    int32_t block_rows, block_cols, scale_cols; /* MOEC_FP8 */
+    int32_t block_rows, block_cols, scale_cols; /* MOEC_FP8; MOEC_GPTQ, MOEC_PACKED: block_cols columns have one scale */
     moec_storage storage;
+    const moec_tensor *zero;  /* MOEC_GPTQ, MOEC_PACKED: zero points or NULL */
+    uint8_t bits, zero_more;  /* 1 to 8; 1 where zero points are stored less one (GPTQ's first format), else 0 */
 } moec_weight;
 
 /** All of a [rows, cols] tensor, plain. With more dimensions the last is cols and the others are taken together as rows, a
@@ -39,6 +48,8 @@ MOEC_API moec_status moec_weight_check(const moec_weight *w, moec_err *err) MOEC
  *  with row_step up to 4 are read along their columns, fastest in blocks of 96 rows; other col_steps value by value. */
 MOEC_API void moec_weight_read(float *out, int64_t ld, const moec_weight *w, int64_t r, int64_t rows, int64_t c,
                                int64_t cols);
+/** All of it to out [rows,cols]. MOEC_ENUMERIC: a value is not finite; the text names the tensor. */
+MOEC_API moec_status moec_weight_read_all(float *out, const moec_weight *w, moec_err *err) MOEC_USE_RESULT;
 /** Writes [r, r+rows) x [c, c+cols) from in[i*ld + j], each rounded to nearest even. For plain views of F32, BF16 and F16 whose
  *  tensor lies in writable memory. MOEC_EINVAL: another storage; MOEC_ENUMERIC: a value that is not finite, or too
  *  large for the tensor's type, and then those before it are written. Thread-safe on distinct values. */

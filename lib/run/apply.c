@@ -24,13 +24,26 @@ static uint64_t memory_needed(const moec_model *m)
     return program + window * (uint64_t)moec_par_threads() + tensor * moec_ckpt_count(m->ckpt);
 }
 
+/* Of the manifest at most, beside its plan: an entry for each file, and what stands around them. */
+static uint64_t manifest_room(const moec_layout *l)
+{
+    const uint64_t head = 1200, entry = 112; /* the folder's name, too */
+    uint64_t n = head;
+    for (size_t i = 0; i < moec_out_shards(l->files); i++)
+        n += entry + strlen(moec_out_shard_name(l->files, i));
+    for (size_t i = 0; i < l->side.n; i++)
+        n += entry + 6 * strlen(l->side.at[i].name) + (l->side.at[i].reason ? strlen(l->side.at[i].reason) : 0);
+    return n;
+}
+
 static moec_status estimate(moec_apply_result *r, const moec_model *m, const moec_layout *l,
                             const moec_apply_options *opt, moec_err *err)
 {
     char a[32], b[32];
     *r = (moec_apply_result){.source_bytes = moec_ckpt_bytes(m->ckpt), .output_bytes = l->tensor_bytes,
                              .dead_bytes = l->dead_bytes,
-                             .disk_bytes = moec_out_total(l->files), .memory_bytes = memory_needed(m)};
+                             .disk_bytes = moec_out_total(l->files), .manifest_bytes = manifest_room(l),
+                             .memory_bytes = memory_needed(m)};
     for (size_t i = 0; i < l->side.n; i++)
         r->left_out += l->side.at[i].kind == MOEC_SIDE_LEAVE;
     if (opt->max_memory > 0 && opt->max_memory < r->memory_bytes)
@@ -131,9 +144,7 @@ static moec_status manifest_text(char **out, const moec_writer *w, const job *j,
     moec_json_set(source, "name", folder_name(moec_ckpt_dir(j->m->ckpt)));
     moec_json_set(source, "model_type", moec_json_new_string(j->m->family->model_type));
     moec_json_set(o, "moecompress", moec_json_new_string(moec_version()));
-    moec_json_set(o, "verb", moec_json_new_string(moec_plan_merges(j->p)                    ? "merge"
-                                                  : j->p->factor.kind != MOEC_FACTOR_NONE ? "factor"
-                                                                                            : "prune"));
+    moec_json_set(o, "verb", moec_json_new_string(moec_plan_kind(j->p)));
     moec_json_set(o, "method", moec_json_new_string(j->p->method));
     moec_json_set(o, "source", source);
     moec_json_set(o, "output", model_json(&after, made));

@@ -18,7 +18,8 @@ typedef struct moec_apply_options {
 typedef struct moec_apply_result {
     uint64_t source_bytes, output_bytes; /* of all tensors */
     uint64_t dead_bytes;                 /* of the output's, of experts that only pad a layer */
-    uint64_t disk_bytes;                 /* all files of the output */
+    uint64_t disk_bytes;                 /* all files of the output but the manifest */
+    uint64_t manifest_bytes;             /* of that at most, without its plan */
     uint64_t disk_free;                  /* of moec_apply_estimate */
     uint64_t memory_bytes;               /* peak that the writing needs, estimated */
     uint64_t left_out;                   /* files of the source that are not in the output */

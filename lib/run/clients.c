@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/word.h"
+#include "run/format.h"
 
 #include <fnmatch.h>
 #include <stddef.h>
@@ -41,6 +42,8 @@ typedef struct form {
     int64_t router_in;       /* rows of a router's first matrix; 0: it has one matrix only */
     bool factors;            /* in place of experts' matrices */
     bool mapped;             /* rows of the router share experts */
+    const char *codes;       /* of few bits in place of experts: the quant_method of config.json; NULL: none */
+    bool one_width;          /* all experts of each layer have one, of 4 or 8 bits, and one group size */
     bool fp8, mxfp4, opened; /* opened: a quantized source that is written in a plain type */
 } form;
 
@@ -57,6 +60,37 @@ static bool has_file(const moec_model *m, const char *pattern)
     return found;
 }
 
+/* Widths and group sizes of what is there. */
+static void read_codes(form *f, const moec_model *m)
+{
+    const moec_json *q = moec_json_get(moec_ckpt_config(m->ckpt), "quantization_config");
+    if (moec_json_absent(q))
+        q = moec_json_get(m->config, "quantization_config");
+    f->codes = moec_json_string(moec_json_get(q, "quant_method"));
+    f->one_width = true;
+    for (int64_t i = 0; i < 3 * m->dims.experts * m->moe_layers; i++) {
+        const moec_mlp *all = m->layer[m->set[i / (3 * m->dims.experts)].layer].expert, *e = &all[i % (3 * m->dims.experts) / 3];
+        const moec_weight *w = i % 3 == 0 ? &e->gate : i % 3 == 1 ? &e->up : &e->down, *first = &all[0].gate;
+        f->one_width = f->one_width && (w->bits == 4 || w->bits == 8) && w->bits == first->bits && w->block_cols == first->block_cols;
+    }
+}
+
+/* And of what a plan makes. */
+static void plan_codes(form *f, const moec_model *m, const moec_plan *p)
+{
+    const moec_qformat *q = moec_qformat_find(p->quant.format);
+    if (!q || q->dense)
+        return;
+    const int64_t each = 3 * m->dims.experts;
+    f->codes = q->quant_method;
+    const int64_t in = moec_qformat_grid(q, &p->quant, m->dims.hidden, 4).group;
+    f->one_width = in == moec_qformat_grid(q, &p->quant, m->dims.expert_width, 4).group;
+    for (int64_t i = 0; i < each * p->n_layers; i++) {
+        const int bits = p->quant.expert[i];
+        f->one_width = f->one_width && (bits == 4 || bits == 8) && bits == p->quant.expert[i / each * each];
+    }
+}
+
 static form form_of(const moec_model *m, const moec_plan *p)
 {
     const moec_dims *d = &m->dims;
@@ -67,7 +101,11 @@ static form form_of(const moec_model *m, const moec_plan *p)
             f.router_in = m->layer[i].mat[MOEC_MAT_ROUTER_IN].rows;
             f.mxfp4 = f.mxfp4 || m->layer[i].expert[0].gate.storage == MOEC_MXFP4;
         }
+    if (m->packed)
+        read_codes(&f, m);
     if (p) {
+        if (p->quant.format[0])
+            plan_codes(&f, m, p);
         f.experts = p->pad > 0 ? p->pad : moec_plan_most(p);
         f.least = p->pad > 0 ? p->pad : moec_plan_least(p);
         f.top_k = p->new_top_k;
@@ -171,6 +209,25 @@ static bool reads_map(char why[WHY], const form *f, const struct client_row *c)
     return !f->mapped;
 }
 
+/* What each client does with experts in codes; transformers' part was tried for each family. */
+static bool reads_codes(char why[WHY], const form *f, const struct client_row *c)
+{
+    const moec_family *of = f->m->family;
+    if (!f->codes)
+        return true;
+    if (c->bit == LLAMA_CPP) {
+        snprintf(why, WHY, "its converter does not read experts in codes; --format fake loads here");
+        return false;
+    }
+    if (c->bit == TRANSFORMERS) {
+        snprintf(why, WHY, "does not load experts of this family in codes of %s, or it was not tried; --format fake loads", f->codes);
+        return strcmp(f->codes, "compressed-tensors") == 0 ? of->loads_compressed : of->loads_gptq;
+    }
+    snprintf(why, WHY, "takes one width of 4 or 8 bits and one group size for all experts of a layer, told as GPTQ's (from its source, "
+             "not run): --format gptq-server");
+    return f->one_width && strcmp(f->codes, "auto-round") != 0;
+}
+
 static const struct rule {
     const char *name;
     unsigned binds;
@@ -179,6 +236,7 @@ static const struct rule {
     {"class", ALL, has_class},
     {"factors", VLLM | SGLANG | LLAMA_CPP, reads_factors},
     {"map", VLLM | SGLANG | LLAMA_CPP, reads_map},
+    {"codes", ALL, reads_codes},
     {"remote-code", TRANSFORMERS, has_code},
     {"router-width", TRANSFORMERS, router_fits},
     {"top-k", ALL, top_k_fits},
@@ -209,7 +267,12 @@ static void say_good(char why[WHY], const form *f, const struct client_row *c)
     const bool own = f->factors || f->mapped || f->m->family->remote_code;
     const char *code = c->bit == TRANSFORMERS && own ? "; with trust_remote_code" : "";
     const char *good = f->mapped ? "the Python file beside it leads each row of the router to its expert" : c->good;
-    snprintf(why, WHY, "%s%s%s", good, code, storage);
+    const bool here = c->bit == TRANSFORMERS && f->codes;
+    const char *needs = !here                                    ? ""
+                        : strcmp(f->codes, "auto-round") == 0    ? "; with auto-round installed"
+                        : strcmp(f->codes, "gptq") == 0          ? "; with auto-round and quantization_config=AutoRoundConfig()"
+                                                                 : "; with compressed-tensors installed";
+    snprintf(why, WHY, "%s%s%s%s", good, code, storage, needs);
 }
 
 int moec_clients_of(moec_client *out, const moec_model *m, const moec_plan *p)

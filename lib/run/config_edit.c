@@ -4,6 +4,7 @@
 #include "base/mem.h"
 #include "method/factor.h"
 #include "model/config.h"
+#include "run/format.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -306,7 +307,7 @@ static moec_status edit_quantization(const editor *e, const moec_plan *p, moec_e
         snprintf(path, sizeof path, "%squantization_config", places[k]);
         if (!moec_json_path(e->root, path))
             continue;
-        if (p->dtype != MOEC_DTYPE_COUNT) {
+        if (p->dtype != MOEC_DTYPE_COUNT || p->quant.format[0]) {
             MOEC_TRY(cut(e, path, err));
             continue;
         }
@@ -514,6 +515,30 @@ done:
     return st;
 }
 
+/* What the format has to say, behind the source's own quantization, which is gone. Keys at the top, wherever the model's are. */
+static moec_status say_quantized(const editor *e, const moec_plan *p, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_qformat *f = moec_qformat_find(p->quant.format);
+    const editor top = {.text = e->text, .m = e->m, .root = e->root, .at = ""};
+    moec_json *root = moec_json_new_object(), *value;
+    char *text = NULL;
+    const char *key;
+    void *it = NULL;
+    if (f && f->config)
+        MOEC_TRY(f->config(root, p, e->m, err));
+    while (moec_json_each(root, &it, &key, &value)) {
+        MOEC_TRY(moec_json_dump(&text, value, 1, err));
+        MOEC_TRY(insert(&top, key, text, err));
+        moec_free(text);
+        text = NULL;
+    }
+done:
+    moec_free(text);
+    moec_json_free(root);
+    return st;
+}
+
 moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan *p, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -540,6 +565,8 @@ moec_status moec_config_edited(char **out, const moec_model *m, const moec_plan 
     MOEC_TRY(edit_quantization(&e, p, err));
     if (p->dtype != MOEC_DTYPE_COUNT)
         MOEC_TRY(edit_dtype(&e, p->dtype, err));
+    if (p->quant.format[0])
+        MOEC_TRY(say_quantized(&e, p, err));
 done:
     if (st != MOEC_OK) {
         moec_free(*out);

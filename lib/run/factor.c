@@ -8,6 +8,7 @@
 #include "num/linalg.h"
 #include "num/vec.h"
 #include "run/preview.h"
+#include "run/selected.h"
 #include "run/work.h"
 
 #include <math.h>
@@ -72,27 +73,6 @@ static moec_status see(void *ctx, int worker, const moec_chunk *c, const moec_mo
     memcpy(u->ids + c->token * u->slots, v->ids, (size_t)(v->n * u->slots) * sizeof *u->ids);
     memcpy(u->gates + c->token * u->slots, v->gates, (size_t)(v->n * u->slots) * sizeof *u->gates);
     return MOEC_OK;
-}
-
-/* Selections by expert, tokens ascending. */
-static void sort_selections(run *u)
-{
-    const int64_t E = u->m->dims.experts, all = u->n * u->slots;
-    int64_t *first = u->first;
-    memset(first, 0, (size_t)(E + 1) * sizeof *first);
-    for (int64_t i = 0; i < all; i++)
-        if (u->ids[i] >= 0 && u->ids[i] < E)
-            first[u->ids[i] + 1]++;
-    for (int64_t e = 0; e < E; e++)
-        first[e + 1] += first[e];
-    for (int64_t i = 0; i < all; i++)
-        if (u->ids[i] >= 0 && u->ids[i] < E) {
-            const int64_t to = first[u->ids[i]]++;
-            u->token[to] = (int32_t)(i / u->slots);
-            u->gate[to] = u->gates[i];
-        }
-    memmove(first + 1, first, (size_t)E * sizeof *first);
-    first[0] = 0;
 }
 
 /* sum g^2 of an expert's tokens. */
@@ -247,15 +227,6 @@ static moec_status covariances(const double **in, const double **mid, const run 
     return st == MOEC_OK ? finish_c(mid, &b->more[1], b->mid, I, mass, err) : st;
 }
 
-static moec_status read_matrix(float *out, const moec_weight *w, moec_err *err)
-{
-    for (int64_t r = 0; r < w->rows; r += 96)
-        moec_weight_read(out + r * w->cols, w->cols, w, r, w->rows - r < 96 ? w->rows - r : 96, 0, w->cols);
-    if (!moec_all_finite(out, w->rows * w->cols))
-        return moec_fail(err, MOEC_ENUMERIC, "tensor %s: a value is NaN or infinite", w->of->name);
-    return MOEC_OK;
-}
-
 /* An expert's part of a factor tensor, as one row. */
 static moec_weight part_of(const run *u, int matrix, int piece, int64_t e)
 {
@@ -335,7 +306,7 @@ static moec_status factor_experts(void *ctx, int worker, int64_t lo, int64_t hi,
         const moec_weight *const w[] = {&x->gate, &x->up, &x->down};
         MOEC_TRY(moec_interrupted(err));
         for (int k = 0; k < 3; k++) {
-            MOEC_TRY(read_matrix(b.w[k], w[k], err));
+            MOEC_TRY(moec_weight_read_all(b.w[k], w[k], err));
             moec_weight_drop(w[k]);
         }
         const double *in, *mid;
@@ -515,7 +486,7 @@ static moec_status make_factors(run *u, int64_t set, const char *file, const cha
     MOEC_TRY(moec_sheet_new(&sheet, u->f->work.weights, file, t, n, err));
     MOEC_TRY(find_factors(u, set, sheet, err));
     if (u->pass)
-        sort_selections(u);
+        moec__selected_sort(u->first, u->token, u->gate, u->ids, u->gates, u->n, u->slots, u->m->dims.experts);
     MOEC_TRY(make_bases(u, err));
     MOEC_TRY(moec_par_for(u->m->dims.experts, 1, factor_experts, u, err));
     for (int k = 0; k < 3; k++) {
@@ -666,8 +637,8 @@ static moec_status open_work(run *u, moec_err *err)
     MOEC_TRY(moec_plan_to_text(&plan, &u->kept, err));
     if (u->o->corpus)
         MOEC_TRY(moec_corpus_digest(&words, u->o->corpus, err));
-    MOEC_TRY(moec_format(&text, err, "factor 1 %s\n%s %d %d %g\n%s", moec_version(), words.hex, (int)u->o->compute, BLOCK, DAMP,
-                         plan));
+    MOEC_TRY(moec_format(&text, err, "factor 2 %s\n%s %d %d %g\n%s\n%s", moec_version(), words.hex, (int)u->o->compute, BLOCK,
+                         DAMP, moec_ckpt_config_text(u->m->ckpt), plan));
     MOEC_TRY(moec_work_open(&u->f->work, u->o->work, text, u->o->resume, true, err));
 done:
     moec_free(plan);

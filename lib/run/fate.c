@@ -67,6 +67,8 @@ moec_status moec_forms_new(moec_forms *out, const moec_model *m, const moec_plan
     MOEC_TRY(moec_casts_new(&out->cast, m, p, out->place, err));
     if (p->factor.kept)
         MOEC_TRY(moec__extras_new(out, m, p, err));
+    if (p->quant.format[0])
+        MOEC_TRY(moec__quant_new(out, m, p, err));
 done:
     return st;
 }
@@ -81,6 +83,7 @@ void moec_forms_release(moec_forms *f)
     moec_free(f->extra);
     moec_free(f->place);
     moec_free(f->dead);
+    moec_free(f->anew);
     moec_free(f->layer);
     *f = (moec_forms){0};
 }
@@ -95,6 +98,7 @@ moec_fate moec_plan_fate(const moec_plan *p, const moec_model *m, const moec_for
         f.dropped = true;
         return f;
     }
+    f.rewritten = forms->anew && forms->anew[i];
     if (at->role == MOEC_ROLE_OTHER)
         return f;
     const moec_plan_layer *l = &p->layer[at->set];

@@ -50,14 +50,15 @@ typedef enum moec_dead { MOEC_DEAD_ZERO, MOEC_DEAD_ONE, MOEC_DEAD_BAR } moec_dea
 /** The bytes of one such value, little-endian; returns how many. -1e4 is the nearest that the type has. */
 MOEC_API size_t moec_dead_bytes(unsigned char out[8], moec_dtype t, moec_dead value);
 
-/* A tensor that the source has not: factors of the matrices of a set, where the plan keeps them in place of the matrices. It is
- * written in the place of the first of these. */
+/* A tensor that the source has not: factors of the matrices of a set, where the plan keeps them in place of the matrices, or the
+ * codes, scales and the like of a quantized one. It is written in the place of the first of these. */
 typedef struct moec_extra {
     char *name, *key; /* key: its name among the weights computed anew, where the matrices may be under the same name */
     moec_cast form;   /* dtype, rank, dim, bytes */
     size_t anchor;  /* that first tensor's index */
-    int64_t set;
-    int matrix, piece; /* 0 gate, 1 up, 2 down; number among moec_factor_pieces */
+    size_t number;  /* in the order of the plan */
+    int64_t set;    /* of factors; -1: of a quantized matrix */
+    int matrix, piece; /* 0 gate, 1 up, 2 down; number among moec_factor_pieces, or the format's */
 } moec_extra;
 
 /* What each tensor of the source is to a plan, by its index in the checkpoint. */
@@ -67,12 +68,14 @@ typedef struct moec_forms {
     moec_cast *cast;
     int64_t *layer; /* number that the layer in the tensor's name has in the output; -1: it names none; -2: it is dropped */
     size_t n;
-    moec_extra *extra; /* [n_extra] by set */
+    bool *anew;        /* not of an expert, and all the same among the weights computed anew; NULL: none is */
+    moec_extra *extra; /* [n_extra] by anchor, there by number */
     size_t n_extra;
 } moec_forms;
 /** The extra tensors behind whose first one's `anchor` stands tensor i of the source: *n of them. */
 MOEC_API const moec_extra *moec_forms_extra(size_t *n, const moec_forms *f, size_t i);
-/** MOEC_ENOMEM; MOEC_EFORMAT: dtype of the plan cannot be had. Release with moec_forms_release, also after failure. */
+/** MOEC_ENOMEM; MOEC_EFORMAT: dtype of the plan cannot be had; what moec_qformat_check returns. Release with moec_forms_release, also
+ *  after failure. */
 MOEC_API moec_status moec_forms_new(moec_forms *out, const moec_model *m, const moec_plan *p, moec_err *err)
     MOEC_USE_RESULT;
 MOEC_API void moec_forms_release(moec_forms *f);

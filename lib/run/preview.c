@@ -2,6 +2,7 @@
 #include "run/preview.h"
 
 #include "base/mem.h"
+#include "run/format.h"
 
 #include <string.h>
 
@@ -65,6 +66,17 @@ moec_status moec_preview_digest(moec_digest *out, const moec_plan *p, const moec
         moec_hash_add(h, form, sizeof form);
         moec_hash_add(h, f->bond, sizeof f->bond);
     }
+    if (p->quant.format[0]) { /* packed and dense are other tensors anyway */
+        const moec_plan_quant *q = &p->quant;
+        const int64_t form[] = {q->group, q->zeros, (int64_t)q->scale_type};
+        moec_hash_add(h, form, sizeof form);
+        moec_hash_add(h, q->expert, (size_t)(p->n_layers * p->layer[0].n_experts * 3));
+        for (int64_t i = 0; q->mat && i < q->n_mat_layers * MOEC_MAT_COUNT; i++)
+            if (q->mat[i] != 0 && q->mat[i] != 16) {
+                const int64_t one[] = {i, q->mat[i]};
+                moec_hash_add(h, one, sizeof one);
+            }
+    }
     *out = moec_hash_digest(h);
 done:
     moec_hash_free(h);
@@ -100,6 +112,54 @@ static moec_status check_shown(const moec_plan *p, moec_err *err)
     return MOEC_OK;
 }
 
+/* The quantized matrix of one that the preview shows: of codes a view; of a dense one the tensor in its place. */
+static moec_status quantized_view(moec_weight *out, const moec_qformat *f, const moec_qmatrix *x, const moec_override *weights,
+                                  moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const moec_tensor *t[MOEC_PIECES];
+    moec_piece piece[MOEC_PIECES];
+    char *name = NULL;
+    if (f->dense) {
+        const moec_tensor *of = moec_override_find(weights, x->source->of->name);
+        if (!of || of->rank != 2 || of->dim[0] != x->source->rows || of->dim[1] != x->source->cols)
+            return moec_fail(err, MOEC_EFORMAT, "tensor %s is not among the weights that were computed anew", x->source->of->name);
+        *out = moec_weight_of(of);
+        return MOEC_OK;
+    }
+    const int n = f->pieces(piece, &x->grid, x->source->rows, x->source->cols);
+    for (int i = 0; i < n; i++) {
+        MOEC_TRY(moec_format(&name, err, "%s.%s", x->module, piece[i].suffix));
+        MOEC_TRY(moec_override_get(&t[i], weights, name, piece[i].dtype, piece[i].rank, piece[i].dim, err));
+        moec_free(name);
+        name = NULL;
+    }
+    *out = moec_qformat_view(f, t, &x->grid, x->source->rows, x->source->cols);
+    st = moec_weight_check(out, err);
+done:
+    moec_free(name);
+    return st;
+}
+
+moec_status moec_preview_quantized(moec_layer *layer, const moec_model *m, const moec_plan *p, int64_t index,
+                                   const moec_override *weights, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_qmatrices q;
+    MOEC_TRY(moec_qmatrices_of(&q, m, p, index, err));
+    for (size_t i = 0; i < q.n; i++) {
+        const moec_qmatrix *x = &q.at[i];
+        moec_mlp *e = x->expert >= 0 ? &layer->expert[x->expert] : NULL;
+        if (e && q.format->dense)
+            continue; /* the set's draft has it */
+        moec_weight *to = !e ? &layer->mat[x->which] : x->which == 0 ? &e->gate : x->which == 1 ? &e->up : &e->down;
+        MOEC_TRY(quantized_view(to, q.format, x, weights, err));
+    }
+done:
+    moec_qmatrices_release(&q);
+    return st;
+}
+
 moec_status moec_preview_new(moec_preview *out, const moec_model *m, const moec_plan *plan, const moec_override *weights,
                              moec_err *err)
 {
@@ -120,6 +180,8 @@ moec_status moec_preview_new(moec_preview *out, const moec_model *m, const moec_
             MOEC_TRY(moec_draft_reopen(&draft, weights, m, p, &out->forms, i, p->layer[i].rewritten, err));
         MOEC_TRY(moec_preview_set(out, p, i, p->layer[i].rewritten ? &draft : NULL, err));
     }
+    for (int64_t l = 0; p->quant.format[0] && l < m->dims.layers; l++)
+        MOEC_TRY(moec_preview_quantized(&out->variant->model.layer[l], m, p, l, weights, err));
 done:
     moec_draft_release(&draft);
     return st;

@@ -32,6 +32,11 @@ MOEC_API moec_status moec_preview_begin(moec_preview *out, const moec_model *m, 
 /** Set `set` as the plan has it from now on; `draft` (taken over, or NULL) holds its rewritten weights. MOEC_ENOMEM. */
 MOEC_API moec_status moec_preview_set(moec_preview *v, const moec_plan *p, int64_t set, moec_draft *draft, moec_err *err)
     MOEC_USE_RESULT;
+/** Gives `layer`, a copy of the model's layer `index` with experts of its own, the matrices that a plan quantizes, from its weights;
+ *  those of experts in a dense format are the drafts'. MOEC_EFORMAT: a tensor is missing or has another form; MOEC_EINVAL: no such
+ *  format; MOEC_ENOMEM. */
+MOEC_API moec_status moec_preview_quantized(moec_layer *layer, const moec_model *m, const moec_plan *p, int64_t index,
+                                            const moec_override *weights, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_preview_release(moec_preview *v);
 
 #endif

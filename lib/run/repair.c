@@ -65,8 +65,8 @@ static moec_status open_work(moec_lockstep *u, moec_err *err)
             moec_json_set(settings, "tied", numbers(u->o->tied, u->p->n_layers));
         MOEC_TRY(moec_json_dump(&merge, settings, 0, err));
     }
-    MOEC_TRY(moec_format(&text, err, "repair 5 %s\n%s\n%s %s\n%s\n%s\n%s", moec_version(), u->o->fingerprint, words.hex,
-                         u->o->method ? u->o->method->name : "", rule, merge ? merge : "", plan));
+    MOEC_TRY(moec_format(&text, err, "repair 6 %s\n%s\n%s %s\n%s\n%s\n%s\n%s", moec_version(), u->o->fingerprint, words.hex,
+                         u->o->method ? u->o->method->name : "", rule, merge ? merge : "", moec_ckpt_config_text(u->m->ckpt), plan));
     MOEC_TRY(moec_work_open(&u->r->work, u->o->work, text, u->o->resume, true, err));
 done:
     moec_json_free(settings);

@@ -7,6 +7,7 @@
 #include "base/par.h"
 #include "run/expect.h"
 #include "run/layout.h"
+#include "run/verify_codes.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -458,6 +459,21 @@ static moec_status check_plan(verifier *v, moec_err *err)
     return st;
 }
 
+/* Codes are what the plan says, as far as it is of this many layers and experts. */
+static moec_status check_codes(const verifier *v, moec_err *err)
+{
+    const moec_plan *p = v->plan;
+    const moec_qformat *f = p && p->quant.format[0] ? moec_qformat_find(p->quant.format) : NULL;
+    if (!v->m || !f || f->dense)
+        return MOEC_OK;
+    bool same = p->n_layers == v->m->moe_layers && (!p->quant.mat || p->quant.n_mat_layers == v->m->dims.layers);
+    for (int64_t i = 0; same && i < p->n_layers; i++)
+        same = p->layer[i].n_experts == v->m->dims.experts && p->layer[i].layer == v->m->set[i].layer;
+    if (!same)
+        problem(v->r, "the plan's widths are not of these layers and experts");
+    return same ? note(v, moec__verify_codes(v->m, p, err), err) : MOEC_OK;
+}
+
 static moec_status check_all(verifier *v, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -473,6 +489,7 @@ static moec_status check_all(verifier *v, moec_err *err)
     if (!v->m && v->plan_fits)
         v->r->n_clients = moec_clients_of(v->r->client, v->opt->source, v->plan);
     MOEC_TRY(check_numbers(v, err));
+    MOEC_TRY(check_codes(v, err));
     MOEC_TRY(check_files(v, err));
     if (v->opt->source)
         MOEC_TRY(check_side(v, err));

@@ -10,7 +10,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* "layer-00012.json", "layer-00012-factors.json", "set-00003.safetensors", and what writing them is called before it is done. */
+/* "layer-00012.json", "layer-00012-factors.json", "layer-00012-others.json", "set-00003.safetensors", and what writing them is called
+ * before it is done. */
 static bool is_layer(const char *name)
 {
     static const char *const ends[] = {".safetensors", ".safetensors.tmp", ".json", ".json.tmp"};
@@ -19,6 +20,8 @@ static bool is_layer(const char *name)
     const char *end = name + head + digits;
     if (strncmp(end, "-factors", 8) == 0)
         end += 8;
+    else if (strncmp(end, "-others", 7) == 0)
+        end += 7;
     for (size_t i = 0; head > 0 && digits >= 5 && i < MOEC_COUNT(ends); i++)
         if (strcmp(end, ends[i]) == 0)
             return true;

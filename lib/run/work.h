@@ -20,7 +20,8 @@ typedef struct moec_work_cost {
 } moec_work_cost;
 
 /** Opens PATH.partial for a run that `identity` describes, takes over what such a run left there, and locks it. Files of
- *  layers are "layer-" or "set-" and a number, which "-factors" may follow. Release with moec_work_close, also after failure.
+ *  layers are "layer-" or "set-" and a number, which "-factors" or "-others" may follow. Release with moec_work_close, also after
+ *  failure.
  *  guard: the work is dear, so that layers of a run of another identity are refused and not discarded, unless resume is off.
  *  MOEC_EEXIST: another run is at work there, such layers are there, or something that this program did not make
  *  (moec_work_ours); MOEC_EFORMAT: a file of it is damaged; MOEC_EIO, MOEC_ENOMEM. */

@@ -38,6 +38,7 @@ KINDS = {
     "topp_count": ("<u4", "Lpf", 0, "add"), "coact": ("<u8", "LEE", 0, "add"), "trans": ("<u8", "PEE", 0, "add"),
     "prefetch_hit": ("<u8", "Pk", 0, "add"), "cos_router": ("<f8", "LE", 0, "add"),
     "cos_router_max": ("<f8", "LE", 0, "max"), "active": ("<u8", "Lf", 0, "add"),
+    "prob_selected": ("<f8", "LE", 0, "add"),
     "logit_gram": ("<f8", "LEE", 1, "add"), "y_sum": ("<f8", "LEH", 1, "add"),
     "gy_sum": ("<f8", "LEH", 1, "add"), "act_abs": ("<f8", "LEI", 1, "add"), "act_sq": ("<f8", "LEI", 1, "add"),
     "gact_sq": ("<f8", "LEI", 1, "add"), "xin_abs": ("<f8", "LEH", 1, "add"), "xin_sq": ("<f8", "LEH", 1, "add"),
@@ -156,6 +157,7 @@ def check_laws(where, v, n, k):
         "more share needs more experts")
     law(near(v["gate_sum"].sum(1), n), "weights sum to 1 (this model renormalises)")
     law(near(v["prob_sum"].sum(1), n), "softmax sums to 1")
+    law(v["prob_selected"] <= v["prob_sum"] * (1 + 1e-12) + 1e-12, "scores of the selected are scores")
     law(v["gate_sq"] <= v["gate_sum"] + 1e-9, "g^2 <= g")
     law(v["gate_top1_sum"] <= v["gate_sum"] + 1e-9, "first choices are choices")
     law(v["gnorm_sum"] <= v["norm_sum"] + 1e-9, "g|y| <= |y|")

@@ -78,6 +78,33 @@ static void cholesky_solves(void **state)
     assert_false(moec_cholesky(l, N));
 }
 
+/* Multiplied back; rows of the triangle lie apart, and what is not of it is not looked at. */
+static void unit_triangles_solve(void **state)
+{
+    enum { N = 37, LDA = 41, ROWS = 3 };
+    float a[N * LDA], b[ROWS * N], x[ROWS * N];
+    (void)state;
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < LDA; j++)
+            a[i * LDA + j] = j > i && j < N ? 0.2f * repair_normal() : NAN;
+    for (int i = 0; i < ROWS * N; i++)
+        b[i] = repair_normal();
+    for (int trans = 0; trans < 2; trans++) {
+        memcpy(x, b, sizeof x);
+        moec_strsm_unit(x, trans, a, LDA, N, ROWS);
+        for (int r = 0; r < ROWS; r++)
+            for (int j = 0; j < N; j++) {
+                double sum = (double)x[r * N + j];
+                for (int i = 0; i < N; i++)
+                    if (trans ? i > j : i < j)
+                        sum += (double)x[r * N + i] * (double)a[trans ? j * LDA + i : i * LDA + j];
+                assert_true(fabs(sum - (double)b[r * N + j]) < 1e-4);
+            }
+    }
+    moec_strsm_unit(x, false, a, LDA, 0, ROWS);
+    moec_strsm_unit(x, false, a, LDA, N, 0);
+}
+
 enum { MOST = 70 };
 
 static double dot(const double *a, int64_t step_a, const double *b, int64_t step_b, int64_t n)
@@ -163,13 +190,67 @@ static void spaces_are_found(void **state)
     assert_int_equal(moec_eigenspace(basis, a, 50000, 1, MOEC_EIGEN_LARGEST, NULL), MOEC_ENOMEM);
 }
 
+/* More columns than a tile and more rows than are summed in float32, against sums in float64: 512 roundings of 2^-24 one after the other
+ * make some 1.3e-6 of the size of what is summed. */
+static void gram_sums(void **state)
+{
+    enum { N = 300, K = 700, LDX = 310 };
+    static float x[K * LDX];
+    static double c[N * N];
+    unsigned at = 1;
+    (void)state;
+    for (int i = 0; i < K * LDX; i++) {
+        at = at * 1664525u + 1013904223u;
+        x[i] = (float)(at >> 8) / (float)(1 << 23) - 1.0f;
+    }
+    for (int round = 0; round < 3; round++) {
+        const double beta = round == 0 ? 0.0 : 0.5;
+        const int rows = round == 2 ? 0 : K;
+        for (int i = 0; i < N * N; i++)
+            c[i] = round == 0 || i % N > i / N ? (double)NAN : 8.0;
+        moec_gram(c, N, x, LDX, rows, beta);
+        for (int i = 0; i < N; i++)
+            for (int j = 0; j < N; j++) {
+                double want = beta * 8.0, size = fabs(want);
+                for (int k = 0; k < rows; k++) {
+                    const double product = (double)x[k * LDX + i] * (double)x[k * LDX + j];
+                    want += product;
+                    size += fabs(product);
+                }
+                assert_true(j > i ? isnan(c[i * N + j]) : fabs(c[i * N + j] - want) < 2e-6 * size);
+            }
+    }
+}
+
+static void upper_factor_is_the_lower_one_turned(void **state)
+{
+    enum { N = 40, LDA = 43 };
+    double a[N * LDA], l[N * N];
+    (void)state;
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < LDA; j++)
+            a[i * LDA + j] = j < i || j >= N ? (double)NAN : 1.0 / (1.0 + j - i) + (i == j ? 2.0 : 0.0);
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j <= i; j++)
+            l[i * N + j] = a[j * LDA + i];
+    assert_true(moec_cholesky(l, N) && moec_cholesky_upper(a, N, LDA));
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < LDA; j++)
+            assert_true(j < i || j >= N ? isnan(a[i * LDA + j]) : fabs(a[i * LDA + j] - l[j * N + i]) < 1e-14);
+    a[N - 1] = NAN;
+    assert_false(moec_cholesky_upper(a, N, LDA));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(weights_are_written),
         cmocka_unit_test(cholesky_solves),
+        cmocka_unit_test(unit_triangles_solve),
         cmocka_unit_test(qr_is_taken),
         cmocka_unit_test(spaces_are_found),
+        cmocka_unit_test(gram_sums),
+        cmocka_unit_test(upper_factor_is_the_lower_one_turned),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

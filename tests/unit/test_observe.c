@@ -221,6 +221,7 @@ static double of_expert(const moec_event *ev, const moec_stats_meta *m, moec_sta
     case MOEC_STAT_GATE_SQ: return g * g;
     case MOEC_STAT_GATE_TOP1_SUM: return j == 0 ? g : 0;
     case MOEC_STAT_PROB_SUM: return s;
+    case MOEC_STAT_PROB_SELECTED: return j >= 0 ? s : 0;
     case MOEC_STAT_LOGIT_SUM: return z;
     case MOEC_STAT_LOGIT_SQ: return z * z;
     case MOEC_STAT_MARKER_TOP1: return logit_rank(ev, E, t, e) == 0 ? z : 0;
@@ -237,6 +238,7 @@ static double of_expert(const moec_event *ev, const moec_stats_meta *m, moec_sta
 
 static const moec_stat per_expert[] = {
     MOEC_STAT_SELECTED, MOEC_STAT_GATE_SUM, MOEC_STAT_GATE_SQ, MOEC_STAT_GATE_TOP1_SUM, MOEC_STAT_PROB_SUM,
+    MOEC_STAT_PROB_SELECTED,
     MOEC_STAT_LOGIT_SUM, MOEC_STAT_LOGIT_SQ, MOEC_STAT_MARKER_TOP1, MOEC_STAT_MARKER_TOPK, MOEC_STAT_NORM_SUM,
     MOEC_STAT_NORM_SQ, MOEC_STAT_GNORM_SUM, MOEC_STAT_GNORM_SQ, MOEC_STAT_UGNORM_SUM, MOEC_STAT_COS_ROUTER,
 };

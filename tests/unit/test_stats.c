@@ -148,8 +148,8 @@ static void every_row_is_sound(void **state)
         const moec_stat_kind *row = &moec_stat_kinds[k];
         int64_t dim[MOEC_STATS_MAX_RANK], n = 1;
         assert_true(row->name && strlen(row->name) < 31 && row->unit[0] && row->about[0]);
-        assert_true(strspn(row->shape, "ENkjHIrcpf3n") == strlen(row->shape));
-        assert_true(strlen(row->shape) < MOEC_STATS_MAX_RANK && (row->tier == 0 || row->tier == 1));
+        assert_true(strspn(row->shape, "ENkjHIrcpf345n") == strlen(row->shape));
+        assert_true(strlen(row->shape) < MOEC_STATS_MAX_RANK && row->tier >= 0 && row->tier <= 2);
         assert_true(row->merge != MOEC_MERGE_FOLLOW || moec_stat_kinds[k - 1].merge == MOEC_MERGE_MAX);
         assert_true(row->start == 0 || row->cell == MOEC_CELL_F64);
         int rank = moec__stat_dims(&m, (moec_stat)k, dim);
@@ -319,6 +319,57 @@ static void merging_drops_what_one_lacks(void **state)
     moec_stats_free(ab);
     moec_stats_free(b);
     moec_stats_free(a);
+}
+
+static moec_stats *measured(int64_t group, bool kl)
+{
+    static const char *const name[] = {"a"};
+    moec_stats *s = make_stats(0, 1, name);
+    for (moec_stat k = MOEC_STAT_QUANT_SQ; k <= MOEC_STAT_QUANT_KL; k++) {
+        assert_null(s->domain[0].data[k]);
+        if (k != MOEC_STAT_QUANT_KL || kl)
+            assert_int_equal(moec_stats_collect(s, k, NULL), MOEC_OK);
+    }
+    assert_int_equal(moec_stats_quant_group(s), -1);
+    assert_int_equal(moec_stats_set_quant_group(s, group, NULL), MOEC_OK);
+    assert_int_equal(moec_stats_quant_group(s), group);
+    fill(s);
+    return s;
+}
+
+static void errors_merge_with_their_like(void **state)
+{
+    (void)state;
+    seed = 21;
+    char *dropped;
+    moec_stats *a = measured(64, true), *b = measured(64, true), *less = measured(64, false), *other = measured(32, true);
+    moec_stats *plain = make_stats(1, 1, (const char *const[]){"a"}), *ab = merged(a, b, &dropped);
+    const double *sq[] = {a->domain[0].data[MOEC_STAT_QUANT_SQ], b->domain[0].data[MOEC_STAT_QUANT_SQ],
+                          ab->domain[0].data[MOEC_STAT_QUANT_SQ]};
+    assert_string_equal(dropped, "");
+    moec_free(dropped);
+    for (int64_t i = 0; i < all_cells(&a->meta, MOEC_STAT_QUANT_SQ); i++)
+        assert_true(sq[0][i] + sq[1][i] <= sq[2][i] && sq[0][i] + sq[1][i] >= sq[2][i]);
+    assert_int_equal(moec_stats_quant_group(ab), 64);
+    save(ab, path_a);
+    moec_stats *back = load(path_a);
+    assert_same(ab, back);
+    const moec_stats *with[] = {less, other, plain};
+    const char *const gone[] = {"quant_kl", "quant_sq quant_fro quant_kl",
+                                "logit_gram y_sum gy_sum act_abs act_sq gact_sq xin_abs xin_sq quant_sq quant_fro quant_kl"};
+    for (int i = 0; i < 3; i++) {
+        moec_stats *m = merged(a, with[i], &dropped);
+        assert_string_equal(dropped, gone[i]);
+        assert_true(!m->domain[0].data[MOEC_STAT_QUANT_SQ] == (i > 0));
+        assert_int_equal(moec_stats_quant_group(m), i == 0 ? 64 : -1);
+        assert_int_equal(moec_stats_set_quant_group(m, 16, NULL), MOEC_OK); /* of every set of merged options */
+        assert_int_equal(moec_stats_quant_group(m), 16);
+        moec_free(dropped);
+        moec_stats_free(m);
+    }
+    moec_stats *all[] = {a, b, less, other, plain, ab, back};
+    for (size_t i = 0; i < MOEC_COUNT(all); i++)
+        moec_stats_free(all[i]);
 }
 
 static void merging_refuses_strangers(void **state)
@@ -727,6 +778,7 @@ int main(void)
         cmocka_unit_test(merging_adds),
         cmocka_unit_test(merging_commutes_and_associates),
         cmocka_unit_test(merging_drops_what_one_lacks),
+        cmocka_unit_test(errors_merge_with_their_like),
         cmocka_unit_test(merging_refuses_strangers),
         cmocka_unit_test(counts_stop_at_the_top),
         cmocka_unit_test(files_come_back),

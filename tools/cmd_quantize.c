@@ -1,0 +1,515 @@
+/* quantize: experts' weights in few bits, mixed as an integer program says. */
+#include "output.h"
+#include "output_quant.h"
+#include "sources.h"
+#include "tool_text.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct quantize_params {
+    tool_common common;
+    tool_text input;
+    const char *output, *stats, *weights, *method, *format, *widths, *protect, *sweep, *record, *compat;
+    double bits, damp, alpha, beta, gamma;
+    uint64_t target;
+    int64_t group, attention, shared, dense, power, sweeps;
+    int grain, rounding, dtype;
+    bool zeros, act_order, original, gains, plan_only, methods, formats;
+} quantize_params;
+
+static const char *const grains[] = {"auto", "expert", "projection", "layer", "layer-projection", "model", NULL}; /* 1 + moec_widths_grain */
+static const char *const roundings[] = {"method", "nearest", "clip", "gptq", NULL}; /* 1 + moec_rounding */
+static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
+
+static const moec_opt rows[] = {
+    {"output", 'o', MOEC_TEXT(quantize_params, output), .value = "OUT",
+     .help = "folder to write; with --plan-only the plan file, its weights go to OUT.weights"},
+    {"bits", 'b', MOEC_REAL(quantize_params, bits), .lo = 0, .hi = 8, .fallback = "0", .value = "B",
+     .help = "mean width of the routed experts' weights, codes alone: 2.5"},
+    {"target-size", 0, MOEC_SIZE(quantize_params, target), .value = "SIZE",
+     .help = "instead of --bits: the output's files have this many bytes at most, all of them together"},
+    {"method", 0, MOEC_TEXT(quantize_params, method), .value = "NAME",
+     .help = "who gets how many bits, and how they are rounded (--methods lists the ways); direct by default"},
+    {"format", 0, MOEC_TEXT(quantize_params, format), .fallback = "gptq", .value = "NAME",
+     .help = "what is written, and so what loads it (--formats lists them): gptq, gptq-dynamic, gptq-server, compressed-tensors, fake"},
+    {"stats", 's', MOEC_TEXT(quantize_params, stats), .value = "FILE",
+     .help = "statistics of the model, of calibrate --errors; where they have no errors yet, --text is run for them and they are added to "
+             "the file. Without --stats they go to OUT.stats.h5"},
+    {"domain-weight", 0, MOEC_TEXT(quantize_params, weights), .value = "NAME=W[,NAME=W]",
+     .help = "how much each domain of the statistics counts"},
+    {"sweep", 0, MOEC_TEXT(quantize_params, sweep), .value = "B,B,..",
+     .help = "print what each of these --bits (or sizes, with a unit: 10GiB,12GiB) would cost and leave; needs statistics alone"},
+    TOOL_HEADING("widths"),
+    {"widths", 0, MOEC_TEXT(quantize_params, widths), .value = "N,N,..",
+     .help = "candidates, 16 for weights as they are; 2,3,4,8 as far as the format has them when it is not given"},
+    {"per", 0, MOEC_CHOICE(quantize_params, grain), .choices = grains, .fallback = "auto",
+     .value = "auto|expert|projection|layer|layer-projection|model",
+     .help = "what has one width: each expert, each of its matrices, all experts of a layer, ..; auto: as fine as method and format go"},
+    {"group-size", 0, MOEC_INT(quantize_params, group), .lo = 0, .hi = 1 << 20, .fallback = "0", .value = "N",
+     .help = "columns that share a scale; halved where it does not divide a matrix. 0: that of the statistics' errors, else 128, and 64 "
+             "where experts are narrower than 1024"},
+    {"attention-bits", 0, MOEC_INT(quantize_params, attention), .lo = 1, .hi = 16, .fallback = "16", .value = "N",
+     .help = "width of attention and what stands in its place; 16: as it is. Routers, norms, embeddings and heads stay"},
+    {"shared-bits", 0, MOEC_INT(quantize_params, shared), .lo = 1, .hi = 16, .fallback = "16", .value = "N", .help = "of shared experts"},
+    {"dense-bits", 0, MOEC_INT(quantize_params, dense), .lo = 1, .hi = 16, .fallback = "16", .value = "N", .help = "of dense layers"},
+    {"protect", 0, MOEC_TEXT(quantize_params, protect), .value = "super|FILE",
+     .help = "experts that get the largest width: super experts, or lines LAYER EXPERT"},
+    {"alpha", 0, MOEC_REAL(quantize_params, alpha), .lo = -1, .hi = 100, .fallback = "-1", .value = "A",
+     .help = "pmq: exponent of the frequency; -1: the method's; likewise"},
+    {"beta", 0, MOEC_REAL(quantize_params, beta), .lo = -1, .hi = 100, .fallback = "-1", .value = "B", .help = "pmq: of the router's weight"},
+    {"gamma", 0, MOEC_REAL(quantize_params, gamma), .lo = -1, .hi = 100, .fallback = "-1", .value = "C", .help = "pmq: of the error"},
+    {"gains", 0, MOEC_FLAG(quantize_params, gains), .fallback = "on",
+     .help = "where errors are measured now: also what an error in each layer costs at the logits"},
+    TOOL_HEADING("rounding"),
+    {"rounding", 0, MOEC_CHOICE(quantize_params, rounding), .choices = roundings, .fallback = "method", .value = "method|nearest|clip|gptq",
+     .help = "nearest: to the nearest, scales from the largest value; clip: scales searched; gptq: each column after the error of those "
+             "before it. method: as the method has it"},
+    {"weight-power", 0, MOEC_INT(quantize_params, power), .lo = 0, .hi = 2, .fallback = "2", .value = "0|1|2",
+     .help = "a token counts g^N in an expert's Hessian, g its weight: 0 as GPTQ, 1 as MoEQuant, 2 the squared error of the block"},
+    {"damp", 0, MOEC_REAL(quantize_params, damp), .lo = 0, .hi = 10, .fallback = "0.01", .value = "X",
+     .help = "share of a Hessian's mean diagonal that is added to the diagonal"},
+    {"act-order", 0, MOEC_FLAG(quantize_params, act_order), .fallback = "on", .help = "columns of large inputs are rounded first"},
+    {"sweeps", 0, MOEC_INT(quantize_params, sweeps), .lo = 0, .hi = 100, .fallback = "2", .value = "N",
+     .help = "rounds of coordinate descent and scale fitting behind gptq"},
+    {"original-target", 0, MOEC_FLAG(quantize_params, original), .fallback = "on",
+     .help = "round experts towards what the original's matrices give for the original's inputs (GPTAQ), not for those of the quantized model"},
+    {"zero-points", 0, MOEC_FLAG(quantize_params, zeros), .help = "codes with zero points, where the format has them"},
+    {"dtype", 0, MOEC_CHOICE(quantize_params, dtype), .choices = dtypes, .fallback = "source", .value = "source|bf16|f16|f32",
+     .help = "number format of the weights that are not quantized"},
+    {"record", 0, MOEC_TEXT(quantize_params, record), .value = "FILE",
+     .help = "a line of JSON for every matrix: width, tokens, how it was rounded, losses"},
+    TOOL_HEADING("text"),
+    TOOL_TEXT_ROWS(quantize_params),
+    TOOL_COMPUTE_ROW(quantize_params, "bf16"),
+    TOOL_HEADING("run"),
+    TOOL_COMPAT_ROW(quantize_params, compat),
+    {"plan-only", 0, MOEC_FLAG(quantize_params, plan_only), .help = "write the plan as JSON and its weights, for eval --plan and apply, and no "
+                                                                    "model"},
+    {"methods", 0, MOEC_FLAG(quantize_params, methods), .help = "list the methods and leave"},
+    {"formats", 0, MOEC_FLAG(quantize_params, formats), .help = "list the formats and leave"},
+    TOOL_SEED_ROW(quantize_params),
+    TOOL_DRY_RUN_ROW(quantize_params),
+    TOOL_OVERWRITE_ROW(quantize_params),
+    TOOL_RESUME_ROW(quantize_params),
+    TOOL_MEMORY_ROW(quantize_params),
+    TOOL_COMMON_ROWS(quantize_params),
+    TOOL_END_ROW,
+};
+
+/* --- lists ------------------------------------------------------------------------------------------------------------ */
+
+static moec_status list_methods(const quantize_params *p, moec_err *err)
+{
+    const moec_method *m;
+    if (p->common.json)
+        return tool_print_json(moec_method_list(MOEC_QUANTIZE), err);
+    for (size_t i = 0; (m = moec_method_at(i)) != NULL; i++)
+        if (m->kind == MOEC_QUANTIZE)
+            printf("%s%s\n    %s\n    %s\n    %s%s%s%s\n\n", m->name, m->is_default ? " (the default)" : "", m->brief, m->formula,
+                   m->paper, m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
+    return MOEC_OK;
+}
+
+static moec_json *widths_json(uint32_t widths)
+{
+    moec_json *list = moec_json_new_array();
+    for (int b = 1; b <= 8; b++)
+        if (widths >> b & 1)
+            moec_json_push(list, moec_json_new_int(b));
+    return list;
+}
+
+static moec_status list_formats(const quantize_params *p, moec_err *err)
+{
+    moec_json *list = p->common.json ? moec_json_new_array() : NULL;
+    const moec_qformat *f;
+    for (size_t i = 0; (f = moec_qformat_at(i)) != NULL; i++) {
+        if (!list) {
+            printf("%s\n    %s\n    loads in %s; one width for each %s; widths", f->name, f->about, f->loads, moec_widths_grain_name(f->grain));
+            for (int b = 1; b <= 8; b++)
+                if (f->widths >> b & 1)
+                    printf(" %d", b);
+            printf("\n\n");
+            continue;
+        }
+        moec_json *o = moec_json_new_object();
+        moec_json_set(o, "name", moec_json_new_string(f->name));
+        moec_json_set(o, "about", moec_json_new_string(f->about));
+        moec_json_set(o, "loads", moec_json_new_string(f->loads));
+        moec_json_set(o, "per", moec_json_new_string(moec_widths_grain_name(f->grain)));
+        moec_json_set(o, "widths", widths_json(f->widths));
+        moec_json_push(list, o);
+    }
+    return list ? tool_print_json(list, err) : MOEC_OK;
+}
+
+/* For --help. */
+static const char *method_entry(const char **text, size_t i)
+{
+    return tool_method_entry(text, MOEC_QUANTIZE, i);
+}
+
+/* --- what is asked ----------------------------------------------------------------------------------------------------- */
+
+static moec_status check_params(const quantize_params *p, const moec_opt_list *words, moec_err *err)
+{
+    if (words->n < 1)
+        return moec_fail(err, MOEC_EINVAL, "quantize: MODEL is missing: the folder of the model");
+    if (p->sweep && !p->stats)
+        return moec_fail(err, MOEC_EINVAL, "quantize: --sweep solves from measured errors; give --stats FILE (calibrate --errors makes it)");
+    if (!p->sweep && !p->output && !p->common.dry_run)
+        return moec_fail(err, MOEC_EINVAL, "quantize: -o OUT is missing: %s", p->plan_only ? "weights that are computed need a place"
+                                                                                           : "the folder to write");
+    return MOEC_OK;
+}
+
+/* As fine as both go: of the grains a coarser one has the larger number, but for a layer's matrices. One width for all needs no grain,
+ * unless some experts are protected and have another. */
+static moec_widths_grain finest(const moec_method *me, const moec_qformat *f, bool protect)
+{
+    const moec_widths_grain g = moec_widths_finest(me);
+    if (f->grain >= MOEC_WIDTHS_LAYER)
+        return f->grain;
+    return g == MOEC_WIDTHS_MODEL ? (protect ? MOEC_WIDTHS_EXPERT : g) : g == MOEC_WIDTHS_EXPERT ? g : f->grain;
+}
+
+/* "2,3,4": ascending, each once. */
+static moec_status read_widths(moec_quantize_request *r, const char *text, moec_err *err)
+{
+    const char *at = text;
+    while (text && *at) {
+        char *end;
+        const long v = strtol(at, &end, 10);
+        const bool good = end != at && (*end == ',' || *end == '\0') && v >= 1 && v <= 16 && (v <= 8 || v == 16) && r->n_widths < 8 &&
+                          (r->n_widths == 0 || v > r->width[r->n_widths - 1]);
+        if (!good)
+            return moec_fail(err, MOEC_EINVAL, "--widths %s: is a list of widths from 1 to 8, or 16, ascending: 2,3,4", text);
+        r->width[r->n_widths++] = (int)v;
+        at = *end ? end + 1 : end;
+    }
+    return MOEC_OK;
+}
+
+/* --- errors of widths -------------------------------------------------------------------------------------------------- */
+
+static bool has_errors(const moec_stats *s)
+{
+    for (int d = 0; s && d < s->n_domains; d++)
+        if (!s->domain[d].data[MOEC_STAT_QUANT_SQ])
+            return false;
+    return s != NULL;
+}
+
+static bool needs(const moec_method *me, bool errors)
+{
+    for (int i = 0; i < me->n_needs; i++)
+        if (!errors || me->needs[i] >= MOEC_STAT_QUANT_SQ)
+            return true;
+    return false;
+}
+
+/* What an earlier run of the same model, text and arithmetic, which was stopped, left in `path` is taken over. */
+static moec_status take_over(tool_sources *s, const quantize_params *p, const moec_corpus *corpus, const char *path, int64_t group,
+                             moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_err other = {MOEC_OK, ""};
+    moec_stats *found = NULL;
+    if (s->stats || p->common.overwrite || !p->common.resume || moec_stats_load(&found, path, &other) != MOEC_OK)
+        return MOEC_OK;
+    bool same = strcmp(found->meta.compute, p->input.compute == MOEC_COMPUTE_BF16 ? "bf16" : "f32") == 0 &&
+                found->n_domains == corpus->n_domains && moec_stats_check(found, s->model, &other) == MOEC_OK &&
+                (!has_errors(found) || moec_stats_quant_group(found) == group);
+    for (int d = 0; same && d < corpus->n_domains; d++) {
+        const moec_corpus one = {1, corpus->domain + d};
+        moec_digest digest;
+        int at;
+        MOEC_TRY(moec_corpus_digest(&digest, &one, err));
+        same = moec_stats_domain_find(&at, found, corpus->domain[d].name, &other) == MOEC_OK &&
+               strcmp(found->domain[at].digest, digest.hex) == 0;
+    }
+    if (same) {
+        if (moec_calibrate_unfinished(path)) /* killed right behind writing the file */
+            MOEC_TRY(moec_calibrate_forget(path, err));
+        s->stats = found;
+        found = NULL;
+    }
+done:
+    moec_stats_free(found);
+    return st;
+}
+
+/* What the method needs and nobody has measured is measured now, and kept in `path`. */
+static moec_status complete_stats(tool_sources *s, const quantize_params *p, const moec_method *me, const moec_corpus *corpus,
+                                  const char *path, int64_t group, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *work = NULL;
+    uint64_t bytes;
+    if (!needs(me, false) || (s->stats && (!needs(me, true) || has_errors(s->stats))))
+        return MOEC_OK;
+    if (!corpus)
+        return moec_fail(err, MOEC_EINVAL, "method %s %s: give --text to measure them now, or calibrate --errors first", me->name,
+                         s->stats ? "needs quantization errors, which the statistics do not hold" : "needs statistics (--stats FILE)");
+    if (p->common.dry_run)
+        return moec_fail(err, MOEC_EINVAL, "--dry-run reads no weights: calibrate --errors measures what method %s needs", me->name);
+    MOEC_TRY(take_over(s, p, corpus, path, group, err));
+    if (!s->stats) {
+        const moec_calibrate_opts o = {.compute = (moec_compute)p->input.compute, .tier = 0, .max_memory = p->common.max_memory,
+                                       .options = "{}", .resume = p->common.resume, .checkpoint_every = 60.0,
+                                       .keep_existing = !p->common.overwrite};
+        MOEC_TRY(tool_may_write(path, TOOL_FILE_HDF5, p->common.overwrite, err));
+        MOEC_TRY(moec_calibrate(&s->stats, s->model, corpus, path, &o, err));
+    }
+    if (needs(me, true) && !has_errors(s->stats)) {
+        MOEC_TRY(moec_format(&work, err, "%s.errors", path));
+        const moec_measure_opts o = {.compute = (moec_compute)p->input.compute, .group = group, .gains = p->gains,
+                                     .gain_tokens = MOEC_MEASURE_GAIN_TOKENS, .max_memory = p->common.max_memory, .work = work, .resume = p->common.resume};
+        MOEC_TRY(moec_measure(s->stats, s->model, corpus, &o, err));
+        MOEC_TRY(moec_stats_save(s->stats, path, err));
+        moec_say("%s: has the errors of every width now; any other budget is solved from it without a new run", path);
+    }
+    MOEC_TRY(moec_file_digest(&s->stats_digest, &bytes, path, err));
+done:
+    moec_free(work);
+    return st;
+}
+
+/* --- the trade-off ------------------------------------------------------------------------------------------------------ */
+
+static moec_status sweep_row(moec_json *list, const moec_quantize_request *r, const char *what, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_plan *plan = NULL;
+    moec_widths w = {.bits = NULL};
+    moec_apply_result size = {0};
+    double bits, disk;
+    MOEC_TRY(moec_quantize_plan(&plan, &w, r, err));
+    moec_quantize_means(&bits, &disk, plan, r->q->model);
+    snprintf(plan->weights, sizeof plan->weights, "not made");
+    const moec_apply_options o = {.fingerprint = r->q->fingerprint};
+    MOEC_TRY(moec_apply_estimate(&size, r->q->model, plan, &o, err));
+    moec_json *row = moec_json_new_object();
+    moec_json_set(row, "asked", moec_json_new_string(what));
+    moec_json_set(row, "bits", moec_json_new_real(bits));
+    moec_json_set(row, "bits_on_disk", moec_json_new_real(disk));
+    moec_json_set(row, "file_bytes", moec_json_new_int((int64_t)size.disk_bytes));
+    moec_json_set(row, "cost", moec_json_new_real(w.cost));
+    moec_json_set(row, "bound", moec_json_new_real(w.bound));
+    moec_json_set(row, "proven", moec_json_new_bool(w.proven));
+    moec_json_push(list, row);
+done:
+    moec_widths_release(&w);
+    moec_plan_free(plan);
+    return st;
+}
+
+static double number(const moec_json *row, const char *key)
+{
+    double v;
+    return moec_json_real(moec_json_get(row, key), &v) ? v : (double)NAN;
+}
+
+static void print_sweep(const moec_json *list)
+{
+    char size[32];
+    bool proven;
+    printf("%10s %8s %8s %12s %14s %10s\n", "asked", "bits", "on disk", "files", "cost", "gap");
+    for (size_t i = 0; i < moec_json_len(list); i++) {
+        const moec_json *row = moec_json_at(list, i);
+        const double cost = number(row, "cost"), bound = number(row, "bound");
+        int64_t bytes = 0;
+        (void)moec_json_int(moec_json_get(row, "file_bytes"), &bytes);
+        printf("%10s %8.3f %8.3f %12s", moec_json_string(moec_json_get(row, "asked")), number(row, "bits"), number(row, "bits_on_disk"),
+               moec_size_text(size, sizeof size, (uint64_t)bytes));
+        if (!isfinite(cost)) { /* of a method that measures none */
+            printf(" %14s %10s\n", "-", "-");
+            continue;
+        }
+        const double gap = cost > 0.0 ? (cost - bound) / cost : 0.0;
+        printf(" %14.6g %10.2e%s\n", cost, gap,
+               gap <= 0.0 || (moec_json_bool(moec_json_get(row, "proven"), &proven) && proven) ? "" : " (not proven)");
+    }
+}
+
+static moec_status sweep(const quantize_params *p, const moec_quantize_request *asked, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_json *list = moec_json_new_array(); /* printed when all of it is there */
+    char *copy = NULL, *rest = NULL;
+    MOEC_TRY(moec_copy(&copy, p->sweep, strlen(p->sweep), err));
+    for (char *word = strtok_r(copy, ",", &rest); word; word = strtok_r(NULL, ",", &rest)) {
+        moec_quantize_request r = *asked;
+        char *end;
+        r.bits = strtod(word, &end);
+        r.target = 0;
+        if (*end != '\0') {
+            r.bits = 0.0;
+            MOEC_TRY(moec_within(err, moec_size_parse(&r.target, word, err), "--sweep"));
+        }
+        MOEC_TRY(sweep_row(list, &r, word, err));
+    }
+    if (p->common.json) {
+        st = tool_print_json(list, err);
+        list = NULL;
+    } else {
+        print_sweep(list);
+    }
+done:
+    moec_json_free(list);
+    moec_free(copy);
+    return st;
+}
+
+/* --- the verb ------------------------------------------------------------------------------------------------------------ */
+
+static void say_solution(const moec_widths *w)
+{
+    if (!isfinite(w->cost))
+        return;
+    const double gap = w->cost > 0.0 ? (w->cost - w->bound) / w->cost : 0.0;
+    moec_say("widths: cost %.6g, no choice is below %.6g (gap %.1e%s)", w->cost, w->bound, gap,
+             gap <= 1e-9 ? ", optimal" : w->proven ? ", proven optimal" : ", the time for a proof was over");
+}
+
+static size_t name_length(const char *folder)
+{
+    size_t n = folder ? strlen(folder) : 0;
+    while (n > 1 && folder[n - 1] == '/')
+        n--;
+    return n;
+}
+
+/* Now, and not when all is done. An earlier record is replaced, and nothing else. */
+static moec_status may_record(const quantize_params *p, moec_err *err)
+{
+    const size_t n = name_length(p->output);
+    if (n > 0 && strncmp(p->record, p->output, n) == 0 && (p->record[n] == '/' || p->record[n] == '\0'))
+        return moec_fail(err, MOEC_EINVAL, "--record %s: lies in the output, which is written whole; choose another place", p->record);
+    return tool_may_write(p->record, TOOL_FILE_RECORD, true, err);
+}
+
+static moec_status quantize(const quantize_params *p, const moec_method *me, const char *dir, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    tool_sources s = {.model = NULL};
+    moec_corpus corpus = {0};
+    moec_widths widths = {.bits = NULL};
+    char *stats = NULL;
+    const bool text = p->input.text.n > 0;
+    tool_job job = {.common = &p->common, .output = p->output, .compat = p->compat, .plan_only = p->plan_only, .began = moec_now()};
+    const tool_source_names names = {.model = dir, .stats = p->stats, .weights = NULL, .protect = NULL}; /* set when they are whole */
+    const moec_rounding how = p->rounding > 0 ? (moec_rounding)(p->rounding - 1) : moec_widths_rounding(me);
+    MOEC_TRY(tool_sources_open(&s, &names, err));
+    job.model = s.model;
+    job.fingerprint = s.print.hex;
+    moec_request q = {.model = s.model, .fingerprint = s.print.hex,
+                      .dtype = p->dtype > 0 ? moec_plan_dtype(dtypes[p->dtype]) : MOEC_DTYPE_COUNT};
+    moec_quantize_request r = {.q = &q, .method = me, .group = p->group, .zeros = p->zeros, .bits = p->bits, .target = p->target,
+                               .attention = (int)p->attention, .shared = (int)p->shared,
+                               .dense = (int)p->dense, .alpha = p->alpha < 0.0 ? (double)NAN : p->alpha,
+                               .beta = p->beta < 0.0 ? (double)NAN : p->beta, .gamma = p->gamma < 0.0 ? (double)NAN : p->gamma};
+    MOEC_TRY(moec_qformat_take(&r.format, p->format, err));
+    r.grain = p->grain > 0 ? (moec_widths_grain)(p->grain - 1) : finest(me, r.format, p->protect != NULL);
+    MOEC_TRY(read_widths(&r, p->widths, err));
+    if (!p->sweep)
+        MOEC_TRY(moec_quantize_check(&r, err));
+    if (text && !p->sweep)
+        MOEC_TRY(tool_read_text(&corpus, &p->input, s.model, p->common.seed, err));
+    if (how == MOEC_ROUND_GPTQ && !text && !p->sweep && !p->common.dry_run)
+        MOEC_TRY(moec_fail(err, MOEC_EINVAL, "quantize: rounding gptq looks at what the experts are given; give --text FILE, or --rounding "
+                           "clip"));
+    if (p->stats)
+        MOEC_TRY(moec_copy(&stats, p->stats, strlen(p->stats), err));
+    else
+        MOEC_TRY(moec_format(&stats, err, "%.*s.stats.h5", (int)name_length(p->output), p->output ? p->output : ""));
+    if (!p->sweep && !p->common.dry_run)
+        MOEC_TRY(tool_check_room(&job, err));
+    if (p->record && !p->sweep && !p->common.dry_run)
+        MOEC_TRY(may_record(p, err));
+    const int64_t group = p->group > 0 ? p->group : has_errors(s.stats) && moec_stats_quant_group(s.stats) > 0
+                                                      ? moec_stats_quant_group(s.stats) : moec_quantize_group(s.model);
+    MOEC_TRY(complete_stats(&s, p, me, text && !p->sweep ? &corpus : NULL, stats, group, err));
+    r.usual_group = group;
+    if (needs(me, true) && moec_stats_quant_group(s.stats) != group)
+        moec_warn("the errors of %s are of groups of %" PRId64 " columns; widths are chosen by these, weights are rounded in groups of %" PRId64,
+                  stats, moec_stats_quant_group(s.stats), group);
+    if (p->weights && s.stats)
+        MOEC_TRY(moec_within(err, moec_stats_set_weights(s.stats, p->weights, err), "--domain-weight"));
+    if (p->protect) {
+        MOEC_TRY(moec_guard_read(&s.guard, &s.guard_name, p->protect, s.model, s.stats, err));
+        moec_say("protected: %" PRId64 " expert%s", s.guard.count, tool_s(s.guard.count));
+    }
+    q.stats = s.stats;
+    q.stats_digest = s.stats_digest.hex;
+    q.guard = p->protect ? &s.guard : NULL;
+    q.guard_name = s.guard_name;
+    if (p->sweep) {
+        st = sweep(p, &r, err);
+        goto done;
+    }
+    MOEC_TRY(moec_quantize_plan(&job.plan, &widths, &r, err));
+    say_solution(&widths);
+    const moec_quantize_opts o = {.corpus = text ? &corpus : NULL, .compute = (moec_compute)p->input.compute, .rounding = how,
+                                  .gptq = {.damp = p->damp, .act_order = p->act_order, .sweeps = (int)p->sweeps},
+                                  .weight_power = (int)p->power, .original = p->original && how == MOEC_ROUND_GPTQ,
+                                  .fingerprint = s.print.hex};
+    job.quantize = &o;
+    job.record = p->record;
+    MOEC_TRY(tool_carry_out(&job, err));
+done:
+    moec_widths_release(&widths);
+    moec_plan_free(job.plan);
+    moec_corpus_release(&corpus);
+    moec_free(stats);
+    tool_sources_release(&s);
+    return st;
+}
+
+static int run(const moec_verb *verb, int argc, char **argv)
+{
+    quantize_params p;
+    moec_opt_list words = {0};
+    moec_err err = {MOEC_OK, ""};
+    const moec_method *me;
+    moec_status st = MOEC_OK;
+    int rc;
+    if (!tool_begin(&rc, &p, &words, verb, argc, argv))
+        return rc;
+    if (p.methods)
+        return tool_end(list_methods(&p, &err), &err);
+    if (p.formats)
+        return tool_end(list_formats(&p, &err), &err);
+    MOEC_TRY(moec_method_take(&me, MOEC_QUANTIZE, MOEC_GRAIN_EXPERTS, p.method, &err));
+    MOEC_TRY(check_params(&p, &words, &err));
+    MOEC_TRY(quantize(&p, me, words.at[0], &err));
+done:
+    return tool_end(st, &err);
+}
+
+const moec_verb moec_verb_quantize = {
+    .name = "quantize",
+    .args = "MODEL --text FILE... --bits B -o OUT",
+    .brief = "write experts in few bits, mixed by an integer program",
+    .about = "Measures once what each width costs each routed expert, solves for the widths that cost least under a budget of bits or bytes "
+             "(an integer program, by GLPK, with the proven gap), and rounds the weights by GPTQ on the tokens that the router gives to each "
+             "expert, layer by layer behind the layers that are quantized already. Errors stay in the statistics file: other budgets are "
+             "solved from it in seconds (--sweep prints the curve). Routers, norms, embeddings and the head are never quantized; attention, "
+             "shared experts and dense layers where asked. "
+             "A run that was stopped continues when it is started again.",
+    .examples = "moecompress quantize Qwen3-30B-A3B --text calibration.txt --bits 2.5 -o Qwen3-2.5bit\n"
+                "moecompress quantize Qwen3-30B-A3B --stats q.h5 --text a.txt --target-size 12GiB --attention-bits 4 -o Qwen3-12G\n"
+                "moecompress quantize Qwen3-30B-A3B --stats q.h5 --sweep 2,2.25,2.5,3,4\n"
+                "moecompress quantize Mixtral-8x7B --text a.txt --method pmq --widths 1,2,3 --bits 2 --format fake -o Mixtral-pmq\n"
+                "moecompress quantize OLMoE-1B-7B --method rtn --bits 4 --format compressed-tensors -o OLMoE-w4\n"
+                "moecompress quantize Qwen3-30B-A3B --text a.txt --bits 5 --format gptq-server -o Qwen3-server",
+    .opts = rows,
+    .min_args = 0,
+    .max_args = 1,
+    .run = run,
+    .entries = "methods",
+    .entry = method_entry,
+};
