@@ -28,7 +28,7 @@ static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(quantize_params, output), .value = "OUT",
      .help = "folder to write; with --plan-only the plan file, its weights go to OUT.weights"},
     {"bits", 'b', MOEC_REAL(quantize_params, bits), .lo = 0, .hi = 8, .fallback = "0", .value = "B",
-     .help = "mean width of the routed experts' weights, codes alone: 2.5"},
+     .help = "mean width of the routed experts' weights, at most, scales not counted: 2.5"},
     {"target-size", 0, MOEC_SIZE(quantize_params, target), .value = "SIZE",
      .help = "instead of --bits: the output's files have this many bytes at most, all of them together"},
     {"method", 0, MOEC_TEXT(quantize_params, method), .value = "NAME",
@@ -36,15 +36,15 @@ static const moec_opt rows[] = {
     {"format", 0, MOEC_TEXT(quantize_params, format), .fallback = "gptq", .value = "NAME",
      .help = "what is written, and so what loads it (--formats lists them): gptq, gptq-dynamic, gptq-server, compressed-tensors, fake"},
     {"stats", 's', MOEC_TEXT(quantize_params, stats), .value = "FILE",
-     .help = "statistics of the model, of calibrate --errors; where they have no errors yet, --text is run for them and they are added to "
-             "the file. Without --stats they go to OUT.stats.h5"},
+     .help = "statistics of the model, of calibrate --errors --gains; where they have no errors yet, --text is run for them and they are "
+             "added to the file. Without --stats they go to OUT.stats.h5"},
     {"domain-weight", 0, MOEC_TEXT(quantize_params, weights), .value = "NAME=W[,NAME=W]",
      .help = "how much each domain of the statistics counts"},
     {"sweep", 0, MOEC_TEXT(quantize_params, sweep), .value = "B,B,..",
-     .help = "print what each of these --bits (or sizes, with a unit: 10GiB,12GiB) would cost and leave; needs statistics alone"},
+     .help = "print what each of these --bits (or sizes, with a unit: 10GiB,12GiB) would cost and leave; needs --stats, no text"},
     TOOL_HEADING("widths"),
     {"widths", 0, MOEC_TEXT(quantize_params, widths), .value = "N,N,..",
-     .help = "candidates, 16 for weights as they are; 2,3,4,8 as far as the format has them when it is not given"},
+     .help = "candidates, 16 for weights as they are; when not given 2, 3, 4 and 8, as far as the format has them"},
     {"per", 0, MOEC_CHOICE(quantize_params, grain), .choices = grains, .fallback = "auto",
      .value = "auto|expert|projection|layer|layer-projection|model",
      .help = "what has one width: each expert, each of its matrices, all experts of a layer, ..; auto: as fine as method and format go"},
@@ -52,17 +52,19 @@ static const moec_opt rows[] = {
      .help = "columns that share a scale; halved where it does not divide a matrix. 0: that of the statistics' errors, else 128, and 64 "
              "where experts are narrower than 1024"},
     {"attention-bits", 0, MOEC_INT(quantize_params, attention), .lo = 1, .hi = 16, .fallback = "16", .value = "N",
-     .help = "width of attention and what stands in its place; 16: as it is. Routers, norms, embeddings and heads stay"},
-    {"shared-bits", 0, MOEC_INT(quantize_params, shared), .lo = 1, .hi = 16, .fallback = "16", .value = "N", .help = "of shared experts"},
-    {"dense-bits", 0, MOEC_INT(quantize_params, dense), .lo = 1, .hi = 16, .fallback = "16", .value = "N", .help = "of dense layers"},
+     .help = "width of attention and what stands in its place, one that the format has; 16: as it is"},
+    {"shared-bits", 0, MOEC_INT(quantize_params, shared), .lo = 1, .hi = 16, .fallback = "16", .value = "N", .help = "width of shared experts; 16: as they are"},
+    {"dense-bits", 0, MOEC_INT(quantize_params, dense), .lo = 1, .hi = 16, .fallback = "16", .value = "N", .help = "width of dense layers; 16: as they are"},
     {"protect", 0, MOEC_TEXT(quantize_params, protect), .value = "super|FILE",
      .help = "experts that get the largest width: super experts, or lines LAYER EXPERT"},
     {"alpha", 0, MOEC_REAL(quantize_params, alpha), .lo = -1, .hi = 100, .fallback = "-1", .value = "A",
-     .help = "pmq: exponent of the frequency; -1: the method's; likewise"},
-    {"beta", 0, MOEC_REAL(quantize_params, beta), .lo = -1, .hi = 100, .fallback = "-1", .value = "B", .help = "pmq: of the router's weight"},
-    {"gamma", 0, MOEC_REAL(quantize_params, gamma), .lo = -1, .hi = 100, .fallback = "-1", .value = "C", .help = "pmq: of the error"},
+     .help = "pmq: exponent of the frequency; -1: that of the method"},
+    {"beta", 0, MOEC_REAL(quantize_params, beta), .lo = -1, .hi = 100, .fallback = "-1", .value = "B",
+     .help = "pmq: exponent of the router's weight; -1: that of the method"},
+    {"gamma", 0, MOEC_REAL(quantize_params, gamma), .lo = -1, .hi = 100, .fallback = "-1", .value = "C",
+     .help = "pmq: exponent of the error; -1: that of the method"},
     {"gains", 0, MOEC_FLAG(quantize_params, gains), .fallback = "on",
-     .help = "where errors are measured now: also what an error in each layer costs at the logits"},
+     .help = "measure what an error in each layer costs at the logits, where errors are measured in this run"},
     TOOL_HEADING("rounding"),
     {"rounding", 0, MOEC_CHOICE(quantize_params, rounding), .choices = roundings, .fallback = "method", .value = "method|nearest|clip|gptq",
      .help = "nearest: to the nearest, scales from the largest value; clip: scales searched; gptq: each column after the error of those "
@@ -71,7 +73,7 @@ static const moec_opt rows[] = {
      .help = "a token counts g^N in an expert's Hessian, g its weight: 0 as GPTQ, 1 as MoEQuant, 2 the squared error of the block"},
     {"damp", 0, MOEC_REAL(quantize_params, damp), .lo = 0, .hi = 10, .fallback = "0.01", .value = "X",
      .help = "share of a Hessian's mean diagonal that is added to the diagonal"},
-    {"act-order", 0, MOEC_FLAG(quantize_params, act_order), .fallback = "on", .help = "columns of large inputs are rounded first"},
+    {"act-order", 0, MOEC_FLAG(quantize_params, act_order), .fallback = "on", .help = "round columns of large inputs first"},
     {"sweeps", 0, MOEC_INT(quantize_params, sweeps), .lo = 0, .hi = 100, .fallback = "2", .value = "N",
      .help = "rounds of coordinate descent and scale fitting behind gptq"},
     {"original-target", 0, MOEC_FLAG(quantize_params, original), .fallback = "on",
@@ -495,7 +497,7 @@ const moec_verb moec_verb_quantize = {
     .args = "MODEL --text FILE... --bits B -o OUT",
     .brief = "write experts in few bits, mixed by an integer program",
     .about = "Measures once what each width costs each routed expert, solves for the widths that cost least under a budget of bits or bytes "
-             "(an integer program, by GLPK, with the proven gap), and rounds the weights by GPTQ on the tokens that the router gives to each "
+             "(an integer program; the gap to its bound is told), and rounds the weights by GPTQ on the tokens that the router gives to each "
              "expert, layer by layer behind the layers that are quantized already. Errors stay in the statistics file: other budgets are "
              "solved from it in seconds (--sweep prints the curve). Routers, norms, embeddings and the head are never quantized; attention, "
              "shared experts and dense layers where asked. "

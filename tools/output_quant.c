@@ -23,6 +23,29 @@ static tally count_layer(const moec_plan *p, const moec_model *m, int64_t l)
     return t;
 }
 
+/* Matrices of attention, shared experts and dense layers by their width; nothing where all are as they are. */
+static tally count_others(const moec_plan *p)
+{
+    tally t = {.mean = 0.0};
+    for (int64_t i = 0; p->quant.mat && i < p->quant.n_mat_layers * MOEC_MAT_COUNT; i++)
+        if (p->quant.mat[i] > 0 && p->quant.mat[i] < WIDTHS - 1)
+            t.count[p->quant.mat[i]]++;
+    return t;
+}
+
+static void print_others(const moec_plan *p)
+{
+    const tally t = count_others(p);
+    const char *between = "others     ";
+    for (int b = 0; b < WIDTHS; b++)
+        if (t.count[b] > 0) {
+            printf("%s%" PRId64 " matrices of %d bits", between, t.count[b], b);
+            between = ", ";
+        }
+    if (between[0] == ',')
+        printf(" (attention, shared experts, dense layers)\n");
+}
+
 void tool_quant_print(const moec_plan *p, const moec_model *m, const moec_quantize_report *report)
 {
     double bits, disk;
@@ -47,12 +70,13 @@ void tool_quant_print(const moec_plan *p, const moec_model *m, const moec_quanti
     printf("matrices of routed experts by their width%s\n\n",
            p->quant.error ? "; squared error of their outputs on --text, relative to the outputs, every expert counting alike" : "");
     moec_quantize_means(&bits, &disk, p, m);
-    printf("method     %s\nformat     %s, groups of %" PRId64 "\nbits       %.3f a weight of the routed experts, %.3f on disk with scales\n",
-           p->method, p->quant.format, p->quant.group, bits, disk);
+    const moec_qformat *f = moec_qformat_find(p->quant.format);
+    printf("method     %s\nformat     %s, groups of %" PRId64 "\nbits       %.3f a weight of the routed experts, %.3f on disk%s\n",
+           p->method, p->quant.format, p->quant.group, bits, disk, f && f->dense ? ", dequantized" : " with scales");
+    print_others(p);
     if (report && report->by_gptq + report->by_nearest > 0)
         printf("rounding   %" PRId64 " matrices by gptq, %" PRId64 " where rounding to nearest was better\n", report->by_gptq,
                report->by_nearest);
-    const moec_qformat *f = moec_qformat_find(p->quant.format);
     if (f)
         printf("loads in   %s\n", f->loads);
 }
