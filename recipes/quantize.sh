@@ -12,7 +12,7 @@ set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 program=$root/build/moecompress work=$root/build/quantize model=$root/recipes/demo-model calib='' eval='' length=128
 tokens=65536 windows=30 bits='2 2.25 2.5 3 4' group=64 attention=16 format=gptq
-methods='rtn gptq pmq pmq:1,2,3 pmq-global direct'
+methods='rtn gptq pmq pmq:1,2,3 pmq-global direct direct:1,2,3,4,8'
 while [ $# -gt 0 ]; do
     case $1 in
     --program) program=$2 ;;

@@ -331,10 +331,12 @@ static void print_sweep(const moec_json *list)
             printf(" %14s %10s\n", "-", "-");
             continue;
         }
-        const double gap = cost > 0.0 ? (cost - bound) / cost : 0.0;
-        printf(" %14.6g %10.2e%s\n", cost, gap,
-               gap <= 0.0 || (moec_json_bool(moec_json_get(row, "proven"), &proven) && proven) ? "" : " (not proven)");
+        if (moec_json_bool(moec_json_get(row, "proven"), &proven) && proven)
+            printf(" %14.6g %10s\n", cost, "optimal");
+        else
+            printf(" %14.6g %10.2e\n", cost, cost > 0.0 ? (cost - bound) / cost : 0.0);
     }
+    printf("cost is the method's, and compares with its own rows alone; gap: how much less it could be at most\n");
 }
 
 static moec_status sweep(const quantize_params *p, const moec_quantize_request *asked, moec_err *err)
@@ -372,9 +374,11 @@ static void say_solution(const moec_widths *w)
 {
     if (!isfinite(w->cost))
         return;
-    const double gap = w->cost > 0.0 ? (w->cost - w->bound) / w->cost : 0.0;
-    moec_say("widths: cost %.6g, no choice is below %.6g (gap %.1e%s)", w->cost, w->bound, gap,
-             gap <= 1e-9 ? ", optimal" : w->proven ? ", proven optimal" : ", the time for a proof was over");
+    if (w->proven)
+        moec_say("widths: cost %.6g, proven optimal", w->cost);
+    else
+        moec_say("widths: cost %.6g, no choice is below %.6g (gap %.1e); the time for a proof was over", w->cost, w->bound,
+                 w->cost > 0.0 ? (w->cost - w->bound) / w->cost : 0.0);
 }
 
 static size_t name_length(const char *folder)
@@ -436,6 +440,12 @@ static moec_status quantize(const quantize_params *p, const moec_method *me, con
                                                       ? moec_stats_quant_group(s.stats) : moec_quantize_group(s.model);
     MOEC_TRY(complete_stats(&s, p, me, text && !p->sweep ? &corpus : NULL, stats, group, err));
     r.usual_group = group;
+    for (int d = 0; needs(me, true) && d < s.stats->n_domains; d++)
+        if (!s.stats->domain[d].data[MOEC_STAT_QUANT_KL] && moec_widths_gains(me)) {
+            moec_say("%s has no gains: errors of all layers count alike; calibrate --errors --gains measures what they cost at the logits",
+                     stats);
+            break;
+        }
     if (needs(me, true) && moec_stats_quant_group(s.stats) != group)
         moec_warn("the errors of %s are of groups of %" PRId64 " columns; widths are chosen by these, weights are rounded in groups of %" PRId64,
                   stats, moec_stats_quant_group(s.stats), group);

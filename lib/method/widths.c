@@ -12,6 +12,12 @@ const char *moec_widths_grain_name(moec_widths_grain g)
     return names[g];
 }
 
+bool moec_widths_gains(const moec_method *me)
+{
+    const moec__widths_row *row = me->row;
+    return row->gains;
+}
+
 moec_widths_grain moec_widths_finest(const moec_method *me)
 {
     const moec__widths_row *row = me->row;

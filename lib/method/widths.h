@@ -60,7 +60,7 @@ typedef struct moec_widths {
     uint8_t *bits;      /* [MoE layers, E, 3] of gate, up, down */
     double mean;        /* average over routed weights */
     uint64_t bytes;     /* of them all on disk */
-    double cost, bound; /* summed over the programs; NAN where there is none */
+    double cost, bound; /* summed over the programs, bound = cost where it is proven; NAN where there is none */
     bool proven;
 } moec_widths;
 
@@ -69,6 +69,8 @@ MOEC_API const char *moec_widths_grain_name(moec_widths_grain g);
 /** How weights are rounded unless the user says otherwise: part of a method of kind MOEC_QUANTIZE. */
 MOEC_API moec_rounding moec_widths_rounding(const moec_method *me);
 
+/** Does a method scale errors by what they cost at the logits (QUANT_KL)? */
+MOEC_API bool moec_widths_gains(const moec_method *me);
 /** The finest grain that a method speaks of: MOEC_WIDTHS_EXPERT or MOEC_WIDTHS_PROJECTION; of a uniform one MOEC_WIDTHS_MODEL. */
 MOEC_API moec_widths_grain moec_widths_finest(const moec_method *me);
 

@@ -30,6 +30,7 @@ typedef struct moec__widths_row {
     double alpha, beta, gamma;
     /* or how much each item matters; neither: uniform. */
     moec_status (*importance)(double *out, const moec__items *x, moec_err *err);
+    bool gains;             /* costs are scaled by what errors of the layer cost at the logits, where that was measured */
 } moec__widths_row;
 
 /* Item of a matrix (0 gate, 1 up, 2 down). */

@@ -238,7 +238,7 @@ static moec_status solve_items(program *u, int64_t lo, int64_t hi, int64_t budge
     for (int64_t i = lo; i < hi; i++)
         x->pick[i] = u->width[a.pick[i - lo]];
     x->cost += a.cost;
-    x->bound += a.bound;
+    x->bound += a.proven ? a.cost : a.bound; /* that of the LP is lower, where it is not whole */
     x->proven = x->proven && a.proven;
     moec_lp_answer_release(&a);
     return MOEC_OK;
@@ -289,11 +289,14 @@ done:
 static const moec_stat need_pmq[] = {MOEC_STAT_SELECTED, MOEC_STAT_PROB_SELECTED, MOEC_STAT_QUANT_FRO},
                        need_sq[] = {MOEC_STAT_QUANT_SQ}, need_gemq[] = {MOEC_STAT_NORMS_RES, MOEC_STAT_QUANT_SQ};
 static const moec__widths_row
-    row_direct = {.rounding = MOEC_ROUND_GPTQ, .costs = direct_costs},
+    row_direct = {.rounding = MOEC_ROUND_GPTQ, .costs = direct_costs, .gains = true},
     row_gemq = {.rounding = MOEC_ROUND_GPTQ, .costs = gemq_costs},
-    row_pmq = {MOEC_ROUND_GPTQ, pmq_costs, true, true, true, 1.0, 1.5, 1.0, NULL},
-    row_pmq_paper = {MOEC_ROUND_GPTQ, pmq_costs, true, true, true, 1.0, 1.0, 2.0, NULL},
-    row_pmq_global = {MOEC_ROUND_GPTQ, pmq_costs, true, false, true, 1.0, 1.5, 1.0, NULL};
+    row_pmq = {.rounding = MOEC_ROUND_GPTQ, .costs = pmq_costs, .whole = true, .by_layer = true, .rows = true, .alpha = 1.0, .beta = 1.5,
+               .gamma = 1.0},
+    row_pmq_paper = {.rounding = MOEC_ROUND_GPTQ, .costs = pmq_costs, .whole = true, .by_layer = true, .rows = true, .alpha = 1.0,
+                     .beta = 1.0, .gamma = 2.0},
+    row_pmq_global = {.rounding = MOEC_ROUND_GPTQ, .costs = pmq_costs, .whole = true, .rows = true, .alpha = 1.0, .beta = 1.5,
+                      .gamma = 1.0};
 
 #define MOEC_PROGRAM(id, needed) .kind = MOEC_QUANTIZE, .needs = needed, .n_needs = (int)MOEC_COUNT(needed), .row = &row_##id
 extern const moec_method moec_method_quant_direct, moec_method_quant_pmq, moec_method_quant_pmq_paper, moec_method_quant_pmq_global,

@@ -48,5 +48,7 @@ const moec_expert_names *moec__layout(const moec_binder *b);
 
 /** Does a tensor's name end so? */
 bool moec__ends_in(const char *name, const char *tail);
+/* Is it the order of columns, or the shape, beside packed codes? */
+bool moec__order_of_codes(const char *name);
 
 #endif

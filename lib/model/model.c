@@ -198,7 +198,7 @@ static moec_status no_loose_parts(const moec_model *m, moec_err *err)
     MOEC_TRY(moec_model_used(&used, m, err));
     for (size_t i = 0; i < moec_ckpt_count(m->ckpt); i++) {
         const char *name = moec_ckpt_at(m->ckpt, i)->name;
-        if (used[i] || place[i].mtp || (m->packed && (moec__ends_in(name, "g_idx") || moec__ends_in(name, ".weight_shape"))) ||
+        if (used[i] || place[i].mtp ||
             strncmp(name, layers, strlen(layers)) != 0 ||
             (m->family->unread && strstr(name, m->family->unread)))
             continue;

@@ -241,6 +241,11 @@ static void mark_used(void *ctx, const moec_model *m, const moec_tensor *t)
         u->out[t - u->first] = true;
 }
 
+bool moec__order_of_codes(const char *name)
+{
+    return moec__ends_in(name, ".g_idx") || moec__ends_in(name, ".weight_g_idx") || moec__ends_in(name, ".weight_shape");
+}
+
 moec_status moec_model_used(bool **out, const moec_model *m, moec_err *err)
 {
     used u = {.first = moec_ckpt_at(m->ckpt, 0)};
@@ -254,6 +259,8 @@ moec_status moec_model_used(bool **out, const moec_model *m, moec_err *err)
         mark_used(&u, m, single[i]);
     for (int64_t i = 0; i < m->dims.layers; i++)
         moec_layer_each(m, i, mark_used, &u);
+    for (size_t i = 0; m->packed && i < moec_ckpt_count(m->ckpt); i++) /* looked at when codes are bound */
+        u.out[i] = u.out[i] || moec__order_of_codes(moec_ckpt_at(m->ckpt, i)->name);
     return MOEC_OK;
 }
 

@@ -216,7 +216,7 @@ static bool reads_codes(char why[WHY], const form *f, const struct client_row *c
     if (!f->codes)
         return true;
     if (c->bit == LLAMA_CPP) {
-        snprintf(why, WHY, "its converter does not read experts in codes; --format fake loads here");
+        snprintf(why, WHY, "its converter reads no packed experts; --format fake loads here");
         return false;
     }
     if (c->bit == TRANSFORMERS) {

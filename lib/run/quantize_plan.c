@@ -33,6 +33,13 @@ static moec_status check_request(const moec_quantize_request *r, moec_err *err)
     for (int i = 0; i < r->n_widths; i++)
         if (r->width[i] != WHOLE && (r->width[i] < 1 || r->width[i] > MOEC_QUANT_BITS || !(f->widths >> r->width[i] & 1)))
             return moec_fail(err, MOEC_EINVAL, "format %s has no %d-bit codes", f->name, r->width[i]);
+    const struct {
+        const char *name;
+        int bits;
+    } other[] = {{"attention", r->attention}, {"shared", r->shared}, {"dense", r->dense}};
+    for (size_t i = 0; i < MOEC_COUNT(other); i++)
+        if (other[i].bits != WHOLE && (other[i].bits < 1 || other[i].bits > MOEC_QUANT_BITS || !(f->widths >> other[i].bits & 1)))
+            return moec_fail(err, MOEC_EINVAL, "--%s-bits %d: format %s has no such codes", other[i].name, other[i].bits, f->name);
     return MOEC_OK;
 }
 
@@ -177,7 +184,7 @@ static moec_status check_target(uint64_t *least, moec_plan *p, uint8_t *all, int
         st = moec_fail(err, MOEC_ENOFIT, "--target-size %s: with every routed expert at %d bits the output has %s", a, narrowest,
                        moec_size_text(b, sizeof b, *least));
     else if (r->target > moec_ckpt_bytes(m->ckpt))
-        st = moec_fail(err, MOEC_ENOFIT, "--target-size %s is more than the model has now, %s", a,
+        st = moec_fail(err, MOEC_ENOFIT, "--target-size %s is more than the model's weights have now, %s", a,
                        moec_size_text(b, sizeof b, moec_ckpt_bytes(m->ckpt)));
 done:
     return st;

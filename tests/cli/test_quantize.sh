@@ -143,14 +143,14 @@ for method in frequency pmq; do
     rm -r sized
 done
 expect 4 'with every routed expert at 2 bits the output has 3.9' quantize "$demo" --stats e.h5 $text --target-size 1MiB -o out
-expect 4 'more than the model has now, 9.03 MiB' quantize "$demo" --stats e.h5 $text --target-size 1GiB -o out
-expect 4 'the least that is possible is 2.0000' quantize "$demo" --stats e.h5 $text --bits 1.5 -o out
-expect 4 'the least that is possible is 4.0000' quantize "$demo" --stats e.h5 $text --bits 3 --format gptq-server -o out
-expect 2 'the widths to choose from are 2, 3' quantize "$demo" --stats e.h5 $text --bits 3.5 --widths 2,3 -o out
+expect 4 'weights have now, 9.03 MiB' quantize "$demo" --stats e.h5 $text --target-size 1GiB -o out
+expect 4 'the least that is possible is 2' quantize "$demo" --stats e.h5 $text --bits 1.5 -o out
+expect 4 'the least that is possible is 4' quantize "$demo" --stats e.h5 $text --bits 3 --format gptq-server -o out
+expect 2 'the widest to choose from is 3' quantize "$demo" --stats e.h5 $text --bits 3.5 --widths 2,3 -o out
 
 # --- the curve -------------------------------------------------------------------------------------------------------------
 prints '^ *2 +2\.000 .* 3\.9[0-9] MiB ' quantize "$demo" --stats e.h5 --sweep 2,2.5,3,5MiB
-ok "a row for each" [ "$(wc -l <stdout)" -eq 5 ]
+ok "a row for each" [ "$(wc -l <stdout)" -eq 6 ]
 prints '"asked": "2.5"' quantize "$demo" --stats e.h5 --sweep 2,2.5,3,5MiB --json
 ok "more bits cost less" awk -F'[:,]' '/"cost"/ { if (n++ && $2 >= last) bad = 1; last = $2 } END { exit bad || n != 4 }' stdout
 prints ' - +-$' quantize "$demo" --stats e.h5 --method rtn --sweep 2,3
@@ -309,9 +309,12 @@ expect 2 'clients load one width for the experts of a layer' quantize "$demo" $t
 expect 2 'pmq knows errors of whole experts' quantize "$demo" --stats e.h5 $text --method pmq --per projection --bits 3 -o out
 expect 2 'no zero points' quantize "$demo" $text --zero-points --bits 3 -o out
 expect 3 'another --group-size, or --format fake' quantize "$demo" $text --group-size 1 --bits 3 -o out
-expect 3 'does not take .*q_proj.* at 5 bits' quantize "$demo" $text --attention-bits 5 --bits 3 -o out
 expect 2 'reads no weights: calibrate --errors' quantize "$demo" $text --bits 3 --dry-run
-expect 3 'record: is already there; --overwrite' quantize "$demo" --stats e.h5 $text --bits 3 --record record -o out
+echo precious >foreign
+expect 3 'foreign: is' quantize "$demo" --stats e.h5 $text --bits 3 --record foreign -o out
+expect 3 'foreign: is' quantize "$demo" --stats e.h5 $text --bits 3 --record foreign --overwrite -o out
+ok "and what was there stays" grep -q precious foreign
+expect 2 '--attention-bits 5: format gptq has no such codes' quantize "$demo" --stats e.h5 $text --bits 3 --attention-bits 5 -o out
 expect 3 'vllm will not load the output' quantize "$demo" --stats e.h5 $text --bits 3 --compat vllm -o out
 expect 1 'nothing.h5' quantize "$demo" --stats nothing.h5 $text --bits 3 -o out
 expect 2 'no domain nope' quantize "$demo" --stats e.h5 --domain-weight nope=2 --rounding nearest --bits 3 -o out
