@@ -31,15 +31,7 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-mkdir -p "$work"
-if [ -z "$calib" ]; then
-    awk 'int((NR - 1) / 100) % 2 == 0' "$model/samples.txt" >"$work/calibration.txt"
-    calib=$work/calibration.txt
-fi
-if [ -z "$eval" ]; then
-    awk 'int((NR - 1) / 100) % 2 == 1' "$model/samples.txt" >"$work/evaluation.txt"
-    eval=$work/evaluation.txt
-fi
+. "$root/recipes/halves.sh"
 text="--seq-len $length --tokens $tokens"
 
 number()  # number KEY FILE    the first number of that key

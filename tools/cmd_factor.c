@@ -51,18 +51,6 @@ static const moec_opt rows[] = {
     TOOL_END_ROW,
 };
 
-static moec_status list_methods(const factor_params *p, moec_err *err)
-{
-    const moec_method *m;
-    if (p->common.json)
-        return tool_print_json(moec_method_list(MOEC_FACTOR), err);
-    for (size_t i = 0; (m = moec_method_at(i)) != NULL; i++)
-        if (m->kind == MOEC_FACTOR)
-            printf("%s%s\n    %s\n    %s\n    %s%s%s%s\n\n", m->name, m->is_default ? " (the default)" : "", m->brief, m->formula,
-                   m->paper, m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
-    return MOEC_OK;
-}
-
 /* For --help. */
 static const char *method_entry(const char **text, size_t i)
 {
@@ -185,7 +173,7 @@ static int run(const moec_verb *verb, int argc, char **argv)
     if (!tool_begin(&rc, &p, &words, verb, argc, argv))
         return rc;
     if (p.methods)
-        return tool_end(list_methods(&p, &err), &err);
+        return tool_end(tool_list_methods(MOEC_FACTOR, p.common.json, &err), &err);
     MOEC_TRY(moec_method_take(&me, MOEC_FACTOR, MOEC_GRAIN_EXPERTS, p.method, &err));
     MOEC_TRY(check_params(&p, me, &words, &err));
     MOEC_TRY(factor(&p, me, words.at[0], &err));

@@ -168,8 +168,7 @@ static moec_status list_methods(const merge_params *p, moec_err *err)
             moec_json_push(list, o);
             continue;
         }
-        printf("%s%s\n    %s\n    %s\n    %s%s%s%s\n", m->name, m->is_default ? " (the default)" : "", m->brief, m->formula,
-               m->paper, m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
+        tool_print_method(m);
         print_set(m->row);
     }
     if (p->common.json) {

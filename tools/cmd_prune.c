@@ -86,8 +86,8 @@ static const moec_opt rows[] = {
 
 static void print_method(const moec_method *m)
 {
-    printf("%s%s\n    %s\n    %s\n    %s%s%s%s\n    needs", m->name, m->is_default ? " (the default)" : "", m->brief, m->formula,
-           m->paper, m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
+    tool_print_method(m);
+    printf("    needs");
     for (int k = 0; k < m->n_needs; k++)
         printf(" %s", moec_stat_kinds[m->needs[k]].name);
     printf("%s\n", m->n_needs == 0 ? " no statistics" : "");

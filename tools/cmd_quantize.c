@@ -103,18 +103,6 @@ static const moec_opt rows[] = {
 
 /* --- lists ------------------------------------------------------------------------------------------------------------ */
 
-static moec_status list_methods(const quantize_params *p, moec_err *err)
-{
-    const moec_method *m;
-    if (p->common.json)
-        return tool_print_json(moec_method_list(MOEC_QUANTIZE), err);
-    for (size_t i = 0; (m = moec_method_at(i)) != NULL; i++)
-        if (m->kind == MOEC_QUANTIZE)
-            printf("%s%s\n    %s\n    %s\n    %s%s%s%s\n\n", m->name, m->is_default ? " (the default)" : "", m->brief, m->formula,
-                   m->paper, m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
-    return MOEC_OK;
-}
-
 static moec_json *widths_json(uint32_t widths)
 {
     moec_json *list = moec_json_new_array();
@@ -492,7 +480,7 @@ static int run(const moec_verb *verb, int argc, char **argv)
     if (!tool_begin(&rc, &p, &words, verb, argc, argv))
         return rc;
     if (p.methods)
-        return tool_end(list_methods(&p, &err), &err);
+        return tool_end(tool_list_methods(MOEC_QUANTIZE, p.common.json, &err), &err);
     if (p.formats)
         return tool_end(list_formats(&p, &err), &err);
     MOEC_TRY(moec_method_take(&me, MOEC_QUANTIZE, MOEC_GRAIN_EXPERTS, p.method, &err));

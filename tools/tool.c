@@ -157,6 +157,25 @@ const char *tool_s(int64_t n)
     return n == 1 ? "" : "s";
 }
 
+void tool_print_method(const moec_method *m)
+{
+    printf("%s%s\n    %s\n    %s\n    %s%s%s%s\n", m->name, m->is_default ? " (the default)" : "", m->brief, m->formula, m->paper,
+           m->arxiv ? " (arXiv:" : "", m->arxiv ? m->arxiv : "", m->arxiv ? ")" : "");
+}
+
+moec_status tool_list_methods(moec_method_kind kind, bool json, moec_err *err)
+{
+    const moec_method *m;
+    if (json)
+        return tool_print_json(moec_method_list(kind), err);
+    for (size_t i = 0; (m = moec_method_at(i)) != NULL; i++)
+        if (m->kind == kind) {
+            tool_print_method(m);
+            printf("\n");
+        }
+    return MOEC_OK;
+}
+
 const char *tool_method_entry(const char **text, moec_method_kind kind, size_t i)
 {
     static char buf[1200];

@@ -77,6 +77,11 @@ void tool_routing_text(char text[TOOL_ROUTING], const moec_family *f);
  *  outputs were not collected. */
 moec_status tool_show_super(const char *path, int64_t top, bool json, moec_err *err) MOEC_USE_RESULT;
 
+/** Prints what --methods says of any method: name, brief, formula, source, a line each. */
+void tool_print_method(const moec_method *m);
+/** --methods of verbs that say no more: each method of a kind, or one JSON array. MOEC_ENOMEM, MOEC_EIO. */
+moec_status tool_list_methods(moec_method_kind kind, bool json, moec_err *err) MOEC_USE_RESULT;
+
 /** Name of the i-th method of a kind and what --help says of it, valid until the next call; NULL behind the last. */
 const char *tool_method_entry(const char **text, moec_method_kind kind, size_t i);
 

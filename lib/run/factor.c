@@ -571,14 +571,6 @@ done:
 
 /* --- all of it ------------------------------------------------------------------------------------------------------- */
 
-static int64_t tokens_of(const moec_corpus *c)
-{
-    int64_t n = 0;
-    for (int d = 0; c && d < c->n_domains; d++)
-        n += c->domain[d].start[c->domain[d].n_windows] - c->domain[d].start[0];
-    return n;
-}
-
 static moec_pass_opts pass_opts(const run *u)
 {
     const size_t tokens = (size_t)(u->n * (hidden_of(u) + 4 * u->slots)) * sizeof(float);
@@ -680,7 +672,7 @@ done:
 moec_status moec_factoring_estimate(moec_work_cost *out, moec_plan *p, const moec_model *m, const moec_factor_opts *o, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    run u = {.m = m, .p = p, .o = o, .n = tokens_of(o->corpus), .slots = m->dims.slots};
+    run u = {.m = m, .p = p, .o = o, .n = o->corpus ? moec_corpus_tokens(o->corpus) : 0, .slots = m->dims.slots};
     const moec_pass_opts po = pass_opts(&u);
     moec_pass_plan pass = {.bytes = moec_resident_memory() + po.fixed_bytes};
     uint64_t all, largest;
@@ -719,7 +711,7 @@ done:
 moec_status moec_factoring_run(moec_factoring **out, moec_plan *p, const moec_model *m, const moec_factor_opts *o, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    run u = {.m = m, .p = p, .o = o, .n = tokens_of(o->corpus), .slots = m->dims.slots};
+    run u = {.m = m, .p = p, .o = o, .n = o->corpus ? moec_corpus_tokens(o->corpus) : 0, .slots = m->dims.slots};
     *out = NULL;
     if (u.n > INT32_MAX)
         return moec_fail(err, MOEC_EINVAL, "factor: more than 2^31 tokens");

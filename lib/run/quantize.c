@@ -442,14 +442,6 @@ done:
 
 /* --- all of it ------------------------------------------------------------------------------------------------------- */
 
-static int64_t tokens_of(const moec_corpus *c)
-{
-    int64_t n = 0;
-    for (int d = 0; c && d < c->n_domains; d++)
-        n += c->domain[d].start[c->domain[d].n_windows] - c->domain[d].start[0];
-    return n;
-}
-
 static int64_t larger(int64_t a, int64_t b)
 {
     return a > b ? a : b;
@@ -665,7 +657,7 @@ done:
 moec_status moec_quantizing_estimate(moec_work_cost *out, moec_plan *p, const moec_model *m, const moec_quantize_opts *o, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    moec_qrun u = {.m = m, .p = p, .o = o, .n = tokens_of(o->corpus), .slots = m->dims.slots};
+    moec_qrun u = {.m = m, .p = p, .o = o, .n = o->corpus ? moec_corpus_tokens(o->corpus) : 0, .slots = m->dims.slots};
     moec_pass_plan pass = {.bytes = moec_resident_memory()};
     moec_pass_opts opts;
     uint64_t all, spare;
@@ -684,7 +676,7 @@ done:
 moec_status moec_quantizing_run(moec_quantizing **out, moec_plan *p, const moec_model *m, const moec_quantize_opts *o, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    moec_qrun u = {.m = m, .p = p, .o = o, .n = tokens_of(o->corpus), .slots = m->dims.slots};
+    moec_qrun u = {.m = m, .p = p, .o = o, .n = o->corpus ? moec_corpus_tokens(o->corpus) : 0, .slots = m->dims.slots};
     moec_quantizing *q = NULL;
     bool opened = false;
     *out = NULL;
