@@ -587,7 +587,7 @@ static moec_corpus corpus_of(int32_t *ids, int64_t *start, moec_domain *domain)
         ids[i] = (int32_t)(moec_mix64((uint64_t)i) % 64);
     for (int64_t i = 0; i <= 4; i++)
         start[i] = 16 * i;
-    *domain = (moec_domain){.name = "text", .path = "text", .ids = ids, .start = start, .n_windows = 4};
+    *domain = (moec_domain){.name = "text", .path = "text", .ids = ids, .n_ids = 64, .start = start, .n_windows = 4};
     return (moec_corpus){.domain = domain, .n_domains = 1};
 }
 
