@@ -19,6 +19,8 @@
 #include "num/weight.h"
 
 #include "ckpt/ckpt.h"
+#include "ckpt/gguf.h"
+#include "ckpt/gguf_write.h"
 #include "ckpt/place.h"
 #include "ckpt/safetensors.h"
 #include "ckpt/writer.h"
@@ -47,6 +49,9 @@
 #include "run/apply.h"
 #include "run/factor.h"
 #include "run/format.h"
+#include "run/gguf_model.h"
+#include "run/gguf_tokenizer.h"
+#include "run/imatrix.h"
 #include "run/measure.h"
 #include "run/preview.h"
 #include "run/quantize.h"

@@ -1,4 +1,4 @@
-/* stats: show and merge statistics files, list their super experts, keep patterns of tasks. */
+/* stats: show, merge and export statistics files, list their super experts, keep patterns of tasks. */
 #include "stats_store.h"
 
 #include <inttypes.h>
@@ -6,10 +6,13 @@
 
 typedef struct stats_params {
     tool_common common;
-    const char *output;
+    const char *output, *imatrix, *weights;
+    int imatrix_form;
     int64_t floor, top;
     tool_store_params store;
 } stats_params;
+
+static const char *const imatrix_forms[] = {"gguf", "dat", NULL}; /* moec_imatrix_form */
 
 static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(stats_params, output), .value = "FILE", .help = "merge: the file to write"},
@@ -22,6 +25,12 @@ static const moec_opt rows[] = {
      .help = "store add and query: only this text of the statistics; else all of them together"},
     {"by-domain", 0, MOEC_FLAG(stats_params, store.by_domain),
      .help = "store add: one task for each text of the statistics, of its name"},
+    {"imatrix", 0, MOEC_TEXT(stats_params, imatrix), .value = "FILE",
+     .help = "export: the importance matrix to write, for llama-quantize --imatrix FILE"},
+    {"imatrix-format", 0, MOEC_CHOICE(stats_params, imatrix_form), .choices = imatrix_forms, .fallback = "gguf",
+     .value = "FORM", .help = "export: gguf, or dat, the form before it, which other programs still read"},
+    {"domain-weights", 0, MOEC_TEXT(stats_params, weights), .value = "NAME=W,..",
+     .help = "export: how much each text counts; else as the file says"},
     TOOL_OVERWRITE_ROW(stats_params),
     TOOL_COMMON_ROWS(stats_params),
     TOOL_END_ROW,
@@ -213,6 +222,35 @@ done:
     return st;
 }
 
+/* --- export ------------------------------------------------------------------------------------------------------- */
+
+static moec_status export_imatrix(const stats_params *p, const char *path, moec_err *err)
+{
+    const double began = moec_now();
+    moec_stats *stats = NULL;
+    moec_status st = MOEC_OK;
+    MOEC_TRY(tool_may_write(p->imatrix, TOOL_FILE_IMATRIX, p->common.overwrite, err));
+    MOEC_TRY(moec_stats_load(&stats, path, err));
+    if (p->weights)
+        MOEC_TRY(moec_within(err, moec_stats_set_weights(stats, p->weights, err), "%s", path));
+    MOEC_TRY(moec_within(err, moec_imatrix_write(p->imatrix, stats, (moec_imatrix_form)p->imatrix_form, err), "%s", path));
+    const int64_t entries = 3 * stats->meta.moe_layers;
+    moec_say("%s: %" PRId64 " matrices of %" PRId64 " experts each", p->imatrix, entries, stats->meta.experts);
+    if (p->common.json) {
+        moec_json *o = moec_json_new_object();
+        moec_json_set(o, "output", moec_json_new_string(p->imatrix));
+        moec_json_set(o, "bytes", tool_bytes_json(tool_file_bytes(path), p->imatrix));
+        moec_json_set(o, "entries", moec_json_new_int(entries));
+        moec_json_set(o, "experts", moec_json_new_int(stats->meta.experts));
+        moec_json_set(o, "seconds", moec_json_new_real(moec_now() - began));
+        moec_json_set(o, "peak_memory_bytes", moec_json_new_int((int64_t)moec_peak_memory()));
+        st = tool_print_json(o, err);
+    }
+done:
+    moec_stats_free(stats);
+    return st;
+}
+
 static int run(const moec_verb *verb, int argc, char **argv)
 {
     stats_params params;
@@ -222,18 +260,24 @@ static int run(const moec_verb *verb, int argc, char **argv)
         return code;
     moec_err err = {MOEC_OK, ""};
     moec_status st;
-    const bool store = strcmp(words.at[0], "store") == 0;
-    if (!store && (params.store.task || params.store.domain || params.store.by_domain))
+    const bool store = strcmp(words.at[0], "store") == 0, exports = strcmp(words.at[0], "export") == 0;
+    if (!exports && (params.imatrix || params.imatrix_form || params.weights))
+        st = moec_fail(&err, MOEC_EINVAL, "stats %.40s: --imatrix, --imatrix-format and --domain-weights are for stats export",
+                       words.at[0]);
+    else if (!store && (params.store.task || params.store.domain || params.store.by_domain))
         st = moec_fail(&err, MOEC_EINVAL, "stats %.40s: --task, --domain and --by-domain are for stats store", words.at[0]);
     else if (store)
         st = params.output ? moec_fail(&err, MOEC_EINVAL, "stats store: takes no -o")
                            : tool_store(&params.store, &params.common, &words, &err);
     else if (strcmp(words.at[0], "merge") == 0)
         st = merge(&params, &words, &err);
-    else if (strcmp(words.at[0], "show") != 0 && strcmp(words.at[0], "super") != 0)
-        st = moec_fail(&err, MOEC_EINVAL, "stats: '%s' is none of show, merge, super and store", words.at[0]);
+    else if (!exports && strcmp(words.at[0], "show") != 0 && strcmp(words.at[0], "super") != 0)
+        st = moec_fail(&err, MOEC_EINVAL, "stats: '%s' is none of show, merge, export, super and store", words.at[0]);
     else if (words.n != 2 || params.output)
         st = moec_fail(&err, MOEC_EINVAL, "stats %s: takes one file and no -o", words.at[0]);
+    else if (exports)
+        st = params.imatrix ? export_imatrix(&params, words.at[1], &err)
+                            : moec_fail(&err, MOEC_EINVAL, "stats export: --imatrix FILE is missing");
     else if (strcmp(words.at[0], "super") == 0)
         st = tool_show_super(words.at[1], params.top, params.common.json, &err);
     else
@@ -243,12 +287,14 @@ static int run(const moec_verb *verb, int argc, char **argv)
 
 const moec_verb moec_verb_stats = {
     .name = "stats",
-    .args = "show FILE | stats merge FILE FILE... -o FILE | stats super FILE | stats store add|show|query STORE [FILE]",
-    .brief = "show or merge statistics files, list super experts, keep the patterns of tasks",
+    .args = "show FILE | stats merge FILE FILE... -o FILE | stats export FILE --imatrix FILE | stats super FILE | stats store add|show|query STORE [FILE]",
+    .brief = "show, merge or export statistics files, list super experts, keep the patterns of tasks",
     .about = "show: what a statistics file holds: the model it is about, its texts and tokens, and how well each layer's "
              "experts were reached.\n"
              "merge: adds statistics of the same model from several runs, texts or machines into one file. Texts of the "
              "same name add up, others stand side by side; the sums are the same as those of one run over all texts.\n"
+             "export: an importance matrix of the routed experts, with which llama-quantize rounds a GGUF; from statistics of "
+             "--tier 1. Its other tensors are rounded without one.\n"
              "super: the super experts, the few whose outputs are far larger than all others' and without which a model breaks "
              "down: layer, expert, largest output, its channel, and the threshold. prune --protect super keeps them.\n"
              "store: one small file that says for each task who matters in every layer (PreMoe). add puts a task in from "
@@ -257,6 +303,7 @@ const moec_verb moec_verb_stats = {
     .examples = "moecompress stats show model.stats.h5\n"
                 "moecompress stats show model.stats.h5 --floor 100 --json\n"
                 "moecompress stats merge code.h5 prose.h5 -o all.h5\n"
+                "moecompress stats export model.stats.h5 --imatrix model.imatrix.gguf\n"
                 "moecompress stats super model.stats.h5 --json\n"
                 "moecompress stats store add tasks.json code.h5 --task code\n"
                 "moecompress stats store query tasks.json prompt.h5",

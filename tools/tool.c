@@ -54,7 +54,7 @@ static moec_status is_ours(bool *yes, const char *path, tool_file kind, moec_err
     static const char hdf5[] = "\211HDF\r\n\032\n";
     static const char *const word[] = {
         [TOOL_FILE_PLAN] = "\"moecompress_plan\"", [TOOL_FILE_REFERENCE] = "moecompress reference",
-        [TOOL_FILE_PATTERNS] = "\"moecompress_patterns\"", [TOOL_FILE_RECORD] = "\"loss_nearest\""};
+        [TOOL_FILE_PATTERNS] = "\"moecompress_patterns\"", [TOOL_FILE_RECORD] = "\"loss_nearest\"", [TOOL_FILE_IMATRIX] = "imatrix"};
     char front[1024];
     FILE *f = fopen(path, "rb");
     if (!f)
@@ -69,7 +69,8 @@ static moec_status is_ours(bool *yes, const char *path, tool_file kind, moec_err
     for (size_t i = 0; i < n; i++)
         if (front[i] == '\0')
             front[i] = ' ';
-    *yes = n == 0 || strstr(front, word[kind]) != NULL;
+    *yes = n == 0 || strstr(front, word[kind]) != NULL ||
+           (kind == TOOL_FILE_IMATRIX && strstr(front, ".ffn_gate_exps.weight") != NULL); /* the form without a magic */
     return MOEC_OK;
 }
 
@@ -83,7 +84,7 @@ moec_status tool_may_write(const char *path, tool_file kind, bool overwrite, moe
 {
     static const char *const names[] = {[TOOL_FILE_HDF5] = "a statistics or trace file", [TOOL_FILE_PLAN] = "a plan",
                                         [TOOL_FILE_REFERENCE] = "a reference file", [TOOL_FILE_PATTERNS] = "a pattern store",
-                                        [TOOL_FILE_RECORD] = "a record of matrices"};
+                                        [TOOL_FILE_RECORD] = "a record of matrices", [TOOL_FILE_IMATRIX] = "an importance matrix"};
     moec_status st = MOEC_OK;
     struct stat info;
     char *folder = NULL;

@@ -22,7 +22,7 @@ static moec_json *wrap(json_t *v)
     return (moec_json *)(void *)v;
 }
 
-moec_status moec_json_parse(moec_json **out, const char *text, size_t len, const char *what, moec_err *err)
+static moec_status parse(moec_json **out, const char *text, size_t len, size_t flags, const char *what, moec_err *err)
 {
     json_error_t e;
     *out = NULL;
@@ -30,7 +30,7 @@ moec_status moec_json_parse(moec_json **out, const char *text, size_t len, const
     const char *nul = len > 0 ? memchr(text, '\0', len) : NULL;
     if (nul)
         return moec_fail(err, MOEC_EFORMAT, "%s: JSON holds a NUL byte at offset %zu", what, (size_t)(nul - text));
-    *out = wrap(json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e));
+    *out = wrap(json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | flags, &e));
     if (!*out && json_error_code(&e) == json_error_out_of_memory)
         return moec_fail(err, MOEC_ENOMEM, "%s: out of memory while reading JSON", what);
     if (!*out)
@@ -38,17 +38,32 @@ moec_status moec_json_parse(moec_json **out, const char *text, size_t len, const
     return MOEC_OK;
 }
 
-moec_status moec_json_read(moec_json **out, const char *path, size_t max_bytes, moec_err *err)
+moec_status moec_json_parse(moec_json **out, const char *text, size_t len, const char *what, moec_err *err)
+{
+    return parse(out, text, len, 0, what, err);
+}
+
+static moec_status read_file(moec_json **out, const char *path, size_t max_bytes, size_t flags, moec_err *err)
 {
     char *text;
     size_t len;
     *out = NULL;
     moec_status st = moec_file_read(&text, &len, path, max_bytes, err);
     if (st == MOEC_OK) {
-        st = moec_json_parse(out, text, len, path, err);
+        st = parse(out, text, len, flags, path, err);
         moec_free(text);
     }
     return st;
+}
+
+moec_status moec_json_read(moec_json **out, const char *path, size_t max_bytes, moec_err *err)
+{
+    return read_file(out, path, max_bytes, 0, err);
+}
+
+moec_status moec_json_read_reals(moec_json **out, const char *path, size_t max_bytes, moec_err *err)
+{
+    return read_file(out, path, max_bytes, JSON_DECODE_INT_AS_REAL, err);
 }
 
 void moec_json_free(moec_json *v)

@@ -28,6 +28,10 @@ MOEC_API moec_status moec_json_parse(moec_json **out, const char *text, size_t l
     MOEC_USE_RESULT;
 /** Reads and parses a file of at most max_bytes. MOEC_EIO, MOEC_EFORMAT (too large included). */
 MOEC_API moec_status moec_json_read(moec_json **out, const char *path, size_t max_bytes, moec_err *err) MOEC_USE_RESULT;
+/** The same with every number a real, so that an integer beyond 64 bits is none that stops it: tokenizer_config.json has 10^30
+ *  where a model has no longest text. */
+MOEC_API moec_status moec_json_read_reals(moec_json **out, const char *path, size_t max_bytes, moec_err *err)
+    MOEC_USE_RESULT;
 MOEC_API void moec_json_free(moec_json *v);
 
 /* Getters: NULL in, NONE / NULL / false out; never fail otherwise. */

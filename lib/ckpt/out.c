@@ -96,6 +96,20 @@ done:
     return st;
 }
 
+moec_status moec_out_raw(moec_out *o, const char *name, const void *header, size_t len, uint64_t data, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    if (data > INT64_MAX)
+        return moec_fail(err, MOEC_EINVAL, "%s: its size overflows", name);
+    MOEC_TRY(moec_out_shard(o, name, NULL, err));
+    MOEC_TRY(moec_out_tensor(o, "data", MOEC_U8, 1, (const int64_t[]){(int64_t)data}, err));
+    moec_shard_plan *s = last_shard(o);
+    MOEC_TRY(moec_copy(&s->header, header, len, err));
+    s->header_len = len;
+done:
+    return st;
+}
+
 /* A new segment of the last tensor, behind the others; g has all but its place. */
 static moec_status add_segment(moec_out *o, moec_segment g, moec_err *err)
 {
@@ -192,6 +206,8 @@ moec_status moec_out_close(moec_out *o, moec_err *err)
     MOEC_TRY(check_full(o, err));
     for (size_t i = 0; i < o->n_shards; i++) {
         moec_shard_plan *s = &o->shard[i];
+        if (s->header) /* moec_out_raw's */
+            continue;
         MOEC_TRY(moec_within(err, moec_st_header(&s->header, &s->header_len, s->entry, s->n, s->metadata, err), "%s",
                              s->name));
     }

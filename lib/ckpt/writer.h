@@ -35,6 +35,10 @@ typedef moec_status moec_make_fn(void *out, void *ctx, uint64_t from, size_t n, 
  *  moec_out_free. What decides about these bytes must be in the writer's identity. */
 MOEC_API moec_status moec_out_made(moec_out *o, moec_make_fn *make, void *ctx, uint64_t from, uint64_t length,
                                    moec_err *err) MOEC_USE_RESULT;
+/** A new file of another container in place of a shard: `header` (copied) and behind it `data` bytes, which follow by
+ *  moec_out_bytes, _fill and _made as those of one tensor. */
+MOEC_API moec_status moec_out_raw(moec_out *o, const char *name, const void *header, size_t len, uint64_t data,
+                                  moec_err *err) MOEC_USE_RESULT;
 /** A side file with these bytes (copied). */
 MOEC_API moec_status moec_out_text(moec_out *o, const char *name, const char *bytes, size_t len, moec_err *err)
     MOEC_USE_RESULT;

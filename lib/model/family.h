@@ -121,6 +121,19 @@ typedef enum moec_dense_rule {
     MOEC_DENSE_RANGE, MOEC_DENSE_FREQUENCY
 } moec_dense_rule;
 
+/* What llama.cpp's graph of an architecture does on its own, and so what a GGUF of it must agree with (run/gguf_model.h). */
+typedef enum moec_gguf_renorm { MOEC_GGUF_RENORM_NEVER, MOEC_GGUF_RENORM_ALWAYS, MOEC_GGUF_RENORM_KEY } moec_gguf_renorm;
+typedef struct moec_gguf_rules {
+    const char *arch;        /* general.architecture; NULL: no GGUF of this family is written */
+    const char *mlp_norm;    /* name of MOEC_VEC_NORM_MLP; NULL: "ffn_norm" */
+    moec_gguf_renorm renorm; /* are the selected weights divided by their sum? KEY: expert_weights_norm says it */
+    bool permute;            /* rows of q and k in the order of rotated pairs (i, i+d/2) -> (2i, 2i+1) */
+    bool dense_first;        /* leading_dense_block_count layers without a router; else every layer has one */
+    bool routing_keys;       /* expert_gating_func, expert_weights_scale, expert_shared_count and groups are read */
+    bool expert_width;       /* expert_feed_forward_length is the experts' width; else feed_forward_length is */
+    bool window;             /* every second layer slides, attention.sliding_window wide */
+} moec_gguf_rules;
+
 enum { MOEC_KEY_ALIASES = 4, MOEC_LAYOUTS = 4, MOEC_TAIL = 4 };
 
 typedef struct moec_family {
@@ -202,6 +215,7 @@ typedef struct moec_family {
     bool loads_transformers, loads_vllm, loads_sglang, loads_llama_cpp;
     /* Experts in codes of few bits are loaded by transformers with auto-round, with compressed-tensors: tried (tests/interop). */
     bool loads_gptq, loads_compressed;
+    moec_gguf_rules gguf;
     bool remote_code;          /* transformers needs the model's own Python files */
 } moec_family;
 

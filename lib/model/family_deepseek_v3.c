@@ -19,4 +19,6 @@ const moec_family moec_family_deepseek_v3 = {
     .loads_vllm = true,
     .loads_sglang = true,
     .loads_llama_cpp = true,
+    .gguf = {.arch = "deepseek2", .renorm = MOEC_GGUF_RENORM_KEY, .dense_first = true, .routing_keys = true,
+             .expert_width = true},
 };

@@ -32,4 +32,6 @@ const moec_family moec_family_glm4_moe = {
     .loads_vllm = true,
     .loads_sglang = true,
     .loads_llama_cpp = true,
+    .gguf = {.arch = "glm4moe", .mlp_norm = "post_attention_norm", .renorm = MOEC_GGUF_RENORM_KEY, .dense_first = true,
+             .routing_keys = true, .expert_width = true},
 };

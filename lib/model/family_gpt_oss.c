@@ -37,4 +37,5 @@ const moec_family moec_family_gpt_oss = {
     .loads_vllm = true,
     .loads_sglang = true,
     .loads_llama_cpp = true,
+    .gguf = {.arch = "gpt-oss", .mlp_norm = "post_attention_norm", .expert_width = true, .window = true},
 };

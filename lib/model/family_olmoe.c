@@ -25,4 +25,5 @@ const moec_family moec_family_olmoe = {
     .loads_vllm = true,
     .loads_sglang = true,
     .loads_llama_cpp = true,
+    .gguf = {.arch = "olmoe"},
 };

@@ -33,4 +33,5 @@ const moec_family moec_family_qwen2_moe = {
     .loads_vllm = true,
     .loads_sglang = true,
     .loads_llama_cpp = true,
+    .gguf = {.arch = "qwen2moe", .expert_width = true},
 };

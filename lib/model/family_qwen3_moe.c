@@ -31,4 +31,5 @@ const moec_family moec_family_qwen3_moe = {
     .loads_vllm = true,
     .loads_sglang = true,
     .loads_llama_cpp = true,
+    .gguf = {.arch = "qwen3moe", .renorm = MOEC_GGUF_RENORM_ALWAYS, .expert_width = true},
 };

@@ -195,7 +195,7 @@ expect 3 'other.h5' stats merge good.h5 other.h5 -o both.h5
 ok "nothing written" [ ! -e both.h5 ]
 expect 0 '' stats merge good.h5 good.h5 -o twice.h5
 expect 3 'twice.h5' stats merge good.h5 good.h5 -o twice.h5
-expect 2 'none of show, merge, super and store' stats shwo good.h5
+expect 2 'none of show, merge, export, super and store' stats shwo good.h5
 expect 3 'ids.ids' stats show ids.ids
 head -c 2000 good.h5 >cut.h5
 expect 3 'cut.h5' stats show cut.h5

@@ -9,11 +9,15 @@
 #include "method/method.h"
 #include "method/patterns.h"
 #include "method/served.h"
+#include "run/gguf_model.h"
+#include "run/gguf_tokenizer.h"
+#include "run/imatrix.h"
 #include "tiny.h"
 
 #include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -107,9 +111,61 @@ done:
     return st;
 }
 
+static moec_status write_gguf(setting *s, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_model *m = NULL;
+    moec_gguf_model *x = NULL;
+    moec_gguf_out *g = NULL;
+    moec_gguf *back = NULL;
+    char path[4096];
+    snprintf(path, sizeof path, "%s/model.gguf", s->dir);
+    MOEC_TRY(moec_model_open(&m, DEMO, err));
+    MOEC_TRY(moec_gguf_model_new(&x, m, MOEC_GGML_BF16, err));
+    MOEC_TRY(moec_gguf_out_new(&g, err));
+    moec_gguf_model_describe(g, x, "demo");
+    MOEC_TRY(moec_gguf_tokenizer(g, m, err));
+    MOEC_TRY(moec_gguf_out_close(g, 0, err));
+    MOEC_TRY(moec_gguf_write(path, g, moec_gguf_model_rows, x, err));
+    MOEC_TRY(moec_gguf_open(&back, path, err));
+done:
+    moec_gguf_close(back);
+    moec_gguf_out_free(g);
+    moec_gguf_model_free(x);
+    moec_model_close(m);
+    return st;
+}
+
+static moec_status export_imatrix(setting *s, moec_err *err)
+{
+    moec_stats *stats = NULL;
+    moec_status st = MOEC_OK;
+    char path[4096];
+    snprintf(path, sizeof path, "%s/imatrix", s->dir);
+    MOEC_TRY(moec_stats_load(&stats, s->stats, err));
+    MOEC_TRY(moec_imatrix_write(path, stats, MOEC_IMATRIX_GGUF, err));
+    MOEC_TRY(moec_imatrix_write(path, stats, MOEC_IMATRIX_DAT, err));
+done:
+    moec_stats_free(stats);
+    return st;
+}
+
 static void opening_a_model(void **state)
 {
     fails_cleanly(*state, open_model, 60);
+}
+
+static void writing_a_gguf(void **state)
+{
+    fails_cleanly(*state, write_gguf, 60);
+}
+
+static void exporting_an_imatrix(void **state)
+{
+    setting *s = *state;
+    const moec_calibrate_opts o = {.options = "{}", .tier = 1};
+    assert_int_equal(moec_calibrate(NULL, s->model, &s->corpus, s->stats, &o, NULL), MOEC_OK);
+    fails_cleanly(*state, export_imatrix, 60);
 }
 
 static void reading_text(void **state)
@@ -259,6 +315,7 @@ int main(void)
         cmocka_unit_test(opening_a_model), cmocka_unit_test(reading_text),   cmocka_unit_test(evaluating),
         cmocka_unit_test(calibrating),     cmocka_unit_test(parsing_a_plan),
         cmocka_unit_test(using_patterns),  cmocka_unit_test(planning),
+        cmocka_unit_test(writing_a_gguf),  cmocka_unit_test(exporting_an_imatrix),
     };
     moec_log_set(MOEC_QUIET);
     return cmocka_run_group_tests(tests, set_up, tear_down);
