@@ -35,6 +35,7 @@
 #include "calib/eval.h"
 #include "calib/observe.h"
 #include "calib/pass.h"
+#include "calib/sensitivity.h"
 #include "calib/stats.h"
 
 #include "method/betas.h"
@@ -49,8 +50,10 @@
 #include "run/apply.h"
 #include "run/factor.h"
 #include "run/format.h"
+#include "run/gguf_measure.h"
 #include "run/gguf_model.h"
 #include "run/gguf_tokenizer.h"
+#include "run/gguf_types.h"
 #include "run/imatrix.h"
 #include "run/measure.h"
 #include "run/preview.h"

@@ -7,6 +7,7 @@
 
 #include "base/hash.h"
 #include "base/json.h"
+#include "calib/sensitivity.h"
 #include "model/model.h"
 
 typedef enum moec_stat {
@@ -112,6 +113,7 @@ typedef struct moec_stats {
     moec_stats_meta meta;
     int n_domains;
     moec_stats_domain *domain;
+    moec_sensitivity *sensitivity; /* of all domains together; NULL: not measured. Dropped where files are merged */
 } moec_stats;
 
 /** Statistics of no tokens: every cell at its kind's `start`, every kind up to meta->tier (0 or 1) collected. `meta` is copied;
