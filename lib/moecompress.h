@@ -50,6 +50,7 @@
 #include "run/apply.h"
 #include "run/factor.h"
 #include "run/format.h"
+#include "run/gguf_importance.h"
 #include "run/gguf_measure.h"
 #include "run/gguf_model.h"
 #include "run/gguf_tokenizer.h"

@@ -8,9 +8,9 @@ typedef struct calibrate_params {
     tool_common common;
     tool_text input;
     const char *output, *trace;
-    int64_t tier, floor, group, gain_tokens;
+    int64_t tier, floor, group, gain_tokens, gguf_tokens;
     double checkpoint_every;
-    bool errors, gains;
+    bool errors, gains, gguf;
 } calibrate_params;
 
 static const moec_opt rows[] = {
@@ -33,6 +33,12 @@ static const moec_opt rows[] = {
      .help = "--errors: and what each layer's errors cost the model's output (another half pass a layer over --gain-tokens)"},
     {"gain-tokens", 0, MOEC_INT(calibrate_params, gain_tokens), .fallback = "16384", .lo = 0, .hi = 1e15, .value = "N",
      .help = "--gains: on the first windows of each text, so many tokens of all texts; 0: all"},
+    {"gguf", 0, MOEC_FLAG(calibrate_params, gguf),
+     .help = "also measure what the block types of a GGUF cost each of its tensors, which quantize --format gguf chooses by; sets "
+             "--tier 1; a FILE of the same run without it is completed"},
+    {"gguf-tokens", 0, MOEC_INT(calibrate_params, gguf_tokens), .fallback = "4096", .lo = 0, .hi = 1e15, .value = "N",
+     .help = "--gguf: what each tensor does to the model's output is measured on the first windows of each text, so many tokens of all "
+             "texts (14 half passes or more over them a layer); 0: errors of weights alone"},
     TOOL_COMPUTE_ROW(calibrate_params, "f32"),
     TOOL_SEED_ROW(calibrate_params),
     TOOL_MEMORY_ROW(calibrate_params),
@@ -102,12 +108,25 @@ static moec_status guess_seconds(double *out, const moec_model *m, int64_t token
     return st;
 }
 
+/* A pass, and a matrix at a probe runs what is behind its layer over --gguf-tokens; see moec_gguf_measure. */
+static double gguf_passes(const calibrate_params *p, const moec_model *m, double tokens)
+{
+    double variants = 0.0;
+    for (int64_t l = 0; l < m->dims.layers; l++) {
+        for (int k = 0; k < MOEC_MAT_COUNT; k++)
+            variants += m->layer[l].mat[k].of != NULL;
+        variants += m->layer[l].expert ? 3 : 0;
+    }
+    const double share = (double)p->gguf_tokens < tokens ? (double)p->gguf_tokens / tokens : 1.0;
+    return p->gguf ? 1.0 + share * (2.0 + MOEC_PROBES * variants / 2.0) : 0.0;
+}
+
 /* Passes besides that of calibration; see moec_measure. */
 static double more_passes(const calibrate_params *p, const moec_model *m, int64_t tokens)
 {
     const double all = (double)tokens, some = p->gain_tokens > 0 ? (double)p->gain_tokens : all;
     const double gains = p->gains ? (2.0 + (double)m->dims.layers / 2.0) * (some < all ? some / all : 1.0) : 0.0;
-    return p->errors ? 11.0 + gains : 0.0;
+    return (p->errors ? 11.0 + gains : 0.0) + gguf_passes(p, m, all);
 }
 
 static moec_status dry_run(const calibrate_params *p, const moec_model *m, const moec_corpus *corpus, moec_err *err)
@@ -179,14 +198,42 @@ static moec_status check_outputs(const calibrate_params *p, bool to_complete, mo
     return st == MOEC_OK && p->trace ? tool_may_write(p->trace, TOOL_FILE_HDF5, replace, err) : st;
 }
 
-/* Does `stats` come from this very run, without errors? */
+static bool has_errors(const moec_stats *s)
+{
+    return s->n_domains > 0 && s->domain[0].data[MOEC_STAT_QUANT_SQ];
+}
+
+static int64_t group_of(const calibrate_params *p, const moec_model *m)
+{
+    return p->group > 0 ? p->group : moec_quantize_group(m);
+}
+
+/* Options as moec_measure leaves them: with the group of errors. */
+static bool same_options(const calibrate_params *p, const moec_stats *stats, const moec_model *m, const char *options)
+{
+    moec_json *o = NULL;
+    char *text = NULL;
+    const int64_t group = moec_stats_quant_group(stats);
+    if (group < 0)
+        return strcmp(stats->meta.options, options) == 0;
+    if ((p->errors && group != group_of(p, m)) || moec_json_parse(&o, options, strlen(options), "options", NULL) != MOEC_OK)
+        return false;
+    moec_json_set(o, "quant_group", moec_json_new_int(group));
+    const bool same = moec_json_dump(&text, o, 0, NULL) == MOEC_OK && strcmp(stats->meta.options, text) == 0;
+    moec_free(text);
+    moec_json_free(o);
+    return same;
+}
+
+/* Does `stats` come from this very run, and lack errors or what types of a GGUF cost? */
 static moec_status is_same(bool *out, const calibrate_params *p, const moec_stats *stats, const moec_model *m,
                            const moec_corpus *corpus, const char *options, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_err other = {MOEC_OK, ""};
     const char *const compute = p->input.compute == MOEC_COMPUTE_BF16 ? "bf16" : "f32";
-    *out = strcmp(stats->meta.options, options) == 0 && strcmp(stats->meta.compute, compute) == 0 &&
+    *out = same_options(p, stats, m, options) && strcmp(stats->meta.compute, compute) == 0 &&
+           ((p->errors && !has_errors(stats)) || (p->gguf && !stats->sensitivity)) &&
            stats->meta.tier == (int)p->tier && stats->n_domains == corpus->n_domains &&
            moec_stats_check(stats, m, &other) == MOEC_OK;
     for (int d = 0; *out && d < corpus->n_domains; d++) {
@@ -195,21 +242,22 @@ static moec_status is_same(bool *out, const calibrate_params *p, const moec_stat
         int at;
         MOEC_TRY(moec_corpus_digest(&digest, &one, err));
         *out = moec_stats_domain_find(&at, stats, corpus->domain[d].name, &other) == MOEC_OK &&
-               strcmp(stats->domain[at].digest, digest.hex) == 0 && !stats->domain[at].data[MOEC_STAT_QUANT_SQ] &&
+               strcmp(stats->domain[at].digest, digest.hex) == 0 &&
                !(stats->domain[at].weight < corpus->domain[d].weight) && !(stats->domain[at].weight > corpus->domain[d].weight);
     }
 done:
     return st;
 }
 
-/* Statistics that an earlier run left in the output and that lack nothing but errors: NULL where there are none. */
+/* Statistics that an earlier run left in the output and that lack nothing but what is measured behind them: NULL where there are none. */
 static moec_status find_begun(moec_stats **out, const calibrate_params *p, const moec_model *m, const moec_corpus *corpus,
                               const char *options, moec_err *err)
 {
     moec_err other = {MOEC_OK, ""};
     bool same = false;
     *out = NULL;
-    if (!p->errors || p->trace || p->common.overwrite || !p->common.resume || moec_stats_load(out, p->output, &other) != MOEC_OK)
+    if (!(p->errors || p->gguf) || p->trace || p->common.overwrite || !p->common.resume ||
+        moec_stats_load(out, p->output, &other) != MOEC_OK)
         return MOEC_OK;
     moec_status st = is_same(&same, p, *out, m, corpus, options, err);
     if (st == MOEC_OK && same && moec_calibrate_unfinished(p->output)) /* killed right behind writing the file */
@@ -222,7 +270,7 @@ static moec_status find_begun(moec_stats **out, const calibrate_params *p, const
 }
 
 /* Adds errors to the statistics and to their file. */
-static moec_status measure(moec_stats *stats, const calibrate_params *p, const moec_model *m, const moec_corpus *corpus,
+static moec_status measure_errors(moec_stats *stats, const calibrate_params *p, const moec_model *m, const moec_corpus *corpus,
                            moec_err *err)
 {
     char work[4096];
@@ -230,10 +278,33 @@ static moec_status measure(moec_stats *stats, const calibrate_params *p, const m
     if (n < 0 || (size_t)n >= sizeof work)
         return moec_fail(err, MOEC_EINVAL, "-o: the name is too long");
     const moec_measure_opts o = {.compute = (moec_compute)p->input.compute, .gains = p->gains,
-                                 .group = p->group > 0 ? p->group : moec_quantize_group(m), .gain_tokens = p->gain_tokens, .max_memory = p->common.max_memory, .work = work,
-                                 .resume = p->common.resume};
+                                 .group = group_of(p, m), .gain_tokens = p->gain_tokens, .max_memory = p->common.max_memory,
+                                 .work = work, .resume = p->common.resume};
     moec_status st = moec_measure(stats, m, corpus, &o, err);
     return st == MOEC_OK ? moec_stats_save(stats, p->output, err) : st;
+}
+
+/* And what types of a GGUF cost. */
+static moec_status measure_gguf(moec_stats *stats, const calibrate_params *p, const moec_model *m, const moec_corpus *corpus,
+                                moec_err *err)
+{
+    char work[4096];
+    const int n = snprintf(work, sizeof work, "%s.gguf", p->output);
+    if (n < 0 || (size_t)n >= sizeof work)
+        return moec_fail(err, MOEC_EINVAL, "-o: the name is too long");
+    const moec_gguf_measure_opts o = {.compute = (moec_compute)p->input.compute, .tokens = p->gguf_tokens,
+                                      .max_memory = p->common.max_memory, .work = work, .resume = p->common.resume};
+    moec_status st = moec_gguf_measure(stats, m, corpus, &o, err);
+    return st == MOEC_OK ? moec_stats_save(stats, p->output, err) : st;
+}
+
+/* Refused now, and not behind the calibration. */
+static moec_status check_gguf(const moec_model *m, moec_err *err)
+{
+    moec_gguf_model *x;
+    const moec_status st = moec_gguf_model_new(&x, m, MOEC_GGML_F16, err);
+    moec_gguf_model_free(x);
+    return st == MOEC_OK ? st : moec_within(err, st, "--gguf");
 }
 
 static moec_status calibrate(const calibrate_params *p, const char *dir, moec_err *err)
@@ -249,9 +320,11 @@ static moec_status calibrate(const calibrate_params *p, const char *dir, moec_er
         return moec_fail(err, MOEC_EINVAL, "-o FILE is missing: where shall the statistics go?");
     if (p->gains && !p->errors)
         return moec_fail(err, MOEC_EINVAL, "--gains is part of --errors: give both");
-    if (!p->errors) /* what is there may be completed, which is found out with the text */
+    if (!p->errors && !p->gguf) /* what is there may be completed, which is found out with the text */
         MOEC_TRY(check_outputs(p, false, err));
     MOEC_TRY(moec_model_open(&model, dir, err));
+    if (p->gguf)
+        MOEC_TRY(check_gguf(model, err));
     MOEC_TRY(tool_read_text(&corpus, &p->input, model, p->common.seed, err));
     if (p->common.dry_run) {
         st = dry_run(p, model, &corpus, err);
@@ -265,11 +338,13 @@ static moec_status calibrate(const calibrate_params *p, const char *dir, moec_er
                              .keep_existing = !p->common.overwrite,
                              .checkpoint_every = p->checkpoint_every};
     if (stats)
-        moec_say("%s: is complete but for the errors", p->output);
+        moec_say("%s: is complete but for %s", p->output, p->errors && !has_errors(stats) ? "the errors" : "what types of a GGUF cost");
     else
         MOEC_TRY(moec_calibrate(&stats, model, &corpus, p->output, &o, err));
-    if (p->errors)
-        MOEC_TRY(measure(stats, p, model, &corpus, err));
+    if (p->errors && !has_errors(stats))
+        MOEC_TRY(measure_errors(stats, p, model, &corpus, err));
+    if (p->gguf && !stats->sensitivity)
+        MOEC_TRY(measure_gguf(stats, p, model, &corpus, err));
     MOEC_TRY(warn_coverage(&coverage, stats, p->floor, err));
     st = print_result(p, model, stats, coverage, moec_corpus_tokens(&corpus), began, err);
 done:
@@ -288,6 +363,8 @@ static int run(const moec_verb *verb, int argc, char **argv)
     if (!tool_begin(&code, &p, &words, verb, argc, argv))
         return code;
     moec_err err = {MOEC_OK, ""};
+    if (p.gguf)
+        p.tier = 1;
     return tool_end(calibrate(&p, words.at[0], &err), &err);
 }
 
@@ -301,11 +378,14 @@ const moec_verb moec_verb_calibrate = {
              "Interrupted or killed, the same command continues where the last checkpoint was (in FILE.partial beside the "
              "output), and the result is the same.\n"
              "With --errors each expert is then quantized to 1, 2, 3, 4 and 8 bits, and how far its output moves on the tokens that "
-             "select it is added to the same file; stats show has a line a layer.",
+             "select it is added to the same file; stats show has a line a layer.\n"
+             "With --gguf each matrix is put into the model on a grid of 2 and of 4 bits, and how far the model's output moves is added, "
+             "beside the errors of all block types: quantize --format gguf then fits any size without reading weights.",
     .examples = "moecompress calibrate Qwen3-30B-A3B --text calibration/ --seq-len 2048 --tokens 262144 -o qwen3.h5\n"
                 "moecompress calibrate MODEL --text code=src.txt:2 prose=book.txt -o stats.h5 --max-memory 8GiB\n"
                 "moecompress calibrate MODEL --text windows.ids -o stats.h5 --compute bf16\n"
-                "moecompress calibrate MODEL --text calibration/ -o stats.h5 --errors --gains",
+                "moecompress calibrate MODEL --text calibration/ -o stats.h5 --errors --gains\n"
+                "moecompress calibrate MODEL --text calibration/ -o stats.h5 --gguf",
     .opts = rows,
     .min_args = 1,
     .max_args = 1,

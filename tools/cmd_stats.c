@@ -146,6 +146,10 @@ static void print_table(const moec_json *about)
     printf("\nfewest, median, most: tokens that selected an expert; few: experts below %" PRId64 ";\n"
            "even: entropy of the selection over that of equal use, 1 is even\n", int_of(coverage, "floor"));
     print_errors(moec_json_get(about, "errors"));
+    const moec_json *gguf = moec_json_get(about, "gguf");
+    if (gguf)
+        printf("\nGGUF       what block types cost %" PRId64 " tensors; KL of %" PRId64 " of them, over %" PRId64 " tokens\n",
+               int_of(gguf, "tensors"), int_of(gguf, "measured"), int_of(gguf, "tokens"));
 }
 
 static moec_status show(const stats_params *params, const char *path, moec_err *err)

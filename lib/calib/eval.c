@@ -278,7 +278,8 @@ moec_status moec_score(moec_scores *out, const moec_final *model, const moec_fin
         if (base)
             MOEC_TRY(side_new(&r.w[i].base, base, compute, err));
     }
-    moec_progress_start(&r.progress, "score", "tokens", n, 0);
+    if (!model->quiet)
+        moec_progress_start(&r.progress, "score", "tokens", n, 0);
     moec_par_set_threads(workers); /* scratch exists for that many only */
     st = moec_par_for(model->tokens, TOKENS, score_block, &r, err);
     moec_par_set_threads(threads);

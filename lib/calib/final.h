@@ -1,4 +1,4 @@
-/* Inside of moec_final, shared by final.c, eval.c and what compares the states of a pass that goes on (run/measure_gain.c). */
+/* Inside of moec_final, shared by final.c, eval.c and what compares the states of a pass that goes on (run/suffix.c). */
 #ifndef MOEC_CALIB_FINAL_H
 #define MOEC_CALIB_FINAL_H
 
@@ -9,6 +9,7 @@ struct moec_final {
     int64_t tokens, hidden, vocab;
     moec_hidden *store;   /* un-normed states, or NULL: */
     bool lent;            /* store is a pass's and stays there */
+    bool quiet;           /* scoring it is a step of work that has a progress line */
     const char *rows;     /* normed states in a mapped reference file */
     int workers;
     int64_t max_tokens;

@@ -256,6 +256,8 @@ typedef struct job {
     bool look;             /* states stay as they are */
     moec_take_fn *take;    /* NULL: inputs are not shown */
     bool mix_only;
+    moec_hidden *const *states; /* NULL: the pass's own */
+    int n_states;
 } job;
 
 static moec_status embed_chunk(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
@@ -289,11 +291,12 @@ static moec_status in_turn(int64_t n, moec_range_fn *fn, moec_range_fn *sum, job
 static moec_status limit_workers(moec_pass *p, moec_range_fn *fn, moec_range_fn *sum, job *j, moec_err *err)
 {
     /* The planner may have decided for fewer threads than there are; scratch exists for that many only. */
+    const int64_t n = p->n_chunks * (j->states ? j->n_states : 1);
     int threads = moec_par_threads();
     moec_par_set_threads(p->plan.threads);
-    moec_status st = p->plan.workers == 1 ? in_turn(p->n_chunks, fn, sum, j, err)
-                     : sum                ? moec_par_ordered(p->n_chunks, 1, fn, sum, j, err)
-                                          : moec_par_for(p->n_chunks, 1, fn, j, err);
+    moec_status st = p->plan.workers == 1 ? in_turn(n, fn, sum, j, err)
+                     : sum                ? moec_par_ordered(n, 1, fn, sum, j, err)
+                                          : moec_par_for(n, 1, fn, j, err);
     moec_par_set_threads(threads);
     return st;
 }
@@ -342,17 +345,22 @@ static moec_status run_chunk(void *ctx, int worker, int64_t lo, int64_t hi, moec
     job j = *(const job *)ctx;
     moec_pass *p = j.p;
     for (int64_t i = lo; i < hi; i++) {
+        moec_hidden *states = j.states ? j.states[i / p->n_chunks] : p->hidden;
         float *h;
-        j.now = &p->chunk[i];
+        j.now = &p->chunk[i % p->n_chunks];
         MOEC_TRY(moec_interrupted(err));
-        MOEC_TRY(moec_hidden_get(&h, p->hidden, worker, j.now->token, j.now->n, false, err));
-        float *beside = moec_hidden_beside(p->hidden, worker, j.now->token);
+        MOEC_TRY(moec_hidden_get(&h, states, worker, j.now->token, j.now->n, false, err));
+        float *beside = moec_hidden_beside(states, worker, j.now->token);
         if (j.look) {
             MOEC_TRY(look_chunk(&j, worker, h, beside, err));
             continue;
         }
-        MOEC_TRY(moec_forward_chunk(p->forward, worker, h, beside, j.now->seq, j.now->n_seq, j.see ? see_view : NULL, &j, err));
-        MOEC_TRY(moec_hidden_put(p->hidden, worker, j.now->token, j.now->n, err));
+        if (j.take)
+            moec_forward_tap(p->forward, worker, take_inputs, &j, false);
+        st = moec_forward_chunk(p->forward, worker, h, beside, j.now->seq, j.now->n_seq, j.see ? see_view : NULL, &j, err);
+        moec_forward_tap(p->forward, worker, NULL, NULL, false);
+        MOEC_TRY(st);
+        MOEC_TRY(moec_hidden_put(states, worker, j.now->token, j.now->n, err));
         moec_progress_step(&p->progress, (uint64_t)j.now->n);
     }
 done:
@@ -410,20 +418,37 @@ moec_status moec_pass_look_inputs(moec_pass *p, int64_t layer, moec_see_fn *see,
     return st == MOEC_OK ? limit_workers(p, run_chunk, NULL, &j, err) : st;
 }
 
+static moec_status go_on(job *j, bool sum, moec_err *err)
+{
+    moec_pass *p = j->p;
+    ahead next = {p->m, j->layer + 1, p->plan.lean};
+    pthread_t thread;
+    bool started = j->layer + 1 < p->m->dims.layers && pthread_create(&thread, NULL, prefetch_layer, &next) == 0;
+    moec_status st = moec_forward_layer(p->forward, j->layer, err);
+    if (st == MOEC_OK)
+        st = limit_workers(p, run_chunk, sum ? sum_chunk : NULL, j, err);
+    if (started)
+        pthread_join(thread, NULL);
+    moec_layer_each(p->m, j->layer, drop_one, NULL);
+    for (int i = 0; st == MOEC_OK && i < (j->states ? j->n_states : 1); i++)
+        moec_hidden_turn(j->states ? j->states[i] : p->hidden);
+    return st;
+}
+
 moec_status moec_pass_layer(moec_pass *p, int64_t layer, moec_see_fn *see, moec_sum_fn *sum, void *ctx, moec_err *err)
 {
     job j = {.p = p, .layer = layer, .see = see, .sum = sum, .ctx = ctx};
-    bool moe = p->m->layer[layer].expert != NULL;
-    ahead next = {p->m, layer + 1, p->plan.lean};
-    pthread_t thread;
-    bool started = layer + 1 < p->m->dims.layers && pthread_create(&thread, NULL, prefetch_layer, &next) == 0;
-    moec_status st = moec_forward_layer(p->forward, layer, err);
-    if (st == MOEC_OK)
-        st = limit_workers(p, run_chunk, sum && moe ? sum_chunk : NULL, &j, err);
-    if (started)
-        pthread_join(thread, NULL);
-    moec_layer_each(p->m, layer, drop_one, NULL);
-    if (st == MOEC_OK)
-        moec_hidden_turn(p->hidden);
-    return st;
+    return go_on(&j, sum && p->m->layer[layer].expert, err);
+}
+
+moec_status moec_pass_layer_inputs(moec_pass *p, int64_t layer, moec_take_fn *take, moec_sum_fn *sum, void *ctx, moec_err *err)
+{
+    job j = {.p = p, .layer = layer, .take = take, .sum = sum, .ctx = ctx};
+    return go_on(&j, sum != NULL, err);
+}
+
+moec_status moec_pass_layer_of(moec_pass *p, int64_t layer, moec_hidden *const *states, int n, moec_err *err)
+{
+    job j = {.p = p, .layer = layer, .states = states, .n_states = n};
+    return go_on(&j, false, err);
 }

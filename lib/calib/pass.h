@@ -80,6 +80,11 @@ typedef moec_status moec_take_fn(void *ctx, int worker, const moec_chunk *c, moe
 /** moec_pass_look that shows these, too; `see` may be NULL. mix_only: the layer's feed-forward part is not run. */
 MOEC_API moec_status moec_pass_look_inputs(moec_pass *p, int64_t layer, moec_see_fn *see, moec_take_fn *take, bool mix_only, void *ctx,
                                            moec_err *err) MOEC_USE_RESULT;
+/** moec_pass_layer that shows these, too. sum: for every layer. */
+MOEC_API moec_status moec_pass_layer_inputs(moec_pass *p, int64_t layer, moec_take_fn *take, moec_sum_fn *sum, void *ctx, moec_err *err)
+    MOEC_USE_RESULT;
+/** moec_pass_layer on n copies of the corpus's states, each made as the pass's own, in place of these: the layer is read once. */
+MOEC_API moec_status moec_pass_layer_of(moec_pass *p, int64_t layer, moec_hidden *const *states, int n, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_pass_end(moec_pass *p);
 
 /** How the tokens of a corpus are chunked: at most this many tokens, whole windows, one domain.

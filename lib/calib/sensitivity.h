@@ -34,7 +34,8 @@ MOEC_API void moec_sensitivity_free(moec_sensitivity *s);
 /** By the tensor's name, or NULL. */
 MOEC_API const moec_sensitive *moec_sensitivity_find(const moec_sensitivity *s, const char *name);
 /** Expected KL, nats a token, of the model with this matrix alone in `type`: log KL is taken as linear in log error through both
- *  probes, its slope kept within 1/2 .. 2 (1 where only one was run or they do not rise); 0 where the error is 0. NAN: kl was not run,
+ *  probes, its slope kept within 1/2 .. 2 (1 where only one was run or they do not rise; such a line goes through their middle); a
+ *  probe whose KL is 0 is passed over; 0 where the error is 0 or all KL are. NAN: kl was not run,
  *  or the type does not divide the rows. Costs of several matrices are taken to add up. */
 MOEC_API double moec_sensitivity_cost(const moec_sensitive *s, moec_block type);
 

@@ -105,6 +105,7 @@ void moec_stats_free(moec_stats *s)
     for (int i = 0; i < s->n_domains; i++)
         free_domain(&s->domain[i]);
     moec_free(s->domain);
+    moec_sensitivity_free(s->sensitivity);
     moec_stats_meta_release(&s->meta);
     moec_free(s);
 }
@@ -333,7 +334,7 @@ static void add_domain(moec_stats_domain *into, const moec_stats_domain *from, c
 /* What a merge needs before it may touch `into`. */
 typedef struct merge_plan {
     bool keep[MOEC_STAT_COUNT];
-    char dropped[MOEC_STAT_COUNT * 32];
+    char dropped[(MOEC_STAT_COUNT + 1) * 32];
     char *options, *dropped_text;
     moec_stats_domain *domain; /* those of `into`, then copies of the new ones */
     int n_domains;
@@ -355,6 +356,8 @@ static moec_status plan_merge(merge_plan *p, const moec_stats *into, const moec_
             at += (size_t)snprintf(p->dropped + at, sizeof p->dropped - at, "%s%s", at ? " " : "",
                                    moec_stat_kinds[k].name);
     }
+    if (into->sensitivity || from->sensitivity)
+        at += (size_t)snprintf(p->dropped + at, sizeof p->dropped - at, "%s" MOEC_STATS_GGUF, at ? " " : "");
     MOEC_TRY(moec_copy(&p->dropped_text, p->dropped, at, err));
     MOEC_TRY(merge_options(&p->options, into->meta.options, from->meta.options, err));
     MOEC_TRY(MOEC_NEW(p->domain, (size_t)most, err));
@@ -397,6 +400,8 @@ moec_status moec_stats_merge(moec_stats *into, const moec_stats *from, char **dr
     moec_free(into->domain);
     into->domain = p.domain;
     into->n_domains = p.n_domains;
+    moec_sensitivity_free(into->sensitivity);
+    into->sensitivity = NULL;
     moec_free(into->meta.options);
     into->meta.options = p.options;
     if (from->meta.tier < into->meta.tier)

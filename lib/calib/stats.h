@@ -135,7 +135,7 @@ MOEC_API size_t moec_cell_bytes(moec_cell c);
 MOEC_API void *moec_stat_at(const moec_stats *s, int domain, moec_stat kind, int64_t moe_layer);
 
 /** HDF5 file: /meta attributes, /domains/NAME attributes and datasets t0/KIND (chunked and compressed) and t1/KIND
- *  (plain), each with its unit, meaning and merge rule; the same bytes for the same content. In NAME the bytes '/', '%',
+ *  (plain), each with its unit, meaning and merge rule, and /gguf with the sensitivity; the same bytes for the same content. In NAME the bytes '/', '%',
  *  a leading '.' and control characters are written %XX. /meta's attribute kinds lists what is collected. The file's first
  *  512 bytes (an HDF5 user block) hold a checksum of the rest.
  *  Written aside as PATH.tmp and renamed. MOEC_EIO, MOEC_ENOFIT (disk full); MOEC_ENUMERIC: a cell is not finite or below
@@ -154,7 +154,7 @@ MOEC_API moec_status moec_stats_load_memory(moec_stats **out, const void *bytes,
  *  type. A domain in both keeps the weight of `into` and gets the sum of both digests (as 128-bit numbers, so the order of
  *  merging does not matter; "merged" when one is not a digest). Options that differ become {"merged": [..]}, each once, in
  *  byte order; compute modes that differ become "mixed". Kinds that one of both lacks, and those of tier 2 where
- *  moec_stats_quant_group differs, are dropped, with their names in *dropped, separated by blanks, or "" (`dropped` may be NULL;
+ *  moec_stats_quant_group differs, are dropped, and sensitivity always ("gguf"), with their names in *dropped, separated by blanks, or "" (`dropped` may be NULL;
  *  free with moec_free).
  *  MOEC_EFORMAT when the models, router rules or shapes differ (the text says which); MOEC_ENOMEM. `into` is unchanged on
  *  failure. */
@@ -206,7 +206,8 @@ MOEC_API void moec_stat_add(moec_stat kind, void *sum, const void *part, int64_t
  *     "coverage": C, "layers": [R..],             the last two over all domains together
  *     "betas": [[k-1 numbers or null] a layer],   moec_stats_betas
  *     "errors": {"group_size", "bits": [..],      where QUANT_SQ was measured, over all domains together
- *                "layers": [{"layer", "relative": [a number a width], "kl", "gain"}]}}
+ *                "layers": [{"layer", "relative": [a number a width], "kl", "gain"}]},
+ *     "gguf": {"tokens", "tensors", "measured"}}  where there is a sensitivity; tensors: how many, measured: of these have a KL
  *    C: {"experts", "floor", "below_floor", "never", "min", "below_floor_experts": [{"layer","expert","tokens"}],
  *        "never_experts": [{"layer","expert"}]}   counts over all layers; one never seen is in both lists (floor > 0)
  *    R: {"layer", "min", "median", "max", "below_floor", "never",          tokens that select an expert

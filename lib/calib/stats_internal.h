@@ -46,6 +46,15 @@ void moec__stat_reset(moec_stat kind, void *cells, int64_t n);
 /** Every cell finite and not below its bound; fails with `code`, naming domain, kind, layer and expert. */
 MOEC_API moec_status moec__stats_values_check(const moec_stats *s, moec_status code, moec_err *err) MOEC_USE_RESULT;
 
+/** /gguf of a file; s->sensitivity is there. */
+moec_status moec__stats_gguf_put(moec_h5 *h, const moec_stats *s, moec_err *err) MOEC_USE_RESULT;
+moec_status moec__stats_gguf_get(moec_sensitivity **out, moec_h5 *h, moec_err *err) MOEC_USE_RESULT;
+/** Names and sizes there, numbers finite and none negative, or where they may be NAN; fails with `code`. */
+moec_status moec__stats_gguf_check(const moec_sensitivity *v, moec_status code, moec_err *err) MOEC_USE_RESULT;
+/** "gguf" of moec_stats_describe. */
+moec_json *moec__stats_gguf_json(const moec_sensitivity *v);
+#define MOEC_STATS_GGUF "gguf" /* what kinds and merging call it */
+
 /** Reads statistics from an open file, whose seal has been checked or is of no interest (fuzzing). */
 MOEC_API moec_status moec__stats_read(moec_stats **out, moec_h5 *file, moec_err *err) MOEC_USE_RESULT;
 /** "errors" of moec_stats_describe. NULL: not measured. */

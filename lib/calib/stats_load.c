@@ -64,7 +64,7 @@ done:
 }
 
 /* Which kinds the file says it holds. Kinds that this program does not know are passed over. */
-static moec_status get_kinds(bool has[MOEC_STAT_COUNT], const moec_stats_meta *m, moec_h5 *h, moec_err *err)
+static moec_status get_kinds(bool has[MOEC_STAT_COUNT], bool *gguf, const moec_stats_meta *m, moec_h5 *h, moec_err *err)
 {
     char *text;
     moec_status st = moec_h5_get_text(&text, h, "/meta", "kinds", MOEC_STATS_MAX_TEXT, err);
@@ -72,6 +72,7 @@ static moec_status get_kinds(bool has[MOEC_STAT_COUNT], const moec_stats_meta *m
         return st;
     for (const char *word = text; *word;) {
         size_t n = strcspn(word, " ");
+        *gguf |= n == strlen(MOEC_STATS_GGUF) && memcmp(MOEC_STATS_GGUF, word, n) == 0;
         for (int k = 0; k < MOEC_STAT_COUNT; k++)
             if (strlen(moec_stat_kinds[k].name) == n && memcmp(moec_stat_kinds[k].name, word, n) == 0)
                 has[k] = moec_stat_blocks(m, (moec_stat)k) > 0 &&
@@ -128,17 +129,19 @@ moec_status moec__stats_read(moec_stats **out, moec_h5 *file, moec_err *err)
     moec_stats *s = NULL;
     char **link = NULL;
     size_t n = 0;
-    bool has[MOEC_STAT_COUNT] = {false};
+    bool has[MOEC_STAT_COUNT] = {false}, gguf = false;
     *out = NULL;
     MOEC_TRY(MOEC_NEW(s, 1, err));
     MOEC_TRY(get_meta(&s->meta, file, err));
-    MOEC_TRY(get_kinds(has, &s->meta, file, err));
+    MOEC_TRY(get_kinds(has, &gguf, &s->meta, file, err));
     MOEC_TRY(moec_h5_list(&link, &n, file, "/domains", MOEC_STATS_MAX_DOMAINS, LINK_BYTES, err));
     MOEC_TRY(MOEC_NEW(s->domain, n, err));
     for (size_t i = 0; i < n; i++) {
         s->n_domains++;
         MOEC_TRY(get_domain(&s->domain[i], file, link[i], &s->meta, has, err));
     }
+    if (gguf)
+        MOEC_TRY(moec__stats_gguf_get(&s->sensitivity, file, err));
     MOEC_TRY(moec__stats_values_check(s, MOEC_EFORMAT, err));
     *out = s;
     s = NULL;

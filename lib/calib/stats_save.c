@@ -146,7 +146,7 @@ moec_status moec__stats_values_check(const moec_stats *s, moec_status code, moec
                              : row->low == 0                                     ? " that is not negative"
                                                                                  : "");
         }
-    return MOEC_OK;
+    return s->sensitivity ? moec__stats_gguf_check(s->sensitivity, code, err) : MOEC_OK;
 }
 
 /* ---- the file ----------------------------------------------------------------------------------------------------- */
@@ -154,12 +154,14 @@ moec_status moec__stats_values_check(const moec_stats *s, moec_status code, moec
 /* Names of the kinds that the file holds: a reader can tell "not collected" from "lost". */
 static moec_status put_kinds(moec_h5 *h, const moec_stats *s, moec_err *err)
 {
-    char text[MOEC_STAT_COUNT * 32];
+    char text[(MOEC_STAT_COUNT + 1) * 32];
     size_t at = 0;
     text[0] = '\0';
     for (int k = 0; k < MOEC_STAT_COUNT; k++)
         if (moec__stats_has(s, (moec_stat)k))
             at += (size_t)snprintf(text + at, sizeof text - at, "%s%s", at ? " " : "", moec_stat_kinds[k].name);
+    if (s->sensitivity)
+        snprintf(text + at, sizeof text - at, "%s" MOEC_STATS_GGUF, at ? " " : "");
     return moec_h5_put_text(h, "/meta", "kinds", text, err);
 }
 
@@ -254,6 +256,8 @@ static moec_status put_all(const moec_stats *s, const char *path, moec_err *err)
     MOEC_TRY(moec_h5_group(h, "/domains", err));
     for (int d = 0; d < s->n_domains; d++)
         MOEC_TRY(put_domain(h, s, d, err));
+    if (s->sensitivity)
+        MOEC_TRY(moec__stats_gguf_put(h, s, err));
 done:;
     /* Of two failures the first is the cause. */
     moec_status closed = moec_h5_close(h, st == MOEC_OK ? err : NULL);

@@ -212,6 +212,8 @@ moec_status moec_stats_describe(moec_json **out, const moec_stats *s, uint64_t f
         MOEC_TRY(put_betas(*out, s, err));
     if (moec__stats_has(s, MOEC_STAT_QUANT_SQ))
         moec_json_set(*out, "errors", moec__stats_errors_json(s));
+    if (s->sensitivity)
+        moec_json_set(*out, "gguf", moec__stats_gguf_json(s->sensitivity));
 done:
     moec_free(all.sorted);
     moec_free(all.tokens);

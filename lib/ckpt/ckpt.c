@@ -296,7 +296,12 @@ uint64_t moec_ckpt_offset(const moec_ckpt *c, size_t i)
 
 moec_status moec_ckpt_read(void *out, const moec_ckpt *c, const moec_tensor *t, size_t at, size_t n, moec_err *err)
 {
-    size_t i = (size_t)(t - c->tensor);
+    const uintptr_t first = (uintptr_t)c->tensor, it = (uintptr_t)t;
+    if (it < first || it >= first + c->n * sizeof *t) {
+        memcpy(out, (const char *)t->data + at, n);
+        return MOEC_OK;
+    }
+    const size_t i = (size_t)(t - c->tensor);
     const moec_shard *s = &c->shard[c->owner[i]];
     for (size_t done = 0; done < n;) {
         ssize_t got = pread(s->fd, (char *)out + done, n - done, (off_t)(moec_ckpt_offset(c, i) + at + done));

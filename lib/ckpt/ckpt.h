@@ -33,7 +33,8 @@ MOEC_API size_t moec_ckpt_shard_of(const moec_ckpt *c, size_t i);
 MOEC_API uint64_t moec_ckpt_offset(const moec_ckpt *c, size_t i);
 
 /** Copies n bytes at byte `at` of one of its tensors without mapping pages: for places far apart, since a touched page
- *  of a map can bring megabytes around it into resident memory. From any thread. MOEC_EIO. */
+ *  of a map can bring megabytes around it into resident memory. Of a tensor that is not the checkpoint's (a variant's) from its
+ *  data. From any thread. MOEC_EIO. */
 MOEC_API moec_status moec_ckpt_read(void *out, const moec_ckpt *c, const moec_tensor *t, size_t at, size_t n, moec_err *err)
     MOEC_USE_RESULT;
 

@@ -45,6 +45,7 @@ static bool type_of(type_row *out, moec_dtype d)
     case MOEC_I64: *out = (type_row){H5T_STD_I64LE, H5T_NATIVE_INT64}; return true;
     case MOEC_I32: *out = (type_row){H5T_STD_I32LE, H5T_NATIVE_INT32}; return true;
     case MOEC_U64: *out = (type_row){H5T_STD_U64LE, H5T_NATIVE_UINT64}; return true;
+    case MOEC_U8: *out = (type_row){H5T_STD_U8LE, H5T_NATIVE_UINT8}; return true;
     case MOEC_U32: *out = (type_row){H5T_STD_U32LE, H5T_NATIVE_UINT32}; return true;
     default: return false; /* the others are not written by anyone */
     }

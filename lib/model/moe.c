@@ -214,14 +214,17 @@ static moec_status run_mlp(moec_forward *f, moec_scratch *s, const mlp *w, int64
     moec_status st = MOEC_OK;
     const moec_dims *d = &f->m->dims;
     const int64_t width = w->gate->rows;
+    const bool shown = w->gate >= f->layer->mat && w->gate < f->layer->mat + MOEC_MAT_COUNT;
     glu both = {f, s->panel_a, s->panel_b, width};
-    if (w->gate >= f->layer->mat && w->gate < f->layer->mat + MOEC_MAT_COUNT)
+    if (shown)
         MOEC_TRY(moec__tap(f, s, w->gate, s->panel_in, n, err));
     MOEC_TRY(moec_gemm_weight(s->panel_a, s->panel_in, n, w->gate, f->o.compute, s->gemm, err));
     add_bias(s->panel_a, w->gate_bias, n, width);
     MOEC_TRY(moec_gemm_weight(s->panel_b, s->panel_in, n, w->up, f->o.compute, s->gemm, err));
     add_bias(s->panel_b, w->up_bias, n, width);
     moec__share(f, moec_panels(n), width * MOEC_PANEL, activate, &both);
+    if (shown)
+        MOEC_TRY(moec__tap(f, s, w->down, s->panel_a, n, err));
     MOEC_TRY(moec_gemm_weight(s->panel_out, s->panel_a, n, w->down, f->o.compute, s->gemm, err));
     add_bias(s->panel_out, w->down_bias, n, d->hidden);
 done:

@@ -55,7 +55,7 @@ static size_t cells_of(const moec_measured *v)
     return n;
 }
 
-moec_status moec__measure_record(moec_measuring *u, const char *file, const moec_measured *v, size_t n, moec_err *err)
+moec_status moec__measure_record(moec_override *to, const char *file, const moec_measured *v, size_t n, moec_err *err)
 {
     moec_tensor t[2] = {{.name = NULL}};
     moec_sheet *sheet = NULL;
@@ -63,12 +63,12 @@ moec_status moec__measure_record(moec_measuring *u, const char *file, const moec
         t[i] = (moec_tensor){.name = v[i].name, .dtype = MOEC_F64, .rank = v[i].rank, .bytes = cells_of(&v[i]) * sizeof(double)};
         memcpy(t[i].dim, v[i].dim, sizeof v[i].dim);
     }
-    moec_status st = moec_sheet_new(&sheet, u->work.weights, file, t, n, err);
+    moec_status st = moec_sheet_new(&sheet, to, file, t, n, err);
     if (st != MOEC_OK)
         return st;
     for (size_t i = 0; i < n; i++)
         memcpy((void *)(uintptr_t)moec_sheet_at(sheet, i)->data, v[i].data, t[i].bytes); /* a sheet's data may be written */
-    return moec_sheet_commit(sheet, u->work.weights, err);
+    return moec_sheet_commit(sheet, to, err);
 }
 
 /* --- tokens ------------------------------------------------------------------------------------------------------------- */
@@ -139,7 +139,7 @@ static moec_status measure_layer(moec_measuring *u, moec_err *err)
     MOEC_TRY(moec_par_for(u->n, 4096, weigh, u, err));
     MOEC_TRY(moec_par_for(E, 1, moec__measure_experts, u, err));
     const moec_measured v[] = {{sq, u->sq, 4, {D, E, PARTS, B}}, {fro, u->fro, 3, {D, E, B}}};
-    st = moec__measure_record(u, file, v, 2, err);
+    st = moec__measure_record(u->work.weights, file, v, 2, err);
 done:
     return st;
 }
@@ -268,13 +268,10 @@ static moec_status find_domain(int *out, const moec_stats *s, const moec_corpus 
     return st;
 }
 
-static moec_status check_request(const moec_stats *s, const moec_model *m, const moec_corpus *corpus, const moec_measure_opts *o,
-                                 moec_err *err)
+moec_status moec__measure_same_text(const moec_stats *s, const moec_model *m, const moec_corpus *corpus, moec_err *err)
 {
     moec_status st = MOEC_OK;
     int at;
-    if (o->group < 0 || o->gain_tokens < 0)
-        return moec_fail(err, MOEC_EINVAL, "measure: the group and the gains' tokens must not be negative");
     if (moec_corpus_tokens(corpus) > INT32_MAX)
         return moec_fail(err, MOEC_EINVAL, "measure: more than 2^31 tokens");
     if (corpus->n_domains != s->n_domains)
@@ -355,7 +352,9 @@ moec_status moec_measure(moec_stats *s, const moec_model *m, const moec_corpus *
     moec_measuring u = {.m = m, .corpus = corpus, .o = o, .n = moec_corpus_tokens(corpus), .slots = m->dims.slots};
     bool opened = false;
     u.work.folder.lock = -1;
-    MOEC_TRY(check_request(s, m, corpus, o, err));
+    if (o->group < 0 || o->gain_tokens < 0)
+        return moec_fail(err, MOEC_EINVAL, "measure: the group and the gains' tokens must not be negative");
+    MOEC_TRY(moec__measure_same_text(s, m, corpus, err));
     if (o->gains)
         MOEC_TRY(moec__measure_gains_fit(&u, err));
     MOEC_TRY(open_work(&u, s, err));

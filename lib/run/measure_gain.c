@@ -1,14 +1,10 @@
-/* What it costs the model's output when the experts of one layer have 2 bits, layer by layer. The original runs once to its end; then
- * once more, and at each MoE layer a second model, equal but for this layer's experts, takes over its states and goes on alone. */
+/* What it costs the model's output when the experts of one layer have 2 bits, layer by layer. */
 #include "run/measure_parts.h"
 
 #include "base/mem.h"
 #include "base/par.h"
-#include "calib/eval.h"
-#include "calib/final.h"
-#include "model/variant.h"
+#include "run/suffix.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -18,37 +14,11 @@ typedef struct gains {
     moec_measuring *u;
     const moec_model *m;
     moec_corpus part;       /* the windows that are run; domains are the corpus's but for their number of windows */
-    moec_final *original;
-    moec_pass *pass;        /* the original's, again */
+    moec_suffix suffix;
     const moec_layer *l;
     const moec_mlp *expert; /* [E] of the layer in 2 bits: where they are written */
+    moec_sheet *sheet;      /* what they lie in */
 } gains;
-
-/* --- which text --------------------------------------------------------------------------------------------------------- */
-
-static moec_status choose_windows(gains *g, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    const moec_corpus *c = g->u->corpus;
-    const double tokens = (double)moec_corpus_tokens(c), most = (double)g->u->o->gain_tokens;
-    const double share = most > 0.0 && most < tokens ? most / tokens : 1.0;
-    MOEC_TRY(MOEC_NEW(g->part.domain, (size_t)c->n_domains, err));
-    g->part.n_domains = c->n_domains;
-    for (int d = 0; d < c->n_domains; d++) {
-        moec_domain *dom = &g->part.domain[d];
-        *dom = c->domain[d];
-        dom->n_windows = (int64_t)ceil(share * (double)dom->n_windows);
-        dom->n_ids = dom->start[dom->n_windows] - dom->start[0];
-    }
-done:
-    return st;
-}
-
-/* Tokens that predict something: all but the first of each window. */
-static double scored(const moec_domain *d)
-{
-    return (double)(d->start[d->n_windows] - d->start[0] - d->n_windows);
-}
 
 /* --- the layer in few bits ---------------------------------------------------------------------------------------------- */
 
@@ -89,25 +59,26 @@ done:
 }
 
 /* A file for a whole layer's experts in float32, which memory need not hold, and the variant that has them. */
-static moec_status quantize_layer(moec_variant **out, moec_sheet **sheet, gains *g, const char *file, moec_err *err)
+static moec_status quantize_layer(void *ctx, moec_variant *v, int number, moec_err *err)
 {
+    gains *g = ctx;
     moec_status st = MOEC_OK;
     const int64_t E = g->m->dims.experts, H = g->m->dims.hidden, I = g->m->dims.expert_width;
     static const char *const name[] = {"gate", "up", "down"};
+    char record[64], file[64];
     moec_tensor t[3];
-    *out = NULL;
-    *sheet = NULL;
+    (void)number; /* there is one */
     for (int k = 0; k < 3; k++) {
         t[k] = (moec_tensor){.name = name[k], .dtype = MOEC_F32, .rank = 3, .dim = {E, k == 2 ? H : I, k == 2 ? I : H},
                              .bytes = (size_t)(E * H * I) * sizeof(float)};
     }
-    MOEC_TRY(moec_sheet_new(sheet, g->u->work.weights, file, t, 3, err));
-    MOEC_TRY(moec_variant_new(out, g->m, err));
-    moec_mlp *x = (*out)->model.layer[g->l->index].expert;
+    moec__measure_gain_name(record, file, g->l->moe_index);
+    MOEC_TRY(moec_sheet_new(&g->sheet, g->u->work.weights, file, t, 3, err));
+    moec_mlp *x = v->model.layer[g->l->index].expert;
     for (int64_t e = 0; e < E; e++) {
         moec_weight *const w[] = {&x[e].gate, &x[e].up, &x[e].down};
         for (int k = 0; k < 3; k++)
-            *w[k] = (moec_weight){.of = moec_sheet_at(*sheet, (size_t)k), .rows = t[k].dim[1], .cols = t[k].dim[2], .at = e * H * I,
+            *w[k] = (moec_weight){.of = moec_sheet_at(g->sheet, (size_t)k), .rows = t[k].dim[1], .cols = t[k].dim[2], .at = e * H * I,
                                   .row_step = t[k].dim[2], .col_step = 1, .storage = MOEC_PLAIN};
     }
     g->expert = x;
@@ -118,71 +89,24 @@ done:
 
 /* --- its cost ----------------------------------------------------------------------------------------------------------- */
 
-/* States of the original in front of the layer. Both passes have the same chunks. */
-static moec_status copy_states(moec_pass *to, const moec_pass *from, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    const size_t carried = (size_t)from->m->dims.carried;
-    for (int64_t i = 0; i < from->n_chunks; i++) {
-        const moec_chunk *c = &from->chunk[i];
-        float *old, *new;
-        MOEC_TRY(moec_hidden_get(&old, from->hidden, 0, c->token, c->n, false, err));
-        MOEC_TRY(moec_hidden_get(&new, to->hidden, 0, c->token, c->n, true, err));
-        const float *beside = moec_hidden_beside(from->hidden, 0, c->token);
-        memcpy(new, old, (size_t)(c->n * from->m->dims.hidden) * sizeof *new);
-        if (beside)
-            memcpy(moec_hidden_beside(to->hidden, 0, c->token), beside, (size_t)c->n * carried * sizeof *beside);
-        MOEC_TRY(moec_hidden_put(to->hidden, 0, c->token, c->n, err));
-    }
-    moec_hidden_turn(to->hidden);
-done:
-    return st;
-}
-
-static moec_status record(const gains *g, const moec_scores *s, int64_t moe_layer, moec_err *err)
-{
-    double *kl;
-    char name[64], file[64];
-    const int n = g->part.n_domains;
-    moec_status st = MOEC_NEW(kl, (size_t)n, err);
-    moec__measure_gain_name(name, file, moe_layer);
-    for (int d = 0; st == MOEC_OK && d < n; d++) /* rounding may take a mean just below 0 */
-        kl[d] = fmax(s->domain[d].kl, 0.0) * scored(&g->u->corpus->domain[d]);
-    const moec_measured v = {name, kl, 1, {n}};
-    if (st == MOEC_OK)
-        st = moec__measure_record(g->u, file, &v, 1, err);
-    moec_free(kl);
-    return st;
-}
-
 static moec_status measure_layer(gains *g, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    moec_variant *v = NULL;
-    moec_sheet *sheet = NULL;
-    moec_pass *pass = NULL;
-    moec_final *made = NULL;
-    moec_scores scores = {0};
+    double *kl;
     char name[64], file[64];
-    const moec_pass_opts o = {.compute = g->u->o->compute, .max_memory = g->u->o->max_memory, .what = "gains",
-                              .fixed_bytes = moec__score_bytes(g->m->dims.hidden, g->pass->n_tokens, g->u->o->compute)};
+    const int n = g->part.n_domains;
+    MOEC_TRY(MOEC_NEW(kl, (size_t)n, err));
+    st = moec_suffix_run(kl, &g->suffix, g->l->index, 1, quantize_layer, g, err);
+    moec_sheet_discard(g->sheet); /* its name is the record's */
+    g->sheet = NULL;
+    for (int d = 0; st == MOEC_OK && d < n; d++)
+        kl[d] *= moec_suffix_scored(&g->u->corpus->domain[d]);
     moec__measure_gain_name(name, file, g->l->moe_index);
-    MOEC_TRY(quantize_layer(&v, &sheet, g, file, err));
-    MOEC_TRY(moec_pass_new(&pass, &v->model, &g->part, &o, err));
-    MOEC_TRY(copy_states(pass, g->pass, err));
-    for (int64_t l = g->l->index; l < g->m->dims.layers; l++)
-        MOEC_TRY(moec_pass_layer(pass, l, NULL, NULL, NULL, err));
-    MOEC_TRY(moec__final_lend(&made, pass, err));
-    MOEC_TRY(moec_score(&scores, made, g->original, &g->part, g->u->o->compute, g->u->o->max_memory, err));
-    moec_sheet_discard(sheet); /* its name is the record's */
-    sheet = NULL;
-    st = record(g, &scores, g->l->moe_index, err);
+    const moec_measured v = {name, kl, 1, {n}};
+    if (st == MOEC_OK)
+        st = moec__measure_record(g->u->work.weights, file, &v, 1, err);
+    moec_free(kl);
 done:
-    moec_scores_release(&scores);
-    moec_final_free(made);
-    moec_pass_free(pass);
-    moec_variant_free(v);
-    moec_sheet_discard(sheet);
     return st;
 }
 
@@ -195,38 +119,21 @@ static bool layer_done(const moec_measuring *u, int64_t layer)
     return !u->m->layer[layer].expert || moec_override_has(u->work.weights, file);
 }
 
-/* What a layer's second pass takes at least beside the first. */
-static size_t second_bytes(const gains *g)
-{
-    const size_t H = (size_t)g->m->dims.hidden, I = (size_t)g->m->dims.expert_width;
-    const int64_t tokens = moec_corpus_tokens(&g->part);
-    moec_pass_plan plan;
-    moec_pass_opts o = {.compute = g->u->o->compute, .max_memory = 1}; /* nothing fits that: the smallest arrangement comes back */
-    const uint64_t resident = moec_resident_memory();
-    const moec_status st = moec_pass_estimate(&plan, g->m, tokens, moec_pass_max_seq(&g->part), &o, NULL);
-    const size_t least = st == MOEC_ENOFIT && plan.bytes > resident ? (size_t)(plan.bytes - resident) : 0;
-    return least + moec__score_bytes((int64_t)H, tokens, g->u->o->compute) + 3 * H * I * sizeof(float); /* an expert as it is run */
-}
-
-/* Of the original's second run. */
-static moec_pass_opts first_opts(const gains *g)
+static moec_status prepare(gains *g, moec_err *err)
 {
     const moec_measure_opts *o = g->u->o;
-    return (moec_pass_opts){.compute = o->compute, .max_memory = o->max_memory, .what = "gains",
-                            .fixed_bytes = o->max_memory ? second_bytes(g) : 0};
+    const size_t H = (size_t)g->m->dims.hidden, I = (size_t)g->m->dims.expert_width;
+    g->suffix = (moec_suffix){.m = g->m, .text = &g->part, .compute = o->compute, .max_memory = o->max_memory, .what = "gains",
+                              .maker_bytes = 3 * H * I * sizeof(float)}; /* an expert as it is run */
+    return moec_suffix_part(&g->part, g->u->corpus, o->gain_tokens, err);
 }
 
 moec_status moec__measure_gains_fit(moec_measuring *u, moec_err *err)
 {
     gains g = {.u = u, .m = u->m};
-    moec_pass_plan plan;
-    moec_status st = choose_windows(&g, err);
-    if (st == MOEC_OK) {
-        const int64_t tokens = moec_corpus_tokens(&g.part);
-        moec_pass_opts o = first_opts(&g);
-        o.fixed_bytes += (size_t)tokens * (size_t)u->m->dims.hidden * sizeof(float); /* of the original; on disk if need be */
-        st = moec_pass_estimate(&plan, u->m, tokens, moec_pass_max_seq(&g.part), &o, err);
-    }
+    moec_status st = prepare(&g, err);
+    if (st == MOEC_OK)
+        st = moec_suffix_fit(&g.suffix, err);
     moec_free(g.part.domain);
     return st;
 }
@@ -234,19 +141,15 @@ moec_status moec__measure_gains_fit(moec_measuring *u, moec_err *err)
 static moec_status run(gains *g, int64_t layers, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    moec_measuring *u = g->u;
-    const moec_measure_opts *o = u->o;
-    MOEC_TRY(moec_final_run_before(&g->original, g->m, g->m, &g->part, o->compute, o->max_memory, "original", err));
-    const moec_pass_opts po = first_opts(g);
-    MOEC_TRY(moec_pass_new(&g->pass, g->m, &g->part, &po, err));
-    MOEC_TRY(moec_pass_embed(g->pass, err));
+    const moec_measuring *u = g->u;
+    MOEC_TRY(moec_suffix_begin(&g->suffix, err));
     for (int64_t l = 0; l < layers; l++) {
         g->l = &g->m->layer[l];
         st = layer_done(u, l) ? MOEC_OK : measure_layer(g, err);
         if (g->l->expert)
             moec_note("gains: layer %lld is done", (long long)l);
         if (st == MOEC_OK && l + 1 < layers)
-            st = moec_pass_layer(g->pass, l, NULL, NULL, NULL, err);
+            st = moec_suffix_step(&g->suffix, l, err);
         if (st == MOEC_EINTR)
             st = moec_fail(err, st, "interrupted while measuring gains, after %lld of %lld layers; the same command continues there",
                            (long long)l, (long long)g->m->dims.layers);
@@ -262,11 +165,10 @@ moec_status moec__measure_gains(moec_measuring *u, moec_err *err)
     int64_t layers = 0; /* up to the last that is not done */
     for (int64_t l = 0; l < u->m->dims.layers; l++)
         layers = layer_done(u, l) ? layers : l + 1;
-    moec_status st = layers > 0 ? choose_windows(&g, err) : MOEC_OK;
+    moec_status st = layers > 0 ? prepare(&g, err) : MOEC_OK;
     if (st == MOEC_OK && layers > 0)
         st = run(&g, layers, err);
-    moec_pass_free(g.pass);
-    moec_final_free(g.original);
+    moec_suffix_end(&g.suffix);
     moec_free(g.part.domain);
     return st;
 }

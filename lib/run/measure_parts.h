@@ -1,4 +1,4 @@
-/* What the files of measure share. Private to measure.c, measure_expert.c and measure_gain.c. */
+/* What the files of measure share, and gguf_measure.c with them. Private to these. */
 #ifndef MOEC_RUN_MEASURE_PARTS_H
 #define MOEC_RUN_MEASURE_PARTS_H
 
@@ -36,6 +36,8 @@ typedef struct moec_measuring {
 
 /* The grid of matrix k (gate, up, down) at a width. */
 moec_qgrid moec__measure_grid(const moec_measuring *u, int k, int bits);
+/* MOEC_EINVAL: other domains than the statistics', more than 2^31 tokens; MOEC_EFORMAT: statistics of another model. */
+moec_status moec__measure_same_text(const moec_stats *s, const moec_model *m, const moec_corpus *corpus, moec_err *err) MOEC_USE_RESULT;
 /* Scales and codes of w; c has room and grid. */
 moec_status moec__measure_quantize(moec_qcodes *c, const float *w, moec_err *err) MOEC_USE_RESULT;
 
@@ -61,6 +63,6 @@ typedef struct moec_measured {
     int rank;
     int64_t dim[4];
 } moec_measured;
-moec_status moec__measure_record(moec_measuring *u, const char *file, const moec_measured *v, size_t n, moec_err *err) MOEC_USE_RESULT;
+moec_status moec__measure_record(moec_override *to, const char *file, const moec_measured *v, size_t n, moec_err *err) MOEC_USE_RESULT;
 
 #endif

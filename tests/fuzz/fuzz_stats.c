@@ -45,7 +45,8 @@ static void use(moec_stats *s)
         moec_json_free(v);
         moec_free(text);
     }
-    check(moec_stats_merge(s, s, &dropped, &err) == MOEC_OK && *dropped == '\0');
+    const char *gone = s->sensitivity ? "gguf" : "";
+    check(moec_stats_merge(s, s, &dropped, &err) == MOEC_OK && strcmp(dropped, gone) == 0 && !s->sensitivity);
     moec_free(dropped);
 }
 
@@ -141,7 +142,7 @@ static void put_meta(moec_h5 *h, steps *in)
     } row[] = {{"format_version", NULL, 1}, {"model", "m", 0}, {"model_type", "t", 0}, {"router_rule", "{}", 0},
                {"options", "{}", 0}, {"compute", "f32", 0}, {"layers", NULL, 3}, {"moe_layers", NULL, 2},
                {"experts", NULL, 3}, {"top_k", NULL, 2}, {"hidden", NULL, 2}, {"expert_width", NULL, 2},
-               {"tier", NULL, 1}, {"kinds", "selected gate_sum out_absmax out_channel xin_sq block_tokens", 0}};
+               {"tier", NULL, 1}, {"kinds", "selected gate_sum out_absmax out_channel xin_sq block_tokens gguf", 0}};
     static const int64_t layers[] = {0, 2};
     check(moec_h5_group(h, "/meta", NULL) == MOEC_OK);
     for (size_t i = 0; i < MOEC_COUNT(row); i++)
@@ -208,6 +209,47 @@ static void put_domain(moec_h5 *h, steps *in)
     }
 }
 
+/* Two tensors, a with squares and b without. */
+static void put_gguf(moec_h5 *h, steps *in)
+{
+    static const struct {
+        const char *name;
+        int64_t v;
+    } row[] = {{"tokens", 3}, {"tensors", 2}, {"name_bytes", 4}, {"square_values", 2}};
+    static const struct {
+        const char *path;
+        int rank;
+        int64_t dim[4];
+    } array[] = {{"/gguf/square", 1, {2, 1, 1, 1}}, {"/gguf/error", 2, {2, 3, 1, 1}}, {"/gguf/probe", 2, {2, 2, 1, 1}},
+                 {"/gguf/kl", 2, {2, 2, 1, 1}}};
+    static const int64_t bits[] = {2, 4};
+    const int64_t name_dim[] = {4}, size_dim[] = {2, 2};
+    char name[] = "a\nb\n";
+    int64_t size[] = {2, 2, 5, 0};
+    check(moec_h5_group(h, "/gguf", NULL) == MOEC_OK);
+    for (size_t i = 0; i < MOEC_COUNT(row); i++)
+        if (!mistake(h, "/gguf", row[i].name, in))
+            check(moec_h5_put_int(h, "/gguf", row[i].name, row[i].v, NULL) == MOEC_OK);
+    if (!mistake(h, "/gguf", "types", in))
+        check(moec_h5_put_text(h, "/gguf", "types", "q4_0 later q8_0", NULL) == MOEC_OK);
+    if (!mistake(h, "/gguf", "probe_bits", in))
+        check(moec_h5_put_ints(h, "/gguf", "probe_bits", bits, 2, NULL) == MOEC_OK);
+    if (in->at < in->end && *in->at < RIGHT) {
+        const int64_t what = take(in, 1);
+        if (what < 4)
+            name[what] = (char)take(in, 1);
+        else
+            size[what % 4] = take(in, 2) - 8;
+    }
+    check(moec_h5_put_array(h, "/gguf/name", MOEC_U8, 1, name_dim, name, NULL) == MOEC_OK);
+    check(moec_h5_put_array(h, "/gguf/size", MOEC_I64, 2, size_dim, size, NULL) == MOEC_OK);
+    for (size_t i = 0; i < MOEC_COUNT(array); i++) {
+        int64_t dim[4];
+        memcpy(dim, array[i].dim, sizeof dim);
+        put_array(h, array[i].path, MOEC_F64, array[i].rank, dim, in);
+    }
+}
+
 static void try_steps(steps in)
 {
     char path[64];
@@ -221,6 +263,7 @@ static void try_steps(steps in)
     check(moec_h5_group(h, "/domains", &err) == MOEC_OK);
     for (int d = 0; d < 3 && in.at < in.end; d++)
         put_domain(h, &in);
+    put_gguf(h, &in);
     check(moec_h5_close(h, &err) == MOEC_OK);
     off_t size = lseek(fd, 0, SEEK_END);
     void *bytes = mmap(NULL, (size_t)size, PROT_READ, MAP_PRIVATE, fd, 0);
