@@ -8,7 +8,7 @@ typedef struct eval_params {
     tool_common common;
     tool_text input;
     const char *base, *reference, *save_reference, *plan;
-    int64_t top_k;
+    int64_t top_k, bits;
     double mass;
 } eval_params;
 
@@ -24,6 +24,8 @@ static const moec_opt rows[] = {
      .help = "measure what a plan (prune --plan-only) would make of MODEL, without writing it"},
     {"top-k", 0, MOEC_INT(eval_params, top_k), .fallback = "0", .lo = 0, .hi = 65535, .value = "N",
      .help = "measure MODEL with N experts a token instead of its own number; 0: its own"},
+    {"read-bits", 0, MOEC_INT(eval_params, bits), .fallback = "0", .lo = 0, .hi = 8, .value = "N",
+     .help = "measure a nested MODEL (quantize --format nested) as it is when only the first N bits of each matrix are read; 0: all"},
     {"expert-mass", 0, MOEC_SHARE(eval_params, mass), .fallback = "0", .lo = 0, .hi = 1, .value = "SHARE",
      .help = "measure MODEL when each token uses only the fewest of its experts that hold this share of their weights"},
     TOOL_COMPUTE_ROW(eval_params, "f32"),
@@ -68,6 +70,8 @@ static moec_status print_result(const eval_params *p, const char *model, const m
         moec_json_set(o, "plan", moec_json_new_string(p->plan));
     if (p->top_k > 0)
         moec_json_set(o, "top_k", moec_json_new_int(p->top_k));
+    if (p->bits > 0)
+        moec_json_set(o, "read_bits", moec_json_new_int(p->bits));
     if (p->mass > 0.0)
         moec_json_set(o, "expert_mass", moec_json_new_real(p->mass));
     moec_json_set(o, "seq_len", moec_json_new_int(p->input.seq_len));
@@ -137,6 +141,8 @@ static moec_status evaluate(const eval_params *p, const char *dir, moec_err *err
     if (p->save_reference) /* said now, not after hours */
         MOEC_TRY(tool_may_write(p->save_reference, TOOL_FILE_REFERENCE, false, err));
     MOEC_TRY(moec_model_open(&model, dir, err));
+    if (p->bits > 0)
+        MOEC_TRY(moec_within(err, moec_model_read_bits(model, (int)p->bits, err), "--read-bits"));
     const bool made = p->plan || p->top_k > 0 || p->mass > 0.0; /* the original is at hand */
     const char *base_dir = p->base ? p->base : made && !p->reference ? dir : NULL;
     if (made && p->save_reference)

@@ -155,12 +155,14 @@ static const char *storage_text(const moec_model *m)
         return "codes of few bits (GPTQ), one matrix each";
     if (l->expert[0].gate.storage == MOEC_PACKED)
         return "codes of few bits (compressed-tensors), one matrix each";
+    if (l->expert[0].gate.storage == MOEC_NESTED)
+        return "nested codes of few bits, one matrix each";
     return layouts[l->layout];
 }
 
 static bool in_codes(const moec_weight *w)
 {
-    return w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED;
+    return w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED || w->storage == MOEC_NESTED;
 }
 
 /* Bits of codes, and of the files, of a value of a layer's experts; layer -1: of all. False: none is in codes. */
@@ -190,7 +192,7 @@ static bool expert_bits(double *codes, double *files, const moec_model *m, int64
 static const char *weights_name(const moec_model *m)
 {
     static const char *const names[] = {[MOEC_PLAIN] = NULL,  [MOEC_FP8] = "fp8-block",     [MOEC_MXFP4] = "mxfp4",
-                                        [MOEC_GPTQ] = "gptq", [MOEC_PACKED] = "packed-codes"};
+                                        [MOEC_GPTQ] = "gptq", [MOEC_PACKED] = "packed-codes", [MOEC_NESTED] = "nested"};
     const moec_weight *w = &first_moe(m)->expert[0].gate;
     return names[w->storage] ? names[w->storage] : moec_dtypes[w->of->dtype].name;
 }

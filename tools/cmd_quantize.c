@@ -12,12 +12,12 @@
 typedef struct quantize_params {
     tool_common common;
     tool_text input;
-    const char *output, *stats, *weights, *method, *format, *widths, *protect, *sweep, *record, *compat;
+    const char *output, *stats, *weights, *method, *format, *widths, *protect, *sweep, *record, *compat, *share;
     double bits, damp, alpha, beta, gamma;
     uint64_t target;
     int64_t group, attention, shared, dense, power, sweeps;
     int grain, rounding, dtype;
-    bool zeros, act_order, original, gains, plan_only, methods, formats;
+    bool zeros, act_order, original, gains, plan_only, methods, formats, expert_shards;
 } quantize_params;
 
 static const char *const grains[] = {"auto", "expert", "projection", "layer", "layer-projection", "model", NULL}; /* 1 + moec_widths_grain */
@@ -27,14 +27,15 @@ static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
 static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(quantize_params, output), .value = "OUT",
      .help = "folder to write; with --plan-only the plan file, its weights go to OUT.weights"},
-    {"bits", 'b', MOEC_REAL(quantize_params, bits), .lo = 0, .hi = 8, .fallback = "0", .value = "B",
-     .help = "mean width of the routed experts' weights, at most, scales not counted: 2.5"},
+    {"bits", 'b', MOEC_REAL(quantize_params, bits), .lo = 0, .hi = 16, .fallback = "0", .value = "B",
+     .help = "mean width of the routed experts' weights, at most, scales not counted: 2.5; 16, with --expert-shards or --share-with: all "
+             "weights as they are"},
     {"target-size", 0, MOEC_SIZE(quantize_params, target), .value = "SIZE",
      .help = "instead of --bits: the output's files have this many bytes at most, all of them together"},
     {"method", 0, MOEC_TEXT(quantize_params, method), .value = "NAME",
      .help = "who gets how many bits, and how they are rounded (--methods lists the ways); direct by default"},
     {"format", 0, MOEC_TEXT(quantize_params, format), .fallback = "gptq", .value = "NAME",
-     .help = "what is written, and so what loads it (--formats lists them): gptq, gptq-dynamic, gptq-server, compressed-tensors, fake"},
+     .help = "what is written, and so what loads it (--formats lists them): gptq, gptq-dynamic, gptq-server, compressed-tensors, nested, fake"},
     {"stats", 's', MOEC_TEXT(quantize_params, stats), .value = "FILE",
      .help = "statistics of the model, of calibrate --errors --gains; where they have no errors yet, --text is run for them and they are "
              "added to the file. Without --stats they go to OUT.stats.h5"},
@@ -83,6 +84,12 @@ static const moec_opt rows[] = {
      .help = "number format of the weights that are not quantized"},
     {"record", 0, MOEC_TEXT(quantize_params, record), .value = "FILE",
      .help = "a line of JSON for every matrix: width, tokens, how it was rounded, losses"},
+    TOOL_HEADING("copies for offloading"),
+    {"expert-shards", 0, MOEC_FLAG(quantize_params, expert_shards),
+     .help = "put experts into shards of their own (NAME-experts-..), so that other outputs can share what is not expert"},
+    {"share-with", 0, MOEC_TEXT(quantize_params, share), .value = "DIR",
+     .help = "the same, and every shard that DIR, an output with --expert-shards of the same model, holds with the same bytes becomes one "
+             "file with it (a hard link; where there are none it stays a copy, and that is said): the high and the low copy of HOBBIT"},
     TOOL_HEADING("text"),
     TOOL_TEXT_ROWS(quantize_params),
     TOOL_COMPUTE_ROW(quantize_params, "bf16"),
@@ -150,6 +157,14 @@ static moec_status check_params(const quantize_params *p, const moec_opt_list *w
         return moec_fail(err, MOEC_EINVAL, "quantize: MODEL is missing: the folder of the model");
     if (p->sweep && !p->stats)
         return moec_fail(err, MOEC_EINVAL, "quantize: --sweep solves from measured errors; give --stats FILE (calibrate --errors makes it)");
+    if (p->share && (p->plan_only || p->sweep || !moec_path_is_dir(p->share)))
+        return moec_fail(err, MOEC_EINVAL, moec_path_is_dir(p->share) ? "quantize: --share-with is for an output that is written"
+                                                                      : "--share-with %s: no such folder", p->share);
+    if (p->share && p->output && tool_same_file(p->share, p->output))
+        return moec_fail(err, MOEC_EINVAL, "--share-with %s: is the output", p->share);
+    if (p->bits > 8.0 && (p->bits != 16.0 || !(p->expert_shards || p->share)))
+        return moec_fail(err, MOEC_EINVAL, "--bits %g: is not in 0 .. 8; 16 leaves the weights as they are, for --expert-shards or --share-with",
+                         p->bits);
     if (!p->sweep && !p->output && !p->common.dry_run)
         return moec_fail(err, MOEC_EINVAL, "quantize: -o OUT is missing: %s", p->plan_only ? "weights that are computed need a place"
                                                                                            : "the folder to write");
@@ -386,6 +401,48 @@ static moec_status may_record(const quantize_params *p, moec_err *err)
     return tool_may_write(p->record, TOOL_FILE_RECORD, true, err);
 }
 
+/* Behind the writing: shards that the other folder has, too. */
+static moec_status share(const quantize_params *p, moec_err *err)
+{
+    moec_share_report r;
+    char size[32];
+    if (!p->share || p->common.dry_run)
+        return MOEC_OK;
+    moec_status st = moec_share_files(&r, p->output, p->share, err);
+    if (st != MOEC_OK)
+        return moec_within(err, st, "--share-with");
+    if (r.linked + r.copied == 0)
+        moec_warn("%s: no shard is the same in %s; was that made of the same model with --expert-shards?", p->output, p->share);
+    else if (r.copied > 0)
+        moec_warn("%s: %" PRId64 " of %" PRId64 " shards (%s) are copies of those in %s: the file system makes no hard links between them",
+                  p->output, r.copied, r.shards, moec_size_text(size, sizeof size, r.copied_bytes), p->share);
+    if (r.linked > 0)
+        moec_say("%s: %" PRId64 " of %" PRId64 " shards (%s) are one file with those in %s", p->output, r.linked, r.shards,
+                 moec_size_text(size, sizeof size, r.linked_bytes), p->share);
+    return MOEC_OK;
+}
+
+/* All weights as they are, experts apart. */
+static moec_status write_whole(const quantize_params *p, const char *dir, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    tool_sources s = {.model = NULL};
+    tool_job job = {.common = &p->common, .output = p->output, .compat = p->compat, .plan_only = p->plan_only, .began = moec_now()};
+    const tool_source_names names = {.model = dir};
+    MOEC_TRY(tool_sources_open(&s, &names, err));
+    job.model = s.model;
+    job.fingerprint = s.print.hex;
+    MOEC_TRY(moec_plan_whole(&job.plan, s.model, err));
+    snprintf(job.plan->model, sizeof job.plan->model, "%s", s.print.hex);
+    job.plan->expert_shards = true;
+    MOEC_TRY(tool_carry_out(&job, err));
+    MOEC_TRY(share(p, err));
+done:
+    moec_plan_free(job.plan);
+    tool_sources_release(&s);
+    return st;
+}
+
 static moec_status quantize(const quantize_params *p, const moec_method *me, const char *dir, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -453,6 +510,7 @@ static moec_status quantize(const quantize_params *p, const moec_method *me, con
     }
     MOEC_TRY(moec_quantize_plan(&job.plan, &widths, &r, err));
     say_solution(&widths);
+    job.plan->expert_shards = p->expert_shards || p->share;
     const moec_quantize_opts o = {.corpus = text ? &corpus : NULL, .compute = (moec_compute)p->input.compute, .rounding = how,
                                   .gptq = {.damp = p->damp, .act_order = p->act_order, .sweeps = (int)p->sweeps},
                                   .weight_power = (int)p->power, .original = p->original && how == MOEC_ROUND_GPTQ,
@@ -460,6 +518,7 @@ static moec_status quantize(const quantize_params *p, const moec_method *me, con
     job.quantize = &o;
     job.record = p->record;
     MOEC_TRY(tool_carry_out(&job, err));
+    MOEC_TRY(share(p, err));
 done:
     moec_widths_release(&widths);
     moec_plan_free(job.plan);
@@ -485,7 +544,7 @@ static int run(const moec_verb *verb, int argc, char **argv)
         return tool_end(list_formats(&p, &err), &err);
     MOEC_TRY(moec_method_take(&me, MOEC_QUANTIZE, MOEC_GRAIN_EXPERTS, p.method, &err));
     MOEC_TRY(check_params(&p, &words, &err));
-    MOEC_TRY(quantize(&p, me, words.at[0], &err));
+    MOEC_TRY(p.bits == 16.0 ? write_whole(&p, words.at[0], &err) : quantize(&p, me, words.at[0], &err));
 done:
     return tool_end(st, &err);
 }
@@ -505,7 +564,10 @@ const moec_verb moec_verb_quantize = {
                 "moecompress quantize Qwen3-30B-A3B --stats q.h5 --sweep 2,2.25,2.5,3,4\n"
                 "moecompress quantize Mixtral-8x7B --text a.txt --method pmq --widths 1,2,3 --bits 2 --format fake -o Mixtral-pmq\n"
                 "moecompress quantize OLMoE-1B-7B --method rtn --bits 4 --format compressed-tensors -o OLMoE-w4\n"
-                "moecompress quantize Qwen3-30B-A3B --text a.txt --bits 5 --format gptq-server -o Qwen3-server",
+                "moecompress quantize Qwen3-30B-A3B --text a.txt --bits 5 --format gptq-server -o Qwen3-server\n"
+                "moecompress quantize Mixtral-8x7B --text a.txt --bits 3 --widths 2,3,4 --format nested -o Mixtral-nested\n"
+                "moecompress quantize Mixtral-8x7B --text a.txt --bits 4 --expert-shards -o Mixtral-low\n"
+                "moecompress quantize Mixtral-8x7B --bits 16 --share-with Mixtral-low -o Mixtral-high",
     .opts = rows,
     .min_args = 0,
     .max_args = 1,

@@ -1,5 +1,6 @@
 /* stats: show, merge and export statistics files, list their super experts, keep patterns of tasks. */
 #include "stats_store.h"
+#include "stats_thresholds.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -10,12 +11,15 @@ typedef struct stats_params {
     int imatrix_form;
     int64_t floor, top;
     tool_store_params store;
+    tool_threshold_params thresholds;
 } stats_params;
 
 static const char *const imatrix_forms[] = {"gguf", "dat", NULL}; /* moec_imatrix_form */
 
+static const char *const threshold_kinds[] = {"none", "odp", "adapmoe", "hobbit", "premoe", NULL}; /* TOOL_NO_THRESHOLDS .. */
+
 static const moec_opt rows[] = {
-    {"output", 'o', MOEC_TEXT(stats_params, output), .value = "FILE", .help = "merge: the file to write"},
+    {"output", 'o', MOEC_TEXT(stats_params, output), .value = "FILE", .help = "merge, export --thresholds: the file to write"},
     {"floor", 0, MOEC_INT(stats_params, floor), .lo = 1, .hi = 1e15, .fallback = "32", .value = "N",
      .help = "show: experts that fewer tokens than this selected count as poorly covered"},
     {"top", 0, MOEC_INT(stats_params, top), .lo = 0, .hi = 1e9, .fallback = "10", .value = "N",
@@ -29,6 +33,22 @@ static const moec_opt rows[] = {
      .help = "export: the importance matrix to write, for llama-quantize --imatrix FILE"},
     {"imatrix-format", 0, MOEC_CHOICE(stats_params, imatrix_form), .choices = imatrix_forms, .fallback = "gguf",
      .value = "FORM", .help = "export: gguf, or dat, the form before it, which other programs still read"},
+    {"thresholds", 0, MOEC_CHOICE(stats_params, thresholds.kind), .choices = threshold_kinds, .fallback = "none",
+     .value = "odp|adapmoe|hobbit|premoe",
+     .help = "export: what such a runtime asks of statistics, as JSON: odp: medians of the second weight over the first; adapmoe: thresholds "
+             "below which a token uses one expert, sizes of caches; hobbit: which copy of an expert is loaded; premoe: each text's experts"},
+    {"skip-loss", 0, MOEC_REAL(stats_params, thresholds.loss), .lo = 0, .hi = 100, .fallback = "0.005", .value = "T",
+     .help = "adapmoe: nats that one expert in place of two may cost at a layer; the threshold is sqrt(T / sensitivity)"},
+    {"sensitivities", 0, MOEC_TEXT(stats_params, thresholds.sensitivities), .value = "FILE",
+     .help = "adapmoe: of layers, lines LAYER,NUMBER or JSON; else those that calibrate --errors --gains measured"},
+    {"cache-experts", 0, MOEC_INT(stats_params, thresholds.cache), .lo = -1, .hi = 1e9, .fallback = "-1", .value = "N",
+     .help = "adapmoe: share a cache of N experts out to the layers; -1: do not"},
+    {"cuts", 0, MOEC_TEXT(stats_params, thresholds.cuts), .value = "T1,T2",
+     .help = "hobbit: the high copy up to T1 of a token's weight, the low one up to T2, then none; 0.6,0.9"},
+    {"shares", 0, MOEC_TEXT(stats_params, thresholds.shares), .value = "H,L",
+     .help = "hobbit: in place of --cuts the shares of selections that are to have the high and the low copy: 0.67,0.3"},
+    {"keep", 0, MOEC_INT(stats_params, thresholds.keep), .lo = 0, .hi = 65535, .fallback = "0", .value = "N",
+     .help = "premoe: experts a layer; 0: all, in order"},
     {"domain-weights", 0, MOEC_TEXT(stats_params, weights), .value = "NAME=W,..",
      .help = "export: how much each text counts; else as the file says"},
     TOOL_OVERWRITE_ROW(stats_params),
@@ -265,7 +285,14 @@ static int run(const moec_verb *verb, int argc, char **argv)
     moec_err err = {MOEC_OK, ""};
     moec_status st;
     const bool store = strcmp(words.at[0], "store") == 0, exports = strcmp(words.at[0], "export") == 0;
-    if (!exports && (params.imatrix || params.imatrix_form || params.weights))
+    const bool thresholds = params.thresholds.kind != TOOL_NO_THRESHOLDS;
+    if (!exports && thresholds)
+        st = moec_fail(&err, MOEC_EINVAL, "stats %.40s: --thresholds is for stats export", words.at[0]);
+    else if (exports && thresholds && (params.imatrix || !params.output || words.n != 2))
+        st = moec_fail(&err, MOEC_EINVAL, "stats export --thresholds: takes one file, -o FILE and no --imatrix");
+    else if (exports && thresholds)
+        st = tool_export_thresholds(&params.thresholds, &params.common, words.at[1], params.output, params.weights, &err);
+    else if (!exports && (params.imatrix || params.imatrix_form || params.weights))
         st = moec_fail(&err, MOEC_EINVAL, "stats %.40s: --imatrix, --imatrix-format and --domain-weights are for stats export",
                        words.at[0]);
     else if (!store && (params.store.task || params.store.domain || params.store.by_domain))
@@ -281,7 +308,7 @@ static int run(const moec_verb *verb, int argc, char **argv)
         st = moec_fail(&err, MOEC_EINVAL, "stats %s: takes one file and no -o", words.at[0]);
     else if (exports)
         st = params.imatrix ? export_imatrix(&params, words.at[1], &err)
-                            : moec_fail(&err, MOEC_EINVAL, "stats export: --imatrix FILE is missing");
+                            : moec_fail(&err, MOEC_EINVAL, "stats export: --imatrix FILE is missing, or --thresholds KIND");
     else if (strcmp(words.at[0], "super") == 0)
         st = tool_show_super(words.at[1], params.top, params.common.json, &err);
     else
@@ -291,14 +318,15 @@ static int run(const moec_verb *verb, int argc, char **argv)
 
 const moec_verb moec_verb_stats = {
     .name = "stats",
-    .args = "show FILE | stats merge FILE FILE... -o FILE | stats export FILE --imatrix FILE | stats super FILE | stats store add|show|query STORE [FILE]",
+    .args = "show FILE | stats merge FILE FILE... -o FILE | stats export FILE --imatrix FILE | stats export FILE --thresholds KIND -o FILE | stats super FILE | stats store add|show|query STORE [FILE]",
     .brief = "show, merge or export statistics files, list super experts, keep the patterns of tasks",
     .about = "show: what a statistics file holds: the model it is about, its texts and tokens, and how well each layer's "
              "experts were reached.\n"
              "merge: adds statistics of the same model from several runs, texts or machines into one file. Texts of the "
              "same name add up, others stand side by side; the sums are the same as those of one run over all texts.\n"
              "export: an importance matrix of the routed experts, with which llama-quantize rounds a GGUF; from statistics of "
-             "--tier 1. Its other tensors are rounded without one.\n"
+             "--tier 1. Its other tensors are rounded without one. Or, with --thresholds, what a runtime that skips or offloads experts asks: "
+             "the formula, its source and the units are in the file; no stock client reads it.\n"
              "super: the super experts, the few whose outputs are far larger than all others' and without which a model breaks "
              "down: layer, expert, largest output, its channel, and the threshold. prune --protect super keeps them.\n"
              "store: one small file that says for each task who matters in every layer (PreMoe). add puts a task in from "
@@ -308,6 +336,8 @@ const moec_verb moec_verb_stats = {
                 "moecompress stats show model.stats.h5 --floor 100 --json\n"
                 "moecompress stats merge code.h5 prose.h5 -o all.h5\n"
                 "moecompress stats export model.stats.h5 --imatrix model.imatrix.gguf\n"
+                "moecompress stats export model.stats.h5 --thresholds hobbit --shares 0.67,0.3 -o hobbit.json\n"
+                "moecompress stats export model.stats.h5 --thresholds adapmoe --skip-loss 0.005 --cache-experts 64 -o adapmoe.json\n"
                 "moecompress stats super model.stats.h5 --json\n"
                 "moecompress stats store add tasks.json code.h5 --task code\n"
                 "moecompress stats store query tasks.json prompt.h5",

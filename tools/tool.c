@@ -54,7 +54,8 @@ static moec_status is_ours(bool *yes, const char *path, tool_file kind, moec_err
     static const char hdf5[] = "\211HDF\r\n\032\n";
     static const char *const word[] = {
         [TOOL_FILE_PLAN] = "\"moecompress_plan\"", [TOOL_FILE_REFERENCE] = "moecompress reference",
-        [TOOL_FILE_PATTERNS] = "\"moecompress_patterns\"", [TOOL_FILE_RECORD] = "\"loss_nearest\"", [TOOL_FILE_IMATRIX] = "imatrix"};
+        [TOOL_FILE_PATTERNS] = "\"moecompress_patterns\"", [TOOL_FILE_RECORD] = "\"loss_nearest\"", [TOOL_FILE_IMATRIX] = "imatrix",
+        [TOOL_FILE_THRESHOLDS] = "\"format\": \"moecompress-"};
     char front[1024];
     FILE *f = fopen(path, "rb");
     if (!f)
@@ -84,7 +85,8 @@ moec_status tool_may_write(const char *path, tool_file kind, bool overwrite, moe
 {
     static const char *const names[] = {[TOOL_FILE_HDF5] = "a statistics or trace file", [TOOL_FILE_PLAN] = "a plan",
                                         [TOOL_FILE_REFERENCE] = "a reference file", [TOOL_FILE_PATTERNS] = "a pattern store",
-                                        [TOOL_FILE_RECORD] = "a record of matrices", [TOOL_FILE_IMATRIX] = "an importance matrix"};
+                                        [TOOL_FILE_RECORD] = "a record of matrices", [TOOL_FILE_IMATRIX] = "an importance matrix",
+                                        [TOOL_FILE_THRESHOLDS] = "a file of thresholds"};
     moec_status st = MOEC_OK;
     struct stat info;
     char *folder = NULL;

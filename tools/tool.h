@@ -53,7 +53,9 @@ int tool_end(moec_status st, const moec_err *err);
 int tool_fail(const moec_err *err);
 
 /** What this program writes as one file, to know it again. */
-typedef enum tool_file { TOOL_FILE_HDF5, TOOL_FILE_PLAN, TOOL_FILE_REFERENCE, TOOL_FILE_PATTERNS, TOOL_FILE_RECORD, TOOL_FILE_IMATRIX } tool_file;
+typedef enum tool_file {
+    TOOL_FILE_HDF5, TOOL_FILE_PLAN, TOOL_FILE_REFERENCE, TOOL_FILE_PATTERNS, TOOL_FILE_RECORD, TOOL_FILE_IMATRIX, TOOL_FILE_THRESHOLDS
+} tool_file;
 
 /** Before work begins: may `path` be written? Makes the folder it shall lie in. MOEC_EINVAL: an empty name; MOEC_EEXIST: it
  *  is there and overwrite was not asked, or it is neither empty nor a file of this kind (a text, a model's config.json, a

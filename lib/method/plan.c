@@ -286,6 +286,8 @@ static moec_status head_json(moec_json **out, const moec_plan *p, moec_err *err)
         moec_json_set(o, "repair", repair);
     if (p->weights[0])
         moec_json_set(o, "weights", moec_json_new_string(p->weights));
+    if (p->expert_shards)
+        moec_json_set(o, "expert_shards", moec_json_new_bool(true));
     if (p->mapped)
         moec_json_set(o, "emit", moec_json_new_string("map"));
     if (p->factor.kind != MOEC_FACTOR_NONE)
@@ -644,6 +646,8 @@ static moec_status read_extras(moec_plan *p, const moec_reader *r, moec_json *ro
     p->dtype = word ? moec_plan_dtype(word) : MOEC_DTYPE_COUNT;
     MOEC_TRY(read_word(&word, r, root, "emit", emits, 1));
     p->mapped = word != NULL;
+    if (moec_json_get(root, "expert_shards") && !moec_json_bool(moec_json_get(root, "expert_shards"), &p->expert_shards))
+        return moec_fail(r->err, MOEC_EFORMAT, "%s: expert_shards is not true or false", r->what);
     if (moec_json_get(root, "pad"))
         MOEC_TRY(moec__read_int(&p->pad, r, root, "plan", "pad", 1, MAX_EXPERTS));
     if (moec_json_get(root, "expert_width"))
@@ -688,7 +692,8 @@ moec_status moec_plan_from_json(moec_plan **out, moec_json *root, const char *wh
     static const char *const known[] = {"moecompress_plan", "kind",   "model", "model_type", "method",
                                         "options",          "stats",  "top_k", "new_top_k",  "mtp",
                                         "groups",           "pad",    "dtype", "layers",     "betas",            "others",
-                                        "expert_width",     "repair", "weights", "drop_layers", "factor", "quant",     "emit"};
+                                        "expert_width",     "repair", "weights", "drop_layers", "factor", "quant",     "emit",
+                                        "expert_shards"};
     moec_status st = MOEC_OK;
     moec_plan *p = NULL;
     const moec_reader r = {.what = what, .err = err};

@@ -79,6 +79,7 @@ typedef struct moec_plan {
     moec_plan_quant quant;
     bool mapped;        /* the router keeps all its rows, and those of merged experts go to the one that they became: a table in
                            config.json says which (moec_plan_map) */
+    bool expert_shards; /* experts' weights are in shards of their own, so that the others can be shared by several outputs */
     int64_t n_layers;   /* MoE layers, ascending */
     int64_t n_sets;     /* and behind them attention experts and the MTP layers that stay, in the order of model->set */
     moec_plan_layer *layer; /* [n_sets] */
@@ -114,7 +115,7 @@ MOEC_API moec_status moec_plan_set_option(moec_plan *p, const char *key, moec_js
  *  "layers": [{"layer", "experts", "keep", "unseen", "protected", "score"}]}; score only where there is one. Where they
  *  apply, in front of "layers": "mtp": "keep"|"drop", "groups": "drop", "pad": N, "dtype": "bf16"|"f16"|"f32",
  *  "betas": [one a layer] (0 to 1, only with top_k and new_top_k 2), "expert_width": N, "drop_layers": [..], "repair": {..},
- *  "weights": digest, "emit": "map", "factor": {"kind": "svd"|"pivot"|"mc-smoe"|"base-delta"|"mpo", "emit": "dense"|"factored", "rank": [2], "rows": [2],
+ *  "weights": digest, "expert_shards": true, "emit": "map", "factor": {"kind": "svd"|"pivot"|"mc-smoe"|"base-delta"|"mpo", "emit": "dense"|"factored", "rank": [2], "rows": [2],
  *  "cores": n, "bonds": [2 (n - 1)], "error": [3 a layer]}, "quant": {"format", "group_size", "zero_points": true|false,
  *  "scale_dtype", "error": [3 a layer], "layers": count of all, "others": [{"layer", "q": bits, "o": bits, ..}]} with in each layer "bits": [one an expert, or
  *  [gate, up, down]];

@@ -39,6 +39,9 @@ done:
 
 void moec_qcodes_release(moec_qcodes *c)
 {
+    for (int i = 0; i < c->planes; i++)
+        moec_qcodes_release(&c->plane[i]);
+    moec_free(c->plane);
     moec_free(c->code);
     moec_free(c->scale);
     moec_free(c->zero);
@@ -351,4 +354,8 @@ void moec_quant_restore(float *out, const moec_qcodes *c, int64_t lo, int64_t hi
     const int64_t n = c->grid.group, groups = c->cols / n;
     for (int64_t k = lo * groups; k < hi * groups; k++)
         moec_grid_values(out + k * n, c->code + k * n, n, c->scale[k], moec_quant_zero(c, k));
+    for (int p = 0; p < c->planes; p++)
+        for (int64_t k = lo * groups; k < hi * groups; k++)
+            for (int64_t i = k * n; i < (k + 1) * n; i++)
+                out[i] += c->plane[p].scale[k] * ((float)c->plane[p].code[i] - 0.5f);
 }

@@ -26,6 +26,8 @@ typedef struct moec_qcodes {
     uint8_t *code;  /* [rows,cols] */
     float *scale;   /* [rows, cols/group] */
     uint8_t *zero;  /* the same, NULL without zero points */
+    struct moec_qcodes *plane; /* [planes] of 1 bit each, whose values come on top: nested.h; NULL: none */
+    int planes;
 } moec_qcodes;
 
 /** Room for a matrix. MOEC_EINVAL: bits, group or type that there is not; MOEC_ENOMEM. Release with moec_qcodes_release. */
@@ -49,7 +51,7 @@ MOEC_API moec_status moec_quant_range(moec_qcodes *c, const float *w, moec_qrang
                                       moec_err *err) MOEC_USE_RESULT;
 /** Codes of rows [lo, hi): the nearest value of the grid; halves go to the even code. */
 MOEC_API void moec_quant_nearest(moec_qcodes *c, const float *w, int64_t lo, int64_t hi);
-/** W' of rows [lo, hi) to out [rows,cols] (row 0 first). */
+/** W' of rows [lo, hi) to out [rows,cols] (row 0 first), in float32; planes are added one after the other. */
 MOEC_API void moec_quant_restore(float *out, const moec_qcodes *c, int64_t lo, int64_t hi);
 
 /** Zero point of scale number `at` of c, and s rounded to a type as scales are. For gptq.c. */

@@ -55,17 +55,17 @@ bool moec__name(char buf[MOEC_NAME], size_t *number_at, const moec_binder *b, co
     return true;
 }
 
-static const char weight[] = "weight", gptq[] = "qweight", packed[] = "weight_packed";
+static const char weight[] = "weight", gptq[] = "qweight", packed[] = "weight_packed", nested[] = "nested_base";
 
-/* "X.weight" may be there as codes: "X.qweight", "X.weight_packed". */
+/* "X.weight" may be there as codes: "X.qweight", "X.weight_packed", "X.nested_base". */
 static const moec_tensor *find_codes(const moec_binder *b, char name[MOEC_NAME])
 {
     char *end = name + strlen(name) - (sizeof weight - 1);
     const moec_tensor *t = NULL;
     if (!b->m->packed || !moec__ends_in(name, ".weight"))
         return NULL;
-    for (int i = 0; !t && i < 2; i++) {
-        snprintf(end, (size_t)(name + MOEC_NAME - end), "%s", i == 0 ? gptq : packed);
+    for (int i = 0; !t && i < 3; i++) {
+        snprintf(end, (size_t)(name + MOEC_NAME - end), "%s", i == 0 ? gptq : i == 1 ? packed : nested);
         t = moec_ckpt_find(b->m->ckpt, name);
     }
     return t;
@@ -213,6 +213,25 @@ static moec_status bind_codes(moec_weight *w, const moec_binder *b, const moec_t
     return order ? check_order(order, b, w, err) : MOEC_OK;
 }
 
+/* "X.nested_base" with nested_scales and nested_planes: as many bits as there are planes, and no more than are asked for. */
+static moec_status bind_nested(moec_weight *w, const moec_binder *b, const moec_tensor *t, int64_t rows, int64_t cols, moec_err *err)
+{
+    char have[160];
+    *w = (moec_weight){.of = t, .rows = rows, .cols = cols, .row_step = cols, .col_step = 1, .storage = MOEC_NESTED};
+    w->scale = beside(b, t, sizeof nested - 1, "nested_scales");
+    w->zero = beside(b, t, sizeof nested - 1, "nested_planes");
+    const int64_t groups = w->scale && w->scale->rank == 3 ? w->scale->dim[2] : 0, steps = groups > 0 ? w->scale->dim[0] : 0;
+    w->block_cols = groups > 0 && cols % groups == 0 && cols / groups <= INT32_MAX ? (int32_t)(cols / groups) : 0;
+    w->bits = (uint8_t)(steps >= 1 && steps <= 7 ? steps + 1 : 0);
+    if (moec__rows(t) != rows || moec_weight_check(w, NULL) != MOEC_OK)
+        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is %s, expected [%lld, %lld / 4] with nested_scales [1 + p, %lld, groups] and "
+                         "nested_planes [p, %lld, %lld / 8], p from 0 to 6", moec_ckpt_dir(b->m->ckpt), t->name,
+                         moec_shape_text(have, sizeof have, t->rank, t->dim), (long long)rows, (long long)cols, (long long)rows,
+                         (long long)rows, (long long)cols);
+    w->bits = b->m->read_bits > 0 && b->m->read_bits < w->bits ? (uint8_t)b->m->read_bits : w->bits;
+    return MOEC_OK;
+}
+
 moec_status moec__bind_matrix(moec_weight *out, const moec_binder *b, const char *pattern, int64_t rows, int64_t cols,
                               moec_err *err)
 {
@@ -222,6 +241,8 @@ moec_status moec__bind_matrix(moec_weight *out, const moec_binder *b, const char
         return missing(b, pattern, err);
     if (t->dtype == MOEC_I32 && (moec__ends_in(t->name, ".qweight") || moec__ends_in(t->name, ".weight_packed")))
         return bind_codes(out, b, t, rows, cols, err);
+    if (t->dtype == MOEC_U8 && moec__ends_in(t->name, ".nested_base"))
+        return bind_nested(out, b, t, rows, cols, err);
     moec_status st = check_shape(t, b, 2, dim, err);
     if (st != MOEC_OK)
         return st;

@@ -599,7 +599,21 @@ static moec_status read_packed(const moec_json *q, moec_err *err)
                      "(pack-quantized is); use the unquantized release", format ? format : "is missing and");
 }
 
-moec_status moec_config_packed(bool *packed, bool *zero_more, const moec_model *m, moec_err *err)
+/* Nested: one layout, and the width to read at. */
+static moec_status read_nested(int *bits, const moec_json *q, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    int64_t version, width;
+    MOEC_TRY(read_int(&version, q, "version", 1, 1, 1, err));
+    MOEC_TRY(read_int(&width, q, "read_bits", 0, 0, 8, err));
+    if (width == 1)
+        return moec_fail(err, MOEC_EFORMAT, "config.json: quantization_config: read_bits is 1, expected 2 to 8, or 0 for all");
+    *bits = (int)width;
+done:
+    return st;
+}
+
+moec_status moec_config_packed(moec_model *m, moec_err *err)
 {
     const moec_json *q = moec_json_get(moec_ckpt_config(m->ckpt), "quantization_config");
     if (moec_json_absent(q))
@@ -607,9 +621,13 @@ moec_status moec_config_packed(bool *packed, bool *zero_more, const moec_model *
     const char *method = moec_json_string(moec_json_get(q, "quant_method"));
     const bool rounded = method && strcmp(method, "auto-round") == 0, gptq = method && strcmp(method, "gptq") == 0;
     const bool compressed = method && strcmp(method, "compressed-tensors") == 0;
-    *packed = rounded || gptq || compressed;
-    *zero_more = false;
-    return rounded || gptq ? read_gptq(zero_more, q, rounded, err) : compressed ? read_packed(q, err) : MOEC_OK;
+    const bool nested = method && strcmp(method, "moecompress-nested") == 0;
+    m->packed = rounded || gptq || compressed || nested;
+    m->zero_more = false;
+    m->read_bits = 0;
+    if (nested)
+        return read_nested(&m->read_bits, q, err);
+    return rounded || gptq ? read_gptq(&m->zero_more, q, rounded, err) : compressed ? read_packed(q, err) : MOEC_OK;
 }
 
 /* Quantized checkpoints: FP8 in blocks, MXFP4 and codes of few bits are read; of the others the text says what to do. */
@@ -627,7 +645,8 @@ static moec_status check_quantization(const moec_json *config, moec_err *err)
     if (moec_json_type(q) != MOEC_JSON_OBJECT || !method)
         return moec_fail(err, MOEC_EFORMAT, "config.json: quantization_config has no quant_method; use the unquantized "
                          "release");
-    static const char *const read[] = {"mxfp4", "gptq", "auto-round", "compressed-tensors"}; /* moec_config_packed says more */
+    /* moec_config_packed says more */
+    static const char *const read[] = {"mxfp4", "gptq", "auto-round", "compressed-tensors", "moecompress-nested"};
     for (size_t i = 0; i < MOEC_COUNT(read); i++)
         if (strcmp(method, read[i]) == 0)
             return MOEC_OK;

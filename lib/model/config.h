@@ -13,8 +13,7 @@ MOEC_API bool moec_config_is_dense(const moec_model *m, int64_t layer);
 /** Rows and columns that share a scale: weight_block_size of the quantization_config of config.json, or of its text_config;
  *  0, 0: there is none. MOEC_EFORMAT: not two numbers from 1 to 65536. */
 MOEC_API moec_status moec_config_fp8_block(int32_t block[2], const moec_model *m, moec_err *err) MOEC_USE_RESULT;
-/** Are matrices in codes of few bits, and are GPTQ's zero points stored less one (its first format)? MOEC_EFORMAT: in a form that is
- *  not read. */
-MOEC_API moec_status moec_config_packed(bool *packed, bool *zero_more, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
+/** Sets packed, zero_more and read_bits by what config.json says of codes of few bits. MOEC_EFORMAT: in a form that is not read. */
+MOEC_API moec_status moec_config_packed(moec_model *m, moec_err *err) MOEC_USE_RESULT;
 
 #endif

@@ -230,6 +230,30 @@ static moec_status check_parts(const moec_model *m, moec_err *err)
     return MOEC_OK;
 }
 
+static int64_t narrow(moec_weight *w, int bits)
+{
+    if (!w->of || w->storage != MOEC_NESTED)
+        return 0;
+    w->bits = w->bits > bits ? (uint8_t)bits : w->bits;
+    return 1;
+}
+
+moec_status moec_model_read_bits(moec_model *m, int bits, moec_err *err)
+{
+    int64_t n = 0;
+    if (bits < 2 || bits > 8)
+        return moec_fail(err, MOEC_EINVAL, "nested codes have 2 to 8 bits, not %d", bits);
+    for (int64_t i = 0; i < m->dims.layers; i++) {
+        moec_layer *l = &m->layer[i];
+        for (int k = 0; k < MOEC_MAT_COUNT; k++)
+            n += narrow(&l->mat[k], bits);
+        for (int64_t e = 0; l->expert && e < m->dims.experts; e++)
+            n += narrow(&l->expert[e].gate, bits) + narrow(&l->expert[e].up, bits) + narrow(&l->expert[e].down, bits);
+    }
+    return n > 0 ? MOEC_OK : moec_fail(err, MOEC_EINVAL, "no matrix is nested: only what quantize --format nested wrote can be read in "
+                                                         "fewer bits");
+}
+
 static moec_status bind_all(moec_model *m, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -238,7 +262,7 @@ static moec_status bind_all(moec_model *m, moec_err *err)
     moec_binder b = {.m = m};
     const int64_t embed[2] = {d->vocab, d->hidden};
     MOEC_TRY(moec_config_fp8_block(b.fp8_block, m, err));
-    MOEC_TRY(moec_config_packed(&m->packed, &m->zero_more, m, err));
+    MOEC_TRY(moec_config_packed(m, err));
     MOEC_TRY(moec__bind(&m->embed, &b, f->embed, 2, embed, err));
     MOEC_TRY(moec__bind(&m->final_norm, &b, f->final_norm, 1, &d->hidden, err));
     if (moec__find(&b, f->final_norm_bias))

@@ -110,8 +110,9 @@ typedef struct moec_model {
     const moec_tensor *head_bias;
     const char *key_experts, *key_top_k; /* spelled as in this config.json; NULL: the default is in force, no key */
     const char *key_mtp;                 /* NULL: no such key */
-    bool packed;             /* config.json says that matrices are in codes of few bits (GPTQ, compressed-tensors) */
+    bool packed;             /* config.json says that matrices are in codes of few bits (GPTQ, compressed-tensors, nested) */
     bool zero_more;          /* and that GPTQ's zero points are stored less one */
+    int read_bits;           /* nested codes are read at this width, where they have as many; 0: at their own */
 } moec_model;
 
 /* Key of a config.json whose checkpoint has factors in place of experts' matrices: only transformers computes with them. */
@@ -127,6 +128,9 @@ typedef struct moec_model {
  *          (the text names it, what it is and what was expected). Close with moec_model_close. */
 MOEC_API moec_status moec_model_open(moec_model **out, const char *dir, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_model_close(moec_model *m);
+/** From now on nested codes (run/nested.md) are read at `bits`, as far as a matrix has as many and config.json's read_bits allows.
+ *  MOEC_EINVAL: bits are not 2 to 8, or none of the routed experts' matrices is nested. */
+MOEC_API moec_status moec_model_read_bits(moec_model *m, int bits, moec_err *err) MOEC_USE_RESULT;
 
 /* What a tensor is, for whoever rewrites or counts it. */
 typedef enum moec_role {

@@ -58,7 +58,7 @@ static bool same_matrix(const char *pattern, const char *name)
     const size_t n = strlen(pattern) - (sizeof "weight" - 1);
     return strcmp(pattern, name) == 0 ||
            (moec__ends_in(pattern, ".weight") && strncmp(pattern, name, n) == 0 &&
-            (strcmp(name + n, "qweight") == 0 || strcmp(name + n, "weight_packed") == 0));
+            (strcmp(name + n, "qweight") == 0 || strcmp(name + n, "weight_packed") == 0 || strcmp(name + n, "nested_base") == 0));
 }
 
 /* Where the expert's number stands in a tensor's name: the number of the second %d of the pattern that makes this name. */
@@ -272,7 +272,7 @@ typedef struct coded {
 
 static void count_view(const coded *c, const moec_weight *w)
 {
-    if (w->of && (w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED))
+    if (w->of && (w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED || w->storage == MOEC_NESTED))
         c->values[w->of - c->first] = (uint64_t)w->rows * (uint64_t)w->cols;
 }
 
@@ -304,7 +304,8 @@ static moec_status count_codes(uint64_t **out, const moec_model *m, moec_err *er
 /* What lies beside codes. */
 static bool beside_codes(const char *name)
 {
-    static const char *const tails[] = {".scales", ".qzeros", "g_idx", ".weight_scale", ".weight_zero_point", ".weight_shape"};
+    static const char *const tails[] = {".scales", ".qzeros", "g_idx", ".weight_scale", ".weight_zero_point", ".weight_shape",
+                                        ".nested_scales", ".nested_planes"};
     for (size_t i = 0; i < MOEC_COUNT(tails); i++)
         if (moec__ends_in(name, tails[i]))
             return true;

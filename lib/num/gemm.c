@@ -257,7 +257,7 @@ moec_status moec_gemm_weight(float *y, const float *x, int64_t n, const moec_wei
     if (w->of->dtype == MOEC_F64)
         return moec_fail(err, MOEC_EINVAL, "gemm: weights are F64, expected a format of at most 32 bits");
     p.strip = w->col_step == 1 ? 1 : STRIP;
-    p.step = w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED ? 0
+    p.step = w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED || w->storage == MOEC_NESTED ? 0
              : w->storage == MOEC_MXFP4                           ? 1
                                                                   : 2 * moec_dtypes[w->of->dtype].bytes;
     p.stride = (size_t)w->row_step * (size_t)p.step / 2;

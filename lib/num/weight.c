@@ -77,6 +77,8 @@ static bool in_streams(const moec_weight *w)
 /* Values of a tensor: bytes hold two of MXFP4. */
 static int64_t values_of(const moec_weight *w)
 {
+    if (w->storage == MOEC_NESTED)
+        return w->of->dim[0] * w->cols;
     if (in_streams(w))
         return w->of->dim[w->storage == MOEC_GPTQ] * w->cols;
     return w->storage == MOEC_MXFP4 ? (int64_t)w->of->bytes * 2
@@ -166,6 +168,24 @@ static bool streams_ok(const moec_weight *w)
            (!w->zero || (w->zero->dtype == MOEC_I32 && has_form(w->zero, zero_words, groups)));
 }
 
+static bool has_layers(const moec_tensor *t, int64_t least, int64_t rows, int64_t cols)
+{
+    return t->rank == 3 && t->dim[0] >= least && t->dim[1] == rows && t->dim[2] == cols &&
+           t->bytes / (size_t)moec_dtypes[t->dtype].bytes / (size_t)rows / (size_t)cols >= (size_t)t->dim[0];
+}
+
+static bool nested_ok(const moec_weight *w)
+{
+    const int64_t group = w->block_cols, more = (int64_t)w->bits - 2;
+    if (w->of->dtype != MOEC_U8 || w->of->rank != 2 || more < 0 || more > 6 || group < 1 || w->cols % group != 0 || w->cols % 8 != 0 ||
+        !w->scale || !is_float(w->scale) || w->col_step != 1 || w->row_step != w->cols || w->at % w->cols != 0)
+        return false;
+    const int64_t rows = w->of->dim[0];
+    return rows <= INT64_MAX / 16 / w->cols && w->rows <= rows && w->at / w->cols <= rows - w->rows &&
+           has_form(w->of, rows, w->cols / 4) && has_layers(w->scale, more + 1, rows, w->cols / group) &&
+           (more == 0 || (w->zero && w->zero->dtype == MOEC_U8 && has_layers(w->zero, more, rows, w->cols / 8)));
+}
+
 moec_status moec_weight_check(const moec_weight *w, moec_err *err)
 {
     if (!w || !w->of)
@@ -181,6 +201,7 @@ moec_status moec_weight_check(const moec_weight *w, moec_err *err)
         return MOEC_OK;
     bool ok = w->storage == MOEC_PLAIN ? plain_ok(w) : w->storage == MOEC_FP8     ? fp8_ok(w)
                                                      : w->storage == MOEC_MXFP4 ? mxfp4_ok(w)
+                                                     : w->storage == MOEC_NESTED ? nested_ok(w)
                                                                                 : in_streams(w) && streams_ok(w);
     if (!ok)
         return moec_fail(err, MOEC_EINVAL, "%s: %s [%lld, %lld] is no view of storage %d that values can be read from", name,
@@ -189,7 +210,7 @@ moec_status moec_weight_check(const moec_weight *w, moec_err *err)
     if (last < 0 || last >= values_of(w))
         return moec_fail(err, MOEC_EINVAL, "%s: [%lld, %lld] from %lld on reaches beyond its %lld values", name,
                          (long long)w->rows, (long long)w->cols, (long long)w->at, (long long)values_of(w));
-    if (w->storage != MOEC_PLAIN && !in_streams(w) && !scales_suffice(w))
+    if ((w->storage == MOEC_FP8 || w->storage == MOEC_MXFP4) && !scales_suffice(w))
         return moec_fail(err, MOEC_EINVAL, "%s: %s [%lld, %lld] needs more scales than its tensor of %zu bytes has", name,
                          moec_dtypes[w->of->dtype].name, (long long)w->rows, (long long)w->cols, w->scale->bytes);
     return MOEC_OK;
@@ -420,6 +441,42 @@ static void read_streams(const block *b, const moec_weight *w)
     }
 }
 
+/* Scales of `layer` of groups [first, end) of row r of the tensor, SCALES at most. */
+static void nested_scales(float *out, const moec_weight *w, int64_t layer, int64_t r, int64_t first, int64_t end)
+{
+    const moec_dtype_traits *kind = &moec_dtypes[w->scale->dtype];
+    const int64_t i = (layer * w->scale->dim[1] + r) * w->scale->dim[2] + first;
+    kind->to_f32(out, (const char *)w->scale->data + i * kind->bytes, end - first);
+}
+
+/* Columns [c, stop) of row r of the tensor, whose groups have room in `scale`. */
+static void read_nested_row(float *out, const moec_weight *w, int64_t r, int64_t c, int64_t stop)
+{
+    float scale[SCALES];
+    const int64_t group = w->block_cols, first = c / group, end = (stop - 1) / group + 1;
+    const unsigned char *base = (const unsigned char *)w->of->data + r * (w->cols / 4);
+    nested_scales(scale, w, 0, r, first, end);
+    for (int64_t k = c; k < stop; k++)
+        out[k - c] = scale[k / group - first] * (float)((base[k / 4] >> (2 * (k % 4)) & 3) - 2);
+    for (int64_t p = 1; p <= w->bits - 2; p++) {
+        const unsigned char *plane = (const unsigned char *)w->zero->data + ((p - 1) * w->zero->dim[1] + r) * (w->cols / 8);
+        nested_scales(scale, w, p, r, first, end);
+        for (int64_t k = c; k < stop; k++)
+            out[k - c] += scale[k / group - first] * ((float)(plane[k / 8] >> (k % 8) & 1) - 0.5F);
+    }
+}
+
+static void read_nested(const block *b, const moec_weight *w)
+{
+    const int64_t row0 = w->at / w->cols + b->r, end = b->c + b->cols;
+    for (int64_t i = 0; i < b->rows; i++)
+        for (int64_t c = b->c, stop; c < end; c = stop) {
+            stop = (c / w->block_cols + SCALES) * w->block_cols;
+            stop = stop < end ? stop : end;
+            read_nested_row(b->out + i * b->ld + (c - b->c), w, row0 + i, c, stop);
+        }
+}
+
 void moec_weight_read(float *out, int64_t ld, const moec_weight *w, int64_t r, int64_t rows, int64_t c, int64_t cols)
 {
     const block b = {out, ld, r, rows, c, cols};
@@ -429,6 +486,8 @@ void moec_weight_read(float *out, int64_t ld, const moec_weight *w, int64_t r, i
         read_fp8(&b, w);
     else if (w->storage == MOEC_MXFP4)
         read_mxfp4(&b, w);
+    else if (w->storage == MOEC_NESTED)
+        read_nested(&b, w);
     else if (in_streams(w))
         read_streams(&b, w);
     else if (w->col_step == 1 || cols == 1)
@@ -553,6 +612,9 @@ uint64_t moec_weight_bytes(const moec_weight *w)
         return (w->of->bytes + w->scale->bytes + (w->zero ? w->zero->bytes : 0)) * (uint64_t)w->rows / (all ? all : 1);
     }
     uint64_t values = (uint64_t)w->rows * (uint64_t)w->cols;
+    if (w->storage == MOEC_NESTED)
+        return values / 8 * w->bits + values / (uint64_t)w->block_cols * (uint64_t)(w->bits - 1) *
+                                          (uint64_t)moec_dtypes[w->scale->dtype].bytes;
     if (w->storage == MOEC_MXFP4)
         return values / 2 + values / MOEC_MX;
     uint64_t bytes = values * (uint64_t)moec_dtypes[w->of->dtype].bytes;
@@ -572,6 +634,13 @@ static void for_pages(const moec_weight *w, void (*advise)(const void *at, size_
         advise(w->scale->data, w->scale->bytes);
         if (w->zero)
             advise(w->zero->data, w->zero->bytes);
+        return;
+    }
+    if (w->storage == MOEC_NESTED) { /* of planes those that are read */
+        advise(w->of->data, w->of->bytes);
+        advise(w->scale->data, w->scale->bytes);
+        if (w->bits > 2)
+            advise(w->zero->data, w->zero->bytes / (size_t)w->zero->dim[0] * (size_t)(w->bits - 2));
         return;
     }
     int64_t last = place(w, w->rows - 1, w->cols - 1), size = moec_dtypes[w->of->dtype].bytes;

@@ -215,6 +215,10 @@ static bool reads_codes(char why[WHY], const form *f, const struct client_row *c
     const moec_family *of = f->m->family;
     if (!f->codes)
         return true;
+    if (strcmp(f->codes, "moecompress-nested") == 0) {
+        snprintf(why, WHY, "reads no nested codes, whose layout is moecompress's own; --format gptq, compressed-tensors or fake load");
+        return false;
+    }
     if (c->bit == LLAMA_CPP) {
         snprintf(why, WHY, "its converter reads no packed experts; --format fake loads here");
         return false;

@@ -11,7 +11,7 @@
 enum { AS_IT_IS = 16 };
 
 static const moec_qformat *const formats[] = {&moec__format_gptq, &moec__format_gptq_dynamic, &moec__format_gptq_server,
-                                              &moec__format_compressed, &moec__format_fake};
+                                              &moec__format_compressed, &moec__format_nested, &moec__format_fake};
 
 const moec_qformat *moec_qformat_at(size_t i)
 {

@@ -15,7 +15,7 @@ typedef struct moec_piece {
     const char *suffix; /* "qweight" */
     moec_dtype dtype;
     int rank;
-    int64_t dim[2];
+    int64_t dim[3];
 } moec_piece;
 
 typedef struct moec_qformat {
@@ -27,6 +27,7 @@ typedef struct moec_qformat {
     bool zeros;               /* zero points can be written */
     bool dense;               /* W' under the model's own names, in its number format and layout: loads everywhere, is not smaller.
                                  No pieces */
+    bool nested;              /* codes have planes (nested.h), written by their own rounding */
     bool own_names;           /* experts' modules are called as in releases; else as transformers 5 has them (moec_expert_module) */
     moec_dtype scale_type;    /* MOEC_DTYPE_COUNT: any float type; dense: F32 */
     int64_t row_multiple, col_multiple, group_multiple; /* of rows, columns and the group of a matrix that can be written */
@@ -40,7 +41,7 @@ typedef struct moec_qformat {
     moec_status (*check)(const moec_plan *p, const moec_model *m, moec_err *err);
 } moec_qformat;
 
-/** By name, NULL: there is none; row i, NULL behind the last. gptq, gptq-dynamic, gptq-server, compressed-tensors, fake. */
+/** By name, NULL: there is none; row i, NULL behind the last. gptq, gptq-dynamic, gptq-server, compressed-tensors, nested, fake. */
 MOEC_API const moec_qformat *moec_qformat_find(const char *name);
 MOEC_API const moec_qformat *moec_qformat_at(size_t i);
 /** MOEC_EINVAL for a name that there is not; the nearest is suggested. */

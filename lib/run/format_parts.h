@@ -5,7 +5,7 @@
 #include "run/format.h"
 
 extern const moec_qformat moec__format_gptq, moec__format_gptq_dynamic, moec__format_gptq_server, moec__format_compressed,
-    moec__format_fake;
+    moec__format_nested, moec__format_fake;
 
 uint64_t moec__piece_bytes(const moec_piece *p);
 

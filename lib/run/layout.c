@@ -17,7 +17,8 @@ typedef struct builder {
     moec_layout *l;
     moec_forms forms;
     bool *used;         /* by the forward pass */
-    char **shard_name;  /* [shards] name in the output, NULL: becomes empty */
+    char **shard_name;  /* [2 shards] names in the output of what a shard becomes and, where experts get shards of their own, of that
+                           of its experts; NULL: is empty */
     int64_t more_values; /* parameters of the output minus those of the source */
     bool same;          /* every tensor is the source's under its own name */
 } builder;
@@ -52,33 +53,64 @@ static bool numbered(const moec_ckpt *c, size_t *prefix, int *width)
     return *prefix > 0;
 }
 
+/* Number of the output's shard that tensor i goes to. */
+static size_t shard_of(const builder *b, size_t i)
+{
+    const moec_place *p = &b->forms.place[i];
+    const bool expert = (p->role == MOEC_ROLE_EXPERT || p->role == MOEC_ROLE_STACK) && p->weights;
+    return 2 * moec_ckpt_shard_of(b->c, i) + (b->p->expert_shards && expert);
+}
+
+/* "PREFIX-experts-00002-of-00003.safetensors", "NAME-experts.safetensors", "NAME-others.safetensors": a file of a plain name beside an
+ * index would be taken for all of the model. */
+static moec_status name_part(char **out, const char *name, bool experts, moec_err *err)
+{
+    static const char tail[] = ".safetensors";
+    int width;
+    const size_t prefix = split_name(name, &width), len = strlen(name), end = sizeof tail - 1;
+    if (prefix > 0)
+        return experts ? moec_format(out, err, "%.*s-experts%s", (int)prefix, name, name + prefix) : moec_copy(out, name, len, err);
+    const size_t stem = len > end && strcmp(name + len - end, tail) == 0 ? len - end : len;
+    return moec_format(out, err, "%.*s-%s%s", (int)stem, name, experts ? "experts" : "others", tail);
+}
+
 static moec_status name_shards(builder *b, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const size_t n = moec_ckpt_shards(b->c);
-    size_t prefix = 0, live = 0, next = 1;
+    size_t prefix = 0, live = 0, next[2] = {1, 1}, of[2] = {0, 0};
     int width = 0;
     bool *used = NULL;
-    MOEC_TRY(MOEC_NEW(used, n, err));
+    char *name = NULL;
+    MOEC_TRY(MOEC_NEW(used, 2 * n, err));
     for (size_t i = 0; i < moec_ckpt_count(b->c); i++)
         if (!moec_plan_fate(b->p, b->m, &b->forms, i).dropped)
-            used[moec_ckpt_shard_of(b->c, i)] = true;
+            used[shard_of(b, i)] = true;
     for (size_t k = 0; k < b->forms.n_extra; k++)
-        used[moec_ckpt_shard_of(b->c, b->forms.extra[k].anchor)] = true;
-    for (size_t s = 0; s < n; s++)
-        live += used[s];
-    bool renumber = live < n && numbered(b->c, &prefix, &width);
-    for (size_t s = 0; s < n; s++) {
-        const char *name = moec_ckpt_shard_name(b->c, s);
+        used[shard_of(b, b->forms.extra[k].anchor)] = true;
+    for (size_t s = 0; s < 2 * n; s++) {
+        live += s % 2 == 0 ? used[s] || used[s + 1] : 0;
+        of[s % 2] += used[s];
+    }
+    const bool renumber = (live < n || b->p->expert_shards) && numbered(b->c, &prefix, &width);
+    for (size_t s = 0; s < 2 * n; s++) {
+        const char *was = moec_ckpt_shard_name(b->c, s / 2);
         if (!used[s])
             continue;
         if (renumber)
-            MOEC_TRY(moec_format(&b->shard_name[s], err, "%.*s-%0*zu-of-%0*zu.safetensors", (int)prefix, name, width,
-                                 next++, width, live));
+            MOEC_TRY(moec_format(&name, err, "%.*s-%0*zu-of-%0*zu.safetensors", (int)prefix, was, width, next[s % 2]++, width, of[s % 2]));
         else
-            MOEC_TRY(moec_copy(&b->shard_name[s], name, strlen(name), err));
+            MOEC_TRY(moec_copy(&name, was, strlen(was), err));
+        if (b->p->expert_shards) {
+            MOEC_TRY(name_part(&b->shard_name[s], name, s % 2 == 1, err));
+            moec_free(name);
+        } else {
+            b->shard_name[s] = name;
+        }
+        name = NULL;
     }
 done:
+    moec_free(name);
     moec_free(used);
     return st;
 }
@@ -209,18 +241,24 @@ static moec_status add_extra(builder *b, size_t i, moec_err *err)
     return st;
 }
 
+/* Shard by shard of the source; of each first what is in the shard of its name, then, where they are apart, its experts. */
 static moec_status add_shards(builder *b, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    size_t open = (size_t)-1;
-    for (size_t i = 0; i < moec_ckpt_count(b->c); i++) {
-        size_t s = moec_ckpt_shard_of(b->c, i);
-        if (b->shard_name[s] && s != open) {
-            MOEC_TRY(moec_out_shard(b->l->files, b->shard_name[s], moec_ckpt_shard_metadata(b->c, s), err));
-            open = s;
+    const size_t n = moec_ckpt_count(b->c);
+    for (size_t first = 0, end; first < n; first = end) {
+        const size_t s = moec_ckpt_shard_of(b->c, first);
+        for (end = first; end < n && moec_ckpt_shard_of(b->c, end) == s;)
+            end++;
+        for (size_t part = 2 * s; part < 2 * s + 2; part++) {
+            if (b->shard_name[part])
+                MOEC_TRY(moec_out_shard(b->l->files, b->shard_name[part], moec_ckpt_shard_metadata(b->c, s), err));
+            for (size_t i = first; i < end; i++)
+                if (shard_of(b, i) == part) {
+                    MOEC_TRY(add_tensor(b, i, err));
+                    MOEC_TRY(add_extra(b, i, err));
+                }
         }
-        MOEC_TRY(add_tensor(b, i, err));
-        MOEC_TRY(add_extra(b, i, err));
     }
 done:
     return st;
@@ -233,7 +271,7 @@ static moec_status map_name(moec_json *map, const builder *b, size_t i, int64_t 
     char *name;
     moec_status st = moec_fate_name(&name, b->m, &b->forms, i, number, err);
     if (st == MOEC_OK)
-        moec_json_set(map, name, moec_json_new_string(b->shard_name[moec_ckpt_shard_of(b->c, i)]));
+        moec_json_set(map, name, moec_json_new_string(b->shard_name[shard_of(b, i)]));
     moec_free(name);
     return st;
 }
@@ -247,7 +285,7 @@ static moec_status map_tensor(moec_json *map, const builder *b, size_t i, moec_e
     size_t n;
     const moec_extra *x = moec_forms_extra(&n, &b->forms, i);
     for (size_t k = 0; k < n; k++)
-        moec_json_set(map, x[k].name, moec_json_new_string(b->shard_name[moec_ckpt_shard_of(b->c, i)]));
+        moec_json_set(map, x[k].name, moec_json_new_string(b->shard_name[shard_of(b, i)]));
     return st;
 }
 
@@ -274,7 +312,7 @@ done:
 static moec_status copy_index(bool *copied, builder *b, const char *path, moec_err *err)
 {
     int64_t total = -1;
-    *copied = b->same && moec_json_len(moec_json_get(moec_ckpt_index(b->c), "weight_map")) == moec_ckpt_count(b->c) &&
+    *copied = b->same && !b->p->expert_shards && moec_json_len(moec_json_get(moec_ckpt_index(b->c), "weight_map")) == moec_ckpt_count(b->c) &&
               moec_json_int(moec_json_get(moec_json_get(moec_ckpt_index(b->c), "metadata"), "total_size"), &total) &&
               (uint64_t)total == b->l->tensor_bytes;
     return *copied ? moec_out_copy(b->l->files, MOEC_INDEX_NAME, path, err) : MOEC_OK;
@@ -287,13 +325,13 @@ static moec_status add_index(builder *b, moec_err *err)
     char *text = NULL, *line = NULL, *path = NULL;
     int64_t parameters;
     bool copied;
-    if (!moec_ckpt_is_sharded(b->c))
+    if (!moec_ckpt_is_sharded(b->c) && !b->p->expert_shards)
         return MOEC_OK;
     MOEC_TRY(moec_path_join(&path, moec_ckpt_dir(b->c), MOEC_INDEX_NAME, err));
     MOEC_TRY(copy_index(&copied, b, path, err));
     if (copied)
         goto done;
-    index = moec_json_clone(moec_ckpt_index(b->c));
+    index = moec_ckpt_is_sharded(b->c) ? moec_json_clone(moec_ckpt_index(b->c)) : moec_json_new_object();
     MOEC_TRY(index_map(&map, b, moec_json_get(index, "weight_map"), err));
     moec_json_set(index, "weight_map", map);
     if (moec_json_type(moec_json_get(index, "metadata")) != MOEC_JSON_OBJECT)
@@ -348,14 +386,14 @@ moec_status moec_layout_build(moec_layout *out, const moec_model *m, const moec_
     MOEC_TRY(moec_out_new(&out->files, err));
     MOEC_TRY(moec_forms_new(&b.forms, m, p, err));
     MOEC_TRY(moec_model_used(&b.used, m, err));
-    MOEC_TRY(MOEC_NEW(b.shard_name, moec_ckpt_shards(b.c), err));
+    MOEC_TRY(MOEC_NEW(b.shard_name, 2 * moec_ckpt_shards(b.c), err));
     MOEC_TRY(name_shards(&b, err));
     MOEC_TRY(add_shards(&b, err));
     MOEC_TRY(add_index(&b, err));
     MOEC_TRY(add_side(&b, err));
     MOEC_TRY(moec_out_close(out->files, err));
 done:
-    moec_names_free(b.shard_name, b.shard_name ? moec_ckpt_shards(b.c) : 0);
+    moec_names_free(b.shard_name, b.shard_name ? 2 * moec_ckpt_shards(b.c) : 0);
     moec_free(b.used);
     out->forms = b.forms; /* the list of files borrows its casts */
     if (st != MOEC_OK)

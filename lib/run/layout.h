@@ -115,7 +115,8 @@ typedef struct moec_layout {
 
 /** Lists the output of a plan that fits the model. `weights` holds the tensors that the plan's layers have computed anew; with
  *  NULL the list is right in names and sizes only, and must not be carried out. Shards keep the order of their tensors; those that become empty
- *  vanish and the rest are renumbered. Reads no tensor data. MOEC_ENOMEM; MOEC_EIO: the folder cannot be
+ *  vanish and the rest are renumbered. With `expert_shards` a source's shard becomes two, its experts' in one called -experts, and there is
+ *  an index. Reads no tensor data. MOEC_ENOMEM; MOEC_EIO: the folder cannot be
  *  read; MOEC_EFORMAT: of moec_forms_new and moec_config_edited, or a tensor that `weights` lacks or has in another form. Release with moec_layout_release. */
 MOEC_API moec_status moec_layout_build(moec_layout *out, const moec_model *m, const moec_plan *p,
                                        const moec_override *weights, moec_err *err) MOEC_USE_RESULT;

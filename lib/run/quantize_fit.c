@@ -1,6 +1,7 @@
 /* Hessians of matrices from their inputs, and the rounding of one linear or feed-forward part. */
 #include "base/mem.h"
 #include "base/par.h"
+#include "method/nested.h"
 #include "num/linalg.h"
 #include "num/vec.h"
 #include "run/quantize_parts.h"
@@ -113,16 +114,24 @@ static moec_status round_matrix(const moec_qrun *u, moec_qjob *j, const float *w
     const int64_t rows = j->q->source->rows, cols = j->q->source->cols;
     const moec_rounding how = u->o->rounding;
     moec_qcodes c = {0};
+    j->loss = j->nearest = j->whole = NAN;
+    if (u->format->nested) {
+        MOEC_TRY(moec_nested_new(&c, &j->q->grid, rows, cols, err));
+        MOEC_TRY(moec_nested_round(&c, &j->loss, &j->nearest, w, how, by->g, by->importance, err));
+        if (by->g)
+            MOEC_TRY(energy(&j->whole, by->h, w, rows, cols, err));
+        goto rounded;
+    }
     MOEC_TRY(moec_qcodes_new(&c, &j->q->grid, rows, cols, err));
     MOEC_TRY(moec_quant_range(&c, w, how == MOEC_ROUND_NEAREST ? MOEC_QRANGE_MINMAX : MOEC_QRANGE_CLIP,
                               by->g ? moec_gptq_importance(by->g) : by->importance, 0, rows, err));
-    j->loss = j->nearest = j->whole = NAN;
     if (by->g) {
         MOEC_TRY(moec_gptq_round(&c, &j->loss, &j->nearest, by->g, w, err));
         MOEC_TRY(energy(&j->whole, by->h, w, rows, cols, err));
     } else {
         moec_quant_nearest(&c, w, 0, rows);
     }
+rounded:
     j->way = by->g ? (j->loss < j->nearest ? MOEC_QWAY_GPTQ : MOEC_QWAY_CLIP)
                    : how == MOEC_ROUND_NEAREST ? MOEC_QWAY_NEAREST : MOEC_QWAY_CLIP;
     moec_quant_restore(back, &c, 0, rows);
@@ -311,6 +320,8 @@ static size_t bench_bytes(const moec_qrun *u, size_t I)
 static size_t rounding_bytes(const moec_qrun *u, size_t rows, size_t cols)
 {
     const size_t lanes = rows < 1024 ? rows + 64 : 1024, codes = rows * cols + rows * cols / 8;
+    if (u->format->nested) /* eight bits at most: nested.h */
+        return 8 * codes + 8 * rows * cols + 7 * 1024 * cols;
     return codes + (u->o->rounding == MOEC_ROUND_GPTQ ? 16 * cols * lanes + STRIPE * (rows + cols) * sizeof(float) : 0);
 }
 

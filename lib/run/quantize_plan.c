@@ -228,7 +228,7 @@ static int candidates(int width[8], const moec_quantize_request *r)
     int n = r->n_widths;
     memcpy(width, r->width, sizeof r->width);
     for (size_t i = 0; r->n_widths == 0 && i < MOEC_COUNT(usual); i++)
-        if (r->format->widths >> usual[i] & 1)
+        if ((r->format->widths >> usual[i] & 1) && !(r->format->nested && usual[i] > 4 && r->bits <= 4.0)) /* planes that nobody asked for */
             width[n++] = usual[i];
     return n;
 }

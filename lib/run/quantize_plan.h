@@ -13,7 +13,8 @@ typedef struct moec_quantize_request {
     bool zeros;                  /* zero points */
     double bits;                 /* mean width of routed experts' weights, codes alone; or 0 and */
     uint64_t target;             /* bytes of all files of the output */
-    int n_widths, width[8];      /* candidates, ascending; n_widths 0: 2, 3, 4 and 8 that the format has */
+    int n_widths, width[8];      /* candidates, ascending; n_widths 0: 2, 3, 4 and 8 that the format has, nested 8 only
+                                    where bits are more than 4 */
     moec_widths_grain grain;     /* finer than the format's is refused */
     int attention, shared, dense; /* bits of the other matrices, 16: as they are */
     double alpha, beta, gamma;   /* see widths.h */

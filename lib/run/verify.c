@@ -301,7 +301,7 @@ static moec_status check_numbers(const verifier *v, moec_err *err)
     if (st == MOEC_OK && strcmp(want, moec_ckpt_config_text(v->ckpt)) != 0)
         problem(v->r, "config.json is not the source's with the new numbers");
     moec_free(want);
-    if (moec_ckpt_is_sharded(v->ckpt) != moec_ckpt_is_sharded(v->opt->source->ckpt))
+    if (moec_ckpt_is_sharded(v->ckpt) != (moec_ckpt_is_sharded(v->opt->source->ckpt) || p->expert_shards))
         problem(v->r, "the source is %s, the output is not", moec_ckpt_is_sharded(v->ckpt) ? "one file" : "sharded");
     return st;
 }

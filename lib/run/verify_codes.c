@@ -24,8 +24,8 @@ static bool middle_zeros(const moec_weight *w)
 
 static moec_status check_matrix(const moec_weight *w, int bits, bool zeros, moec_err *err)
 {
-    const bool coded = w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED;
-    const int have = coded ? w->bits : AS_IT_IS;
+    const bool coded = w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED || w->storage == MOEC_NESTED;
+    const int have = !coded ? AS_IT_IS : w->storage == MOEC_NESTED ? (int)w->scale->dim[0] + 1 : w->bits; /* read_bits or not */
     if (have != (bits == 0 ? AS_IT_IS : bits))
         return moec_fail(err, MOEC_EFORMAT, "tensor %s has %d bits, the plan says %d", w->of->name, have, bits);
     if (!coded)
