@@ -9,7 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const double FLOOR = 1e-6; /* of the largest diagonal entry */
+static const double FLOOR = 1e-6;      /* of the largest diagonal entry */
+static const double MOST_LEFT = 500.0; /* a diagonal entry over its variance, for a factor by float32 */
 
 void moec_gptq_blend(double *h, double mass, int64_t tokens, const double *layer, double layer_mass, int64_t n)
 {
@@ -127,9 +128,12 @@ static void identity(moec_gptq *g, float *row)
     g->apart = true;
 }
 
-static void from_factor(moec_gptq *g, float *row)
+/* The factor over what turned() left, all of it in float64. False: there is none. */
+static bool decompose(moec_gptq *g, float *row)
 {
     const int64_t n = g->n;
+    if (!moec_cholesky_upper(g->cells + 1, n, n + 1))
+        return false;
     for (int64_t k = 0; k < n; k++) {
         const double *u = g->cells + k * (n + 1) + 1 + k, inverse = 1.0 / u[0];
         g->variance[k] = u[0] * u[0];
@@ -138,6 +142,61 @@ static void from_factor(moec_gptq *g, float *row)
             row[j] = (float)(u[j] * inverse);
         put(g, k, row);
     }
+    return true;
+}
+
+/* The same at nearly twice the speed where no variance is below 1 / MOST_LEFT of its column's diagonal entry, else *found is false and what
+ * was there is lost. By strips of rows: products in float32, of up to SUM rows summed in float64, so that what is wrong is of the size
+ * of what is wrong in H (moec_gram), relative to a variance at most MOST_LEFT times that; the triangle of a strip and what is behind it
+ * in float64. `scale`: a power of two that makes H of size 1, lest float32's range be left. */
+static moec_status decompose_fast(bool *found, moec_gptq *g, double scale, moec_err *err)
+{
+    enum { STRIP = 64, SUM = 512 };
+    moec_status st = MOEC_OK;
+    const int64_t n = g->n, lda = n + 1, stride = moec__gptq_stride(g);
+    double *tile = NULL;
+    float *part = NULL, *left = NULL;
+    MOEC_TRY(MOEC_NEW(tile, STRIP * (size_t)n, err));
+    MOEC_TRY(MOEC_NEW(part, STRIP * (size_t)n, err));
+    MOEC_TRY(MOEC_NEW(left, STRIP * SUM, err));
+    *found = true;
+    for (int64_t lo = 0, hi; *found && lo < n; lo = hi) {
+        hi = lo + STRIP < n ? lo + STRIP : n;
+        const int64_t high = hi - lo, wide = n - lo;
+        for (int64_t i = 0; i < high; i++)
+            for (int64_t j = i; j < wide; j++)
+                tile[i * wide + j] = g->cells[(lo + i) * lda + 1 + lo + j] * scale;
+        for (int64_t p = 0, end; p < lo; p = end) {
+            end = p + SUM < lo ? p + SUM : lo;
+            for (int64_t k = p; k < end; k++) {
+                const float *u = moec__gptq_factor(g, k, lo), by = (float)(g->variance[k] * scale);
+                for (int64_t i = 0; i < high; i++)
+                    left[(k - p) * high + i] = by * u[i];
+            }
+            moec_sgemm(true, false, high, wide, end - p, 1.0f, left, high, moec__gptq_factor(g, p, lo), stride, 0.0f, part, wide);
+            for (int64_t i = 0; i < high; i++)
+                for (int64_t j = i; j < wide; j++)
+                    tile[i * wide + j] -= (double)part[i * wide + j];
+        }
+        *found = moec_cholesky_upper(tile, high, wide);
+        for (int64_t i = 0; i < high; i++)
+            *found = *found && MOST_LEFT * tile[i * wide + i] * tile[i * wide + i] >= g->cells[(lo + i) * lda + 1 + lo + i] * scale;
+        if (*found && hi < n)
+            moec_dtrsm_upper(tile + high, wide, tile, wide, high, n - hi);
+        for (int64_t i = 0; *found && i < high; i++) {
+            const double *from = tile + i * wide + i, inverse = 1.0 / from[0];
+            g->variance[lo + i] = from[0] * from[0] / scale;
+            part[0] = 1.0f;
+            for (int64_t j = 1; j < wide - i; j++)
+                part[j] = (float)(from[j] * inverse);
+            put(g, lo + i, part);
+        }
+    }
+done:
+    moec_free(tile);
+    moec_free(part);
+    moec_free(left);
+    return st;
 }
 
 /* Adds the damping and factors, with ten times as much where there is no factor. */
@@ -147,6 +206,8 @@ static moec_status factor(moec_gptq *g, moec_err *err)
     moec_status st = MOEC_OK;
     double largest = 0.0, mean = 0.0, damp = g->opts.damp;
     float *row = NULL;
+    bool found;
+    int power;
     MOEC_TRY(MOEC_NEW(row, (size_t)n, err));
     for (int64_t i = 0; i < n; i++) {
         largest = fmax(largest, diagonal(g, i));
@@ -159,6 +220,7 @@ static moec_status factor(moec_gptq *g, moec_err *err)
         identity(g, row);
         goto done;
     }
+    (void)frexp(largest, &power);
     for (;; damp = damp > 0.0 ? 10.0 * damp : FLOOR) {
         if (damp > 1e6) {
             identity(g, row);
@@ -167,8 +229,12 @@ static moec_status factor(moec_gptq *g, moec_err *err)
         for (int64_t i = 0; i < n; i++)
             g->added[i] = fmax(FLOOR * largest - diagonal(g, i), 0.0) + damp * mean;
         turned(g);
-        if (moec_cholesky_upper(g->cells + 1, n, n + 1)) {
-            from_factor(g, row);
+        MOEC_TRY(decompose_fast(&found, g, ldexp(1.0, -power), err));
+        if (!found) {
+            turned(g);
+            found = decompose(g, row);
+        }
+        if (found) {
             g->apart = damp > 0.2;
             break;
         }

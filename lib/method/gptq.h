@@ -40,7 +40,8 @@ typedef struct moec_gptq moec_gptq;
  *           that no token reached is rounded to nearest and not set to 0 (which is what the published code does).
  *  Without a factor at any damping (H is 0 or far from positive semidefinite) H is replaced by the identity: rounding to nearest.
  *  MOEC_ENUMERIC: h is not finite; MOEC_EINVAL: n, damp or sweeps below 0; MOEC_ENOMEM. Free with moec_gptq_free. Cost: n^3/3 operations
- *  in float64. Memory: 8 n^2 bytes, 12 n^2 with sweeps. */
+ *  in float32, summed in float64 as moec_gram does, to some 1e-5 of each variance; where one is below 1/500 of its column's diagonal
+ *  entry, those are done once more in float64. Memory: 8 n^2 bytes, 12 n^2 with sweeps, and 1 kB n while it works. */
 MOEC_API moec_status moec_gptq_new(moec_gptq **out, const double *h, int64_t n, const moec_gptq_opts *o, moec_err *err) MOEC_USE_RESULT;
 /** The same for another H of as many columns, with the same options: pages that the system does not have to give out anew save a
  *  third of the time. After an error g is good for this and for moec_gptq_free only. MOEC_ENUMERIC, MOEC_ENOMEM. */
@@ -65,8 +66,8 @@ MOEC_API moec_status moec_gptq_round(moec_qcodes *c, double *loss, double *neare
 /** tr(D H D^T) by H as it was given, in float64. v [rows,cols]: W'. MOEC_ENOMEM. */
 MOEC_API moec_status moec_gptq_loss(double *out, const moec_gptq *g, const float *w, const float *v, int64_t rows, moec_err *err)
     MOEC_USE_RESULT;
-/** Each row x [n] of b [rows,n] becomes x (H + diag(added))^-1 by the factor that rounding goes by, in float32: to some 1e-7 of the root
- *  of the condition, which the damping bounds. Any thread. MOEC_ENOMEM. Cost: 2 rows n^2 operations. Memory: 1 kB n. */
+/** Each row x [n] of b [rows,n] becomes x (H + diag(added))^-1 by the factor that rounding goes by, in float32, to what the
+ *  factor allows (moec_gptq_new). Any thread. MOEC_ENOMEM. Cost: 2 rows n^2 operations. Memory: 1 kB n. */
 MOEC_API moec_status moec_gptq_solve(float *b, const moec_gptq *g, int64_t rows, moec_err *err) MOEC_USE_RESULT;
 
 #endif

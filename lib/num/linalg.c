@@ -123,6 +123,15 @@ bool moec_cholesky_upper(double *a, int64_t n, int64_t lda)
     return n == 0 || LAPACKE_dpotrf_work(LAPACK_COL_MAJOR, 'L', dimension(n), a, dimension(lda)) == 0;
 }
 
+void moec_dtrsm_upper(double *b, int64_t ldb, const double *u, int64_t ldu, int64_t n, int64_t cols)
+{
+    moec_linalg_init();
+    if (n == 0 || cols == 0)
+        return;
+    cblas_dtrsm(CblasRowMajor, CblasLeft, CblasUpper, CblasTrans, CblasNonUnit, dimension(n), dimension(cols), 1.0, u, dimension(ldu), b,
+                dimension(ldb));
+}
+
 void moec_cholesky_solve(double *b, const double *factor, int64_t n, int64_t rows)
 {
     moec_linalg_init();

@@ -44,6 +44,9 @@ MOEC_API void moec_dgemm(bool transa, bool transb, int64_t m, int64_t n, int64_t
 MOEC_API bool moec_cholesky(double *a, int64_t n) MOEC_USE_RESULT;
 /** The same of the upper triangle, overwritten by U with U^T U = a, rows lda apart; what lies below it is neither read nor written. */
 MOEC_API bool moec_cholesky_upper(double *a, int64_t n, int64_t lda) MOEC_USE_RESULT;
+/** b [n,cols], rows ldb apart, becomes U^-T b for an upper triangle U [n,n], rows ldu apart, of which nothing below the diagonal is read.
+ *  Cost: cols n^2 operations. Safe from several threads at once, on different columns. */
+MOEC_API void moec_dtrsm_upper(double *b, int64_t ldb, const double *u, int64_t ldu, int64_t n, int64_t cols);
 /** Each row x [n] of b [rows,n] becomes a^-1 x, with the factor that moec_cholesky left. Cost: 2 rows n^2. Safe from several
  *  threads at once, on different rows. */
 MOEC_API void moec_cholesky_solve(double *b, const double *factor, int64_t n, int64_t rows);

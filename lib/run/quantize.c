@@ -573,8 +573,8 @@ static moec_status open_work(moec_qrun *u, moec_err *err)
     MOEC_TRY(moec_plan_to_text(&plan, u->p, err));
     if (o->corpus)
         MOEC_TRY(moec_corpus_digest(&words, o->corpus, err));
-    MOEC_TRY(moec_format(&text, err, "quantize 1 %s\n%s %d %d %.17g %d %d %d %d\n%s\n%s\n%s", moec_version(), words.hex, (int)o->compute,
-                         (int)o->rounding, o->gptq.damp, o->gptq.act_order, o->gptq.sweeps, o->weight_power, o->original,
+    MOEC_TRY(moec_format(&text, err, "quantize 2 %s\n%s %d %d %.17g %d %d %d %d %d\n%s\n%s\n%s", moec_version(), words.hex, (int)o->compute,
+                         (int)o->rounding, o->gptq.damp, o->gptq.act_order, o->gptq.sweeps, o->weight_power, o->original, o->losses,
                          o->fingerprint ? o->fingerprint : "", moec_ckpt_config_text(u->m->ckpt), plan));
     MOEC_TRY(moec_work_open(u->work, o->work, text, o->resume, true, err));
 done:

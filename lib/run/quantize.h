@@ -27,6 +27,7 @@ typedef struct moec_quantize_opts {
     moec_gptq_opts gptq;
     int weight_power;          /* a: 0, 1, 2 */
     bool original;             /* targets are the original's; with GPTQ only */
+    bool losses;               /* those of rounding to nearest are wanted beside GPTQ's: a tenth more time without sweeps */
     uint64_t max_memory;
     const char *work;          /* the folder is WORK.partial */
     bool resume;
@@ -57,7 +58,8 @@ MOEC_API const moec_override *moec_quantizing_weights(const moec_quantizing *q);
 MOEC_API moec_quantize_report moec_quantizing_report(const moec_quantizing *q);
 /** [{"module", "layer", "expert": -1 where it is none's, "matrix", "bits", "group_size", "tokens", "method": "gptq"|"clip"|"nearest",
  *  "loss", "loss_nearest", "loss_zero"}], an entry a matrix; losses are L of gptq.h of what it became, of rounding to nearest and of
- *  zeros, by the blended Hessian and with `original` against W*; null where no Hessian was taken. Borrowed. */
+ *  zeros, by the blended Hessian and with `original` against W*; null where no Hessian was taken, and loss_nearest without `losses`.
+ *  Borrowed. */
 MOEC_API const moec_json *moec_quantizing_modules(const moec_quantizing *q);
 /** Moves the folder to `dir`, where it stays. MOEC_EIO. */
 MOEC_API moec_status moec_quantizing_keep(moec_quantizing *q, const char *dir, moec_err *err) MOEC_USE_RESULT;

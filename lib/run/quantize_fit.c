@@ -2,6 +2,7 @@
 #include "base/mem.h"
 #include "base/par.h"
 #include "method/nested.h"
+#include "num/grid.h"
 #include "num/linalg.h"
 #include "num/vec.h"
 #include "run/quantize_parts.h"
@@ -107,6 +108,22 @@ typedef struct metric {
     const float *importance;
 } metric;
 
+/* Whether all codes are those of rounding to nearest with the scales that c has. */
+static bool all_nearest(const moec_qcodes *c, const float *w)
+{
+    const int64_t n = c->grid.group, groups = c->rows * (c->cols / n);
+    const float top = (float)((1 << c->grid.bits) - 1);
+    uint8_t code[BLOCK];
+    for (int64_t k = 0; k < groups; k++)
+        for (int64_t i = 0; i < n; i += BLOCK) {
+            const int64_t at = k * n + i, some = n - i < BLOCK ? n - i : BLOCK;
+            moec_grid_codes(code, w + at, some, c->scale[k], moec_quant_zero(c, k), top);
+            if (memcmp(code, c->code + at, (size_t)some) != 0)
+                return false;
+        }
+    return true;
+}
+
 /* Rounds w; leaves what it became in back, as the output has it. */
 static moec_status round_matrix(const moec_qrun *u, moec_qjob *j, const float *w, const metric *by, float *back, moec_err *err)
 {
@@ -114,26 +131,28 @@ static moec_status round_matrix(const moec_qrun *u, moec_qjob *j, const float *w
     const int64_t rows = j->q->source->rows, cols = j->q->source->cols;
     const moec_rounding how = u->o->rounding;
     moec_qcodes c = {0};
+    bool better = false; /* than rounding to nearest */
     j->loss = j->nearest = j->whole = NAN;
     if (u->format->nested) {
         MOEC_TRY(moec_nested_new(&c, &j->q->grid, rows, cols, err));
         MOEC_TRY(moec_nested_round(&c, &j->loss, &j->nearest, w, how, by->g, by->importance, err));
         if (by->g)
             MOEC_TRY(energy(&j->whole, by->h, w, rows, cols, err));
+        better = j->loss < j->nearest;
         goto rounded;
     }
     MOEC_TRY(moec_qcodes_new(&c, &j->q->grid, rows, cols, err));
     MOEC_TRY(moec_quant_range(&c, w, how == MOEC_ROUND_NEAREST ? MOEC_QRANGE_MINMAX : MOEC_QRANGE_CLIP,
                               by->g ? moec_gptq_importance(by->g) : by->importance, 0, rows, err));
     if (by->g) {
-        MOEC_TRY(moec_gptq_round(&c, &j->loss, &j->nearest, by->g, w, err));
+        MOEC_TRY(moec_gptq_round(&c, &j->loss, u->o->losses ? &j->nearest : NULL, by->g, w, err));
         MOEC_TRY(energy(&j->whole, by->h, w, rows, cols, err));
+        better = !all_nearest(&c, w);
     } else {
         moec_quant_nearest(&c, w, 0, rows);
     }
 rounded:
-    j->way = by->g ? (j->loss < j->nearest ? MOEC_QWAY_GPTQ : MOEC_QWAY_CLIP)
-                   : how == MOEC_ROUND_NEAREST ? MOEC_QWAY_NEAREST : MOEC_QWAY_CLIP;
+    j->way = by->g ? (better ? MOEC_QWAY_GPTQ : MOEC_QWAY_CLIP) : how == MOEC_ROUND_NEAREST ? MOEC_QWAY_NEAREST : MOEC_QWAY_CLIP;
     moec_quant_restore(back, &c, 0, rows);
     MOEC_TRY(put(u, j, &c, back, err));
     if (j->to.of) { /* rounded once more, to the output's type */
@@ -443,8 +462,9 @@ static void add_lost(float *target, float *z, const float *x_o, const float *x, 
 }
 
 /* Sums over what down is given, by gate and up as they are now, into h; where the target is the original's, what down loses into
- * target[0], without the factor. */
-static void sum_activations(const moec_qrun *u, moec_qbench *b, double *h, const moec_qrows *r, int64_t I, int64_t expert, float share)
+ * target[0], without the factor. `kept`: that is left to the caller, who finds act_o and act as they are in that sum; at most BLOCK rows. */
+static void sum_activations(const moec_qrun *u, moec_qbench *b, double *h, const moec_qrows *r, int64_t I, int64_t expert, float share,
+                            bool kept)
 {
     const bool biased = expert >= 0 && u->l->gate_up_bias;
     const int64_t H = u->m->dims.hidden;
@@ -460,7 +480,8 @@ static void sum_activations(const moec_qrun *u, moec_qbench *b, double *h, const
             gather(b->x_o, r->other, u, r, at, n, expert >= 0);
             activate(u, b, b->act_o, b->up_o, b->x_o, b->w, n, I, biased);
             differ(b->act_o, b->act, root, n, I);
-            add_lost(b->target[0], b->x_o, b->act_o, b->act, b->w[2], share, n, H, I);
+            if (!kept)
+                add_lost(b->target[0], b->x_o, b->act_o, b->act, b->w[2], share, n, H, I);
         } else {
             scale_rows(b->act, root, n, I);
         }
@@ -573,18 +594,25 @@ static moec_status fit_down(moec_qrun *u, moec_qbench *b, moec_qjob *job, int64_
     const moec_qrows all = {.x = u->x, .n = want, .step = want > 0 ? u->n / want : 1};
     /* An expert of few tokens: what the layer's other tokens would make of it counts, too. */
     const bool lean = expert >= 0 && r->n < 2 * I && want > 0, aimed = weighed && r->other;
+    const bool by_token = aimed && r->n <= BLOCK && r->n < H; /* the factor is applied to tokens, not to the rows of their sum */
+    const float share = share_of(mass, r->n, I, lean);
     metric by = {0};
     if (aimed)
         memset(b->target[0], 0, (size_t)(H * I) * sizeof *b->target[0]);
     if (weighed) {
-        sum_activations(u, b, b->h, r, I, expert, share_of(mass, r->n, I, lean));
         if (lean)
-            sum_activations(u, b, b->layer, &all, I, expert, 0.0f);
+            sum_activations(u, b, b->layer, &all, I, expert, 0.0f, false);
+        sum_activations(u, b, b->h, r, I, expert, share, by_token);
         moec_gptq_blend(b->h, mass, r->n, lean ? b->layer : NULL, (double)want, I);
         MOEC_TRY(prepare(&by, u, b, 1, I, err));
     }
     if (aimed) {
-        MOEC_TRY(moec_gptq_solve(b->target[0], by.g, H, err));
+        if (by_token) {
+            MOEC_TRY(moec_gptq_solve(b->act, by.g, r->n, err));
+            add_lost(b->target[0], b->x_o, b->act_o, b->act, b->w[2], share, r->n, H, I);
+        } else {
+            MOEC_TRY(moec_gptq_solve(b->target[0], by.g, H, err));
+        }
         moec_add(b->target[0], b->w[2], H * I);
     }
     job->tokens = r->n;

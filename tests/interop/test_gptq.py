@@ -178,6 +178,9 @@ def cases(rng):
     yield Case("one bit", rng.standard_normal((24, 64)), hessian(rng, 64, 500), 1, 16)
     yield Case("large values", 1e8 * rng.standard_normal((24, 64)), 1e12 * hessian(rng, 64, 500), 4, 16)
     yield Case("small values", 1e-8 * rng.standard_normal((24, 64)), 1e-12 * hessian(rng, 64, 500), 4, 16)
+    w = rng.standard_normal((8, 640))
+    yield Case("wide", w, hessian(rng, 640, 1500, 0.3), 4, 64)
+    yield Case("wide, few tokens", w, hessian(rng, 640, 200, 0.3), 4, 64)
 
 
 def main():
