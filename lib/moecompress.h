@@ -29,6 +29,7 @@
 #include "text/tokenizer.h"
 
 #include "model/family.h"
+#include "model/gguf_open.h"
 #include "model/model.h"
 
 #include "calib/calibrate.h"
@@ -50,6 +51,7 @@
 #include "method/widths.h"
 
 #include "run/apply.h"
+#include "run/convert.h"
 #include "run/factor.h"
 #include "run/format.h"
 #include "run/gguf_importance.h"
@@ -57,6 +59,7 @@
 #include "run/gguf_model.h"
 #include "run/gguf_tokenizer.h"
 #include "run/gguf_types.h"
+#include "run/gguf_words.h"
 #include "run/imatrix.h"
 #include "run/measure.h"
 #include "run/preview.h"

@@ -28,6 +28,7 @@ static moec_status apply(const apply_params *p, const char *dir, const char *fil
     double began = moec_now();
     MOEC_TRY(moec_plan_read(&plan, file, err));
     MOEC_TRY(moec_model_open(&m, dir, err));
+    MOEC_TRY(tool_is_folder(m, err));
     MOEC_TRY(moec_ckpt_fingerprint(&print, m->ckpt, err));
     MOEC_TRY(moec_within(err, moec_plan_check(plan, m, print.hex, err), "%s", file)); /* before anything is printed from it */
     MOEC_TRY(tool_weights_open(&weights, plan, file, err));

@@ -139,6 +139,7 @@ static moec_status factor(const factor_params *p, const moec_method *me, const c
     moec_digest print;
     tool_job job = {.common = &p->common, .output = p->output, .compat = p->compat, .plan_only = p->plan_only, .began = moec_now()};
     MOEC_TRY(moec_model_open(&m, dir, err));
+    MOEC_TRY(tool_is_folder(m, err));
     MOEC_TRY(moec_ckpt_fingerprint(&print, m->ckpt, err));
     job.model = m;
     job.fingerprint = print.hex;

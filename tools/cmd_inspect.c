@@ -149,6 +149,9 @@ static const char *storage_text(const moec_model *m)
         [MOEC_LAYOUT_MXFP4_PAIRS] = "stacked MXFP4 blocks of 32 values with a shared exponent",
         [MOEC_LAYOUT_FLAT] = "stacked flat in one matrix a layer"};
     const moec_layer *l = first_moe(m);
+    if (moec_ckpt_gguf(m->ckpt))
+        return l->expert[0].gate.storage == MOEC_BLOCKS ? "ggml blocks, stacked in three tensors a layer (GGUF)"
+                                                        : "stacked in three tensors a layer (GGUF)";
     if (l->expert[0].gate.storage == MOEC_FP8)
         return "FP8 (e4m3) with one scale a block, one tensor each";
     if (l->expert[0].gate.storage == MOEC_GPTQ)
@@ -162,7 +165,7 @@ static const char *storage_text(const moec_model *m)
 
 static bool in_codes(const moec_weight *w)
 {
-    return w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED || w->storage == MOEC_NESTED;
+    return w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED || w->storage == MOEC_NESTED || w->storage == MOEC_BLOCKS;
 }
 
 /* Bits of codes, and of the files, of a value of a layer's experts; layer -1: of all. False: none is in codes. */
@@ -180,7 +183,8 @@ static bool expert_bits(double *codes, double *files, const moec_model *m, int64
             const double n = (double)w->rows * (double)w->cols;
             any = any || in_codes(w);
             values += n;
-            bits += n * (in_codes(w) ? w->bits : 8 * moec_dtypes[w->of->dtype].bytes);
+            bits += w->storage == MOEC_BLOCKS ? 8.0 * (double)moec_weight_bytes(w)
+                                              : n * (in_codes(w) ? w->bits : 8 * moec_dtypes[w->of->dtype].bytes);
             bytes += (double)moec_weight_bytes(w);
         }
     }
@@ -192,7 +196,8 @@ static bool expert_bits(double *codes, double *files, const moec_model *m, int64
 static const char *weights_name(const moec_model *m)
 {
     static const char *const names[] = {[MOEC_PLAIN] = NULL,  [MOEC_FP8] = "fp8-block",     [MOEC_MXFP4] = "mxfp4",
-                                        [MOEC_GPTQ] = "gptq", [MOEC_PACKED] = "packed-codes", [MOEC_NESTED] = "nested"};
+                                        [MOEC_GPTQ] = "gptq", [MOEC_PACKED] = "packed-codes", [MOEC_NESTED] = "nested",
+                                        [MOEC_BLOCKS] = "ggml-blocks"};
     const moec_weight *w = &first_moe(m)->expert[0].gate;
     return names[w->storage] ? names[w->storage] : moec_dtypes[w->of->dtype].name;
 }
@@ -283,6 +288,7 @@ static moec_status collect(facts *f, moec_err *err)
         return st;
     f->tokenizer = moec_path_exists(path);
     moec_free(path);
+    f->tokenizer = f->tokenizer || (moec_ckpt_gguf(c) && moec_gguf_find(moec_gguf_front(moec_ckpt_gguf(c)), "tokenizer.ggml.tokens"));
     for (size_t i = 0; i < moec_ckpt_count(c); i++) {
         const moec_tensor *t = moec_ckpt_at(c, i);
         f->dtype_tensors[t->dtype]++;
@@ -516,7 +522,7 @@ static void print_table(const facts *f)
            (long long)d->vocab);
     print_sizes(f);
     printf("%-14s %zu%s\n", "shards", moec_ckpt_shards(m->ckpt), moec_ckpt_is_sharded(m->ckpt) ? " with an index" : "");
-    printf("%-14s %s\n", "tokenizer", f->tokenizer ? "tokenizer.json" : "none");
+    printf("%-14s %s\n", "tokenizer", !f->tokenizer ? "none" : moec_ckpt_gguf(m->ckpt) ? "in the file" : "tokenizer.json");
     print_room(m);
     for (int i = 0; i < n_clients; i++)
         printf("%-14s %-13s %s: %s%s%s\n", i ? "" : "clients", client[i].name, client[i].loads ? "yes" : "no",
@@ -537,7 +543,9 @@ static int run(const moec_verb *verb, int argc, char **argv)
     moec_status st = MOEC_OK;
     static facts f; /* too large for a small stack */
     bool written;
-    MOEC_TRY(tool_inspect_written(&written, words.at[0], params.common.json, &err));
+    written = false;
+    if (!moec_gguf_is(words.at[0]))
+        MOEC_TRY(tool_inspect_written(&written, words.at[0], params.common.json, &err));
     if (written)
         goto done;
     MOEC_TRY(moec_model_open(&model, words.at[0], &err));

@@ -291,6 +291,7 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
     if (p->emit == TIED)
         repair.kind = MOEC_REPAIR_NONE;
     MOEC_TRY(tool_sources_open(&o, &names, err));
+    MOEC_TRY(tool_is_folder(o.model, err));
     moec_request q = {.model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .stats_digest = o.stats_digest.hex,
                             .guard = p->protect ? &o.guard : NULL, .guard_name = o.guard_name, .share = p->remove,
                             .keep = p->keep, .seed = p->common.seed, .drop_mtp = p->mtp == 1, .drop_groups = p->groups == 1,

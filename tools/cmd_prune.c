@@ -259,6 +259,7 @@ static moec_status prune(const prune_params *p, const moec_method *me, const sha
     if (s->n > 1 && run_text)
         MOEC_TRY(moec_fail(err, MOEC_EINVAL, "prune: repair goes with one share at a time"));
     MOEC_TRY(tool_sources_open(&o, &names, err));
+    MOEC_TRY(tool_is_folder(o.model, err));
     moec_request q = {.model = o.model, .fingerprint = o.print.hex, .stats = o.stats, .stats_digest = o.stats_digest.hex,
                             .guard = p->protect ? &o.guard : NULL, .guard_name = o.guard_name,
                             .share = s->n > 0 ? s->at[0] : 0.0, .keep = p->keep, .seed = p->common.seed,

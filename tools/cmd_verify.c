@@ -46,8 +46,10 @@ static moec_status verify(const verify_params *p, const moec_opt_list *words, ui
     moec_verify_report *r = NULL;
     double began = moec_now();
     *problems = 0;
-    if (words->n > 1)
+    if (words->n > 1) {
         MOEC_TRY(moec_model_open(&source, words->at[1], err));
+        MOEC_TRY(tool_is_folder(source, err));
+    }
     const moec_verify_options opt = {.source = source, .data = true};
     MOEC_TRY(moec_verify(&r, words->at[0], &opt, err));
     *problems = r->problems;

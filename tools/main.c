@@ -13,6 +13,7 @@ static const moec_verb *const verbs[] = {
     &moec_verb_merge,
     &moec_verb_factor,
     &moec_verb_quantize,
+    &moec_verb_convert,
     &moec_verb_eval,
     &moec_verb_apply,
     &moec_verb_stats,

@@ -193,3 +193,10 @@ const char *tool_method_entry(const char **text, moec_method_kind kind, size_t i
     *text = buf;
     return m->name;
 }
+
+moec_status tool_is_folder(const moec_model *m, moec_err *err)
+{
+    return moec_ckpt_gguf(m->ckpt) ? moec_fail(err, MOEC_EFORMAT, "%s: a GGUF is read but not rewritten; make a folder of it first: "
+                                               "moecompress convert %s -o DIR", moec_ckpt_dir(m->ckpt), moec_ckpt_dir(m->ckpt))
+                                   : MOEC_OK;
+}

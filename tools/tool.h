@@ -6,7 +6,7 @@
 #include "moecompress.h"
 
 extern const moec_verb moec_verb_inspect, moec_verb_calibrate, moec_verb_prune, moec_verb_merge, moec_verb_eval, moec_verb_apply,
-    moec_verb_stats, moec_verb_verify, moec_verb_families, moec_verb_factor, moec_verb_quantize;
+    moec_verb_stats, moec_verb_verify, moec_verb_families, moec_verb_factor, moec_verb_quantize, moec_verb_convert;
 
 /* Options that every verb spells alike. A verb's own parameters hold a `tool_common common;` and its rows end with the
  * TOOL_* rows it takes, all of the form {"name", 'x', MOEC_KIND(my_params, common.field), ...}. */
@@ -68,6 +68,8 @@ uint64_t tool_file_bytes(const char *path);
 /** True when both names are one file, written or not yet. */
 bool tool_same_file(const char *a, const char *b);
 
+/** MOEC_EFORMAT: the model is a GGUF, from which no folder is made by copying; `moecompress convert` makes one. */
+moec_status tool_is_folder(const moec_model *m, moec_err *err) MOEC_USE_RESULT;
 /** "s", or "" for one: the plural of a word that ends so. */
 const char *tool_s(int64_t n);
 

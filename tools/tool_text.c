@@ -15,7 +15,6 @@ moec_status tool_read_text(moec_corpus *out, const tool_text *t, const moec_mode
 {
     moec_status st = MOEC_OK;
     moec_tokenizer *tok = NULL;
-    char *path = NULL;
     bool needed = false;
     moec_corpus_opts o = {.vocab = model->dims.vocab, .seq_len = t->seq_len, .max_windows = t->max_windows,
                           .max_tokens = t->tokens, .seed = seed, .add_bos = t->bos, .bos = -1};
@@ -23,11 +22,10 @@ moec_status tool_read_text(moec_corpus *out, const tool_text *t, const moec_mode
         return moec_fail(err, MOEC_EINVAL, "--text is missing: which text shall the model read?");
     MOEC_TRY(moec_corpus_needs_tokenizer(&needed, t->text.at, t->text.n, err));
     if (needed) {
-        MOEC_TRY(moec_path_join(&path, moec_ckpt_dir(model->ckpt), "tokenizer.json", err));
-        if (!moec_path_exists(path))
-            MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: is not there; give token ids instead, in a file that ends in .ids",
-                               path));
-        MOEC_TRY(moec_tokenizer_load(&tok, path, err));
+        MOEC_TRY(moec_model_tokenizer(&tok, model, err));
+        if (!tok)
+            MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s%s; give token ids instead, in a file that ends in .ids", moec_ckpt_dir(model->ckpt),
+                               moec_ckpt_gguf(model->ckpt) ? ": has no tokenizer" : "/tokenizer.json: is not there"));
     }
     MOEC_TRY(moec_corpus_read(out, t->text.at, t->text.n, tok, &o, err));
     for (int i = 0; i < out->n_domains; i++)
@@ -36,6 +34,5 @@ moec_status tool_read_text(moec_corpus *out, const tool_text *t, const moec_mode
                       out->domain[i].n_invalid);
 done:
     moec_tokenizer_free(tok);
-    moec_free(path);
     return st;
 }

@@ -217,7 +217,7 @@ done:
 /* Does the head lie in its file as a plain matrix, so that its bytes can be copied? */
 static bool is_whole(const moec_weight *w)
 {
-    return w->storage == MOEC_PLAIN && w->at == 0 && w->col_step == 1 && w->row_step == w->cols;
+    return w->storage == MOEC_PLAIN && w->paired == 0 && w->at == 0 && w->col_step == 1 && w->row_step == w->cols;
 }
 
 static moec_status write_head(int fd, const moec_final *f, const char *what, moec_err *err)

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -20,6 +21,7 @@ struct moec_ckpt {
     moec_tensor *tensor;
     uint32_t *owner;  /* [n] shard of each tensor */
     uint32_t *sorted; /* [n] tensor numbers by name */
+    moec_ckpt_parts of; /* gguf NULL: a folder; tensor and file are those above */
 };
 
 /* Parsed JSON takes up to fifty times its bytes, so the bounds stay near what real models have: the largest index.json
@@ -108,6 +110,24 @@ static int by_name(const void *a, const void *b)
     return strcmp(sort_base[*(const uint32_t *)a].name, sort_base[*(const uint32_t *)b].name);
 }
 
+/* Finds names, and those that are there twice. */
+static moec_status sort_names(moec_ckpt *c, moec_err *err)
+{
+    moec_status st = MOEC_NEW(c->sorted, c->n, err);
+    if (st != MOEC_OK)
+        return st;
+    for (size_t i = 0; i < c->n; i++)
+        c->sorted[i] = (uint32_t)i;
+    sort_base = c->tensor;
+    qsort(c->sorted, c->n, sizeof *c->sorted, by_name);
+    for (size_t i = 1; i < c->n; i++) {
+        const moec_tensor *t = &c->tensor[c->sorted[i]];
+        if (strcmp(t->name, c->tensor[c->sorted[i - 1]].name) == 0)
+            return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s is in two shards", c->dir, t->name);
+    }
+    return MOEC_OK;
+}
+
 static moec_status collect(moec_ckpt *c, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -117,22 +137,14 @@ static moec_status collect(moec_ckpt *c, moec_err *err)
         return moec_fail(err, MOEC_EFORMAT, "%s: %zu tensors", c->dir, c->n);
     MOEC_TRY(MOEC_NEW(c->tensor, c->n, err));
     MOEC_TRY(MOEC_NEW(c->owner, c->n, err));
-    MOEC_TRY(MOEC_NEW(c->sorted, c->n, err));
     size_t at = 0;
     for (size_t s = 0; s < c->n_shards; s++) {
         for (size_t i = 0; i < c->shard[s].ix.n; i++, at++) {
             c->tensor[at] = moec_shard_tensor(&c->shard[s], i);
             c->owner[at] = (uint32_t)s;
-            c->sorted[at] = (uint32_t)at;
         }
     }
-    sort_base = c->tensor;
-    qsort(c->sorted, c->n, sizeof *c->sorted, by_name);
-    for (size_t i = 1; i < c->n; i++) {
-        const moec_tensor *t = &c->tensor[c->sorted[i]];
-        if (strcmp(t->name, c->tensor[c->sorted[i - 1]].name) == 0)
-            return moec_fail(err, MOEC_EFORMAT, "%s: tensor %.200s is in two shards", c->dir, t->name);
-    }
+    MOEC_TRY(sort_names(c, err));
 done:
     return st;
 }
@@ -182,8 +194,8 @@ moec_status moec_ckpt_open(moec_ckpt **out, const char *dir, moec_err *err)
     size_t len;
     *out = NULL;
     if (!moec_path_is_dir(dir))
-        return moec_path_exists(dir) ? moec_fail(err, MOEC_EFORMAT, "%s: a file, not a checkpoint folder (GGUF and single "
-                                                 "files are not read)", dir)
+        return moec_path_exists(dir) ? moec_fail(err, MOEC_EFORMAT, "%s: a file, not a checkpoint folder (of single files "
+                                                 "only GGUF is read)", dir)
                                      : moec_fail(err, MOEC_EIO, "%s: there is no such folder", dir);
     MOEC_TRY(MOEC_NEW(c, 1, err));
     MOEC_TRY(moec_copy(&c->dir, dir, strlen(dir), err));
@@ -211,8 +223,55 @@ done:
     return st;
 }
 
+void moec_ckpt_parts_release(moec_ckpt_parts *parts)
+{
+    for (size_t i = 0; i < parts->n; i++)
+        moec_free((char *)(uintptr_t)parts->tensor[i].name);
+    moec_free(parts->tensor);
+    moec_free(parts->file);
+    moec_free(parts->config);
+    if (parts->made)
+        munmap(parts->made, parts->made_bytes);
+    moec_gguf_close(parts->gguf);
+    *parts = (moec_ckpt_parts){0};
+}
+
+moec_status moec_ckpt_of_gguf(moec_ckpt **out, const char *path, moec_ckpt_parts *parts, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_ckpt *c = NULL;
+    *out = NULL;
+    MOEC_TRY(MOEC_NEW(c, 1, err));
+    c->of = *parts;
+    *parts = (moec_ckpt_parts){0};
+    c->tensor = c->of.tensor;
+    c->owner = c->of.file;
+    c->n = c->of.n;
+    if (c->n == 0 || c->n > UINT32_MAX) {
+        st = moec_fail(err, MOEC_EFORMAT, "%s: %zu tensors", path, c->n);
+        goto done;
+    }
+    MOEC_TRY(moec_copy(&c->dir, path, strlen(path), err));
+    MOEC_TRY(moec_copy(&c->config_text, c->of.config, strlen(c->of.config), err));
+    MOEC_TRY(moec_json_parse(&c->config, c->config_text, strlen(c->config_text), path, err));
+    MOEC_TRY(sort_names(c, err));
+    *out = c;
+    c = NULL;
+done:
+    moec_ckpt_close(c);
+    moec_ckpt_parts_release(parts);
+    return st;
+}
+
+const moec_gguf *moec_ckpt_gguf(const moec_ckpt *c)
+{
+    return c->of.gguf;
+}
+
 moec_status moec_ckpt_unchanged(const moec_ckpt *c, moec_err *err)
 {
+    if (c->of.gguf)
+        return moec_gguf_unchanged(c->of.gguf, err);
     for (size_t i = 0; i < c->n_shards; i++) {
         const moec_shard *s = &c->shard[i];
         struct stat now;
@@ -232,9 +291,13 @@ void moec_ckpt_close(moec_ckpt *c)
     for (size_t i = 0; i < c->n_shards; i++)
         moec_shard_close(&c->shard[i]);
     moec_free(c->shard);
-    moec_free(c->tensor);
-    moec_free(c->owner);
     moec_free(c->sorted);
+    if (c->of.gguf) {
+        moec_ckpt_parts_release(&c->of);
+    } else {
+        moec_free(c->tensor);
+        moec_free(c->owner);
+    }
     moec_json_free(c->config);
     moec_json_free(c->index);
     moec_free(c->config_text);
@@ -291,13 +354,13 @@ size_t moec_ckpt_shard_of(const moec_ckpt *c, size_t i)
 
 uint64_t moec_ckpt_offset(const moec_ckpt *c, size_t i)
 {
-    return (uint64_t)((const unsigned char *)c->tensor[i].data - c->shard[c->owner[i]].map);
+    return c->of.gguf ? 0 : (uint64_t)((const unsigned char *)c->tensor[i].data - c->shard[c->owner[i]].map);
 }
 
 moec_status moec_ckpt_read(void *out, const moec_ckpt *c, const moec_tensor *t, size_t at, size_t n, moec_err *err)
 {
     const uintptr_t first = (uintptr_t)c->tensor, it = (uintptr_t)t;
-    if (it < first || it >= first + c->n * sizeof *t) {
+    if (c->of.gguf || it < first || it >= first + c->n * sizeof *t) {
         memcpy(out, (const char *)t->data + at, n);
         return MOEC_OK;
     }
@@ -318,27 +381,27 @@ moec_status moec_ckpt_read(void *out, const moec_ckpt *c, const moec_tensor *t, 
 
 size_t moec_ckpt_shards(const moec_ckpt *c)
 {
-    return c->n_shards;
+    return c->of.gguf ? moec_gguf_files(c->of.gguf) : c->n_shards;
 }
 
 const char *moec_ckpt_shard_name(const moec_ckpt *c, size_t s)
 {
-    return c->shard[s].name;
+    return c->of.gguf ? moec_path_base(moec_gguf_path(c->of.gguf, s)) : c->shard[s].name;
 }
 
 int moec_ckpt_shard_fd(const moec_ckpt *c, size_t s)
 {
-    return c->shard[s].fd;
+    return c->of.gguf ? -1 : c->shard[s].fd;
 }
 
 const char *moec_ckpt_shard_metadata(const moec_ckpt *c, size_t s)
 {
-    return c->shard[s].ix.metadata;
+    return c->of.gguf ? NULL : c->shard[s].ix.metadata;
 }
 
 bool moec_ckpt_is_sharded(const moec_ckpt *c)
 {
-    return c->index != NULL;
+    return c->index != NULL || (c->of.gguf && moec_gguf_files(c->of.gguf) > 1);
 }
 
 const moec_json *moec_ckpt_index(const moec_ckpt *c)
@@ -368,7 +431,11 @@ moec_status moec_ckpt_fingerprint(moec_digest *out, const moec_ckpt *c, moec_err
         moec_hash_add(h, bytes, n);
         moec_hash_add(h, bytes + (t->bytes - n) / 2, n);
         moec_hash_add(h, bytes + (t->bytes - n), n);
-        moec_pages_drop(c->shard[c->owner[c->sorted[i]]].map, c->shard[c->owner[c->sorted[i]]].size);
+        const uint32_t s = c->owner[c->sorted[i]];
+        if (c->of.gguf)
+            moec_gguf_drop(c->of.gguf, s);
+        else
+            moec_pages_drop(c->shard[s].map, c->shard[s].size);
     }
     *out = moec_hash_digest(h);
     moec_hash_free(h);

@@ -5,6 +5,7 @@
 
 #include "base/hash.h"
 #include "base/json.h"
+#include "ckpt/gguf.h"
 #include "num/tensor.h"
 
 typedef struct moec_ckpt moec_ckpt;
@@ -16,6 +17,25 @@ typedef struct moec_ckpt moec_ckpt;
  *          moec_st_parse refuses; config.json above 8 MiB or index.json above 128 MiB. MOEC_ENOMEM. */
 MOEC_API moec_status moec_ckpt_open(moec_ckpt **out, const char *dir, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_ckpt_close(moec_ckpt *c);
+
+/* What stands for a folder when the model is a GGUF: tensors as the folder would have them, laid out over the mapped files by
+ * somebody who knows the architecture (model/gguf_open.h). */
+typedef struct moec_ckpt_parts {
+    moec_gguf *gguf;
+    char *config;              /* text of config.json */
+    moec_tensor *tensor;       /* [n] each name its own */
+    uint32_t *file;            /* [n] of the GGUF's; of those in memory any */
+    size_t n, cap;
+    void *made;                /* mapped memory that some tensors lie in, or NULL */
+    size_t made_bytes;
+} moec_ckpt_parts;
+/** A checkpoint of them. Everything in `parts` is taken over, also after failure. `path` stands for the folder.
+ *  MOEC_EFORMAT: a name twice, no tensors, config is no JSON; MOEC_ENOMEM. */
+MOEC_API moec_status moec_ckpt_of_gguf(moec_ckpt **out, const char *path, moec_ckpt_parts *parts, moec_err *err) MOEC_USE_RESULT;
+MOEC_API void moec_ckpt_parts_release(moec_ckpt_parts *parts);
+/** The GGUF that a checkpoint is of, NULL: a folder. Of a GGUF moec_ckpt_dir is the file, a shard one of its files; offsets, shards'
+ *  descriptors and metadata are not for the caller then. */
+MOEC_API const moec_gguf *moec_ckpt_gguf(const moec_ckpt *c);
 /** MOEC_EFORMAT when a shard's size or time of change is no longer what it was when the folder was opened: what was
  *  read from it since may be of two models. */
 MOEC_API moec_status moec_ckpt_unchanged(const moec_ckpt *c, moec_err *err) MOEC_USE_RESULT;

@@ -110,6 +110,11 @@ MOEC_API moec_status moec_gguf_open(moec_gguf **out, const char *path, moec_err 
 MOEC_API void moec_gguf_close(moec_gguf *g);
 MOEC_API const moec_gguf_index *moec_gguf_front(const moec_gguf *g); /* of the first file: the keys */
 MOEC_API size_t moec_gguf_files(const moec_gguf *g);
+MOEC_API const char *moec_gguf_path(const moec_gguf *g, size_t file); /* borrowed */
+/** MOEC_EFORMAT when a file's size or time of change is no longer what it was when it was opened; MOEC_EIO. */
+MOEC_API moec_status moec_gguf_unchanged(const moec_gguf *g, moec_err *err) MOEC_USE_RESULT;
+/** Gives the mapped pages of a file back. */
+MOEC_API void moec_gguf_drop(const moec_gguf *g, size_t file);
 MOEC_API size_t moec_gguf_count(const moec_gguf *g);                 /* tensors of all files */
 MOEC_API const moec_gguf_tensor *moec_gguf_at(const moec_gguf *g, size_t i);
 MOEC_API const moec_gguf_tensor *moec_gguf_named(const moec_gguf *g, const char *name); /* NULL: absent */

@@ -18,6 +18,8 @@ enum { MAX_FILES = 65535, TAIL = 20 }; /* "-00001-of-00002.gguf" */
 typedef struct gguf_file {
     void *map;
     size_t size;
+    char *path;
+    struct timespec changed; /* when it was opened */
     moec_gguf_index ix;
 } gguf_file;
 
@@ -42,6 +44,8 @@ static moec_status open_one(gguf_file *f, const char *path, moec_err *err)
         goto done;
     }
     f->size = (size_t)info.st_size;
+    f->changed = info.st_mtim;
+    MOEC_TRY(moec_copy(&f->path, path, strlen(path), err));
     void *map = mmap(NULL, f->size, PROT_READ, MAP_SHARED, fd, 0);
     if (map == MAP_FAILED) {
         st = moec_fail_errno(err, errno, path);
@@ -168,6 +172,7 @@ void moec_gguf_close(moec_gguf *g)
         moec_gguf_index_release(&g->file[f].ix);
         if (g->file[f].map)
             munmap(g->file[f].map, g->file[f].size);
+        moec_free(g->file[f].path);
     }
     moec_free(g->file);
     moec_free(g->tensor);
@@ -183,6 +188,30 @@ const moec_gguf_index *moec_gguf_front(const moec_gguf *g)
 size_t moec_gguf_files(const moec_gguf *g)
 {
     return g->files;
+}
+
+const char *moec_gguf_path(const moec_gguf *g, size_t file)
+{
+    return g->file[file].path;
+}
+
+moec_status moec_gguf_unchanged(const moec_gguf *g, moec_err *err)
+{
+    for (size_t f = 0; f < g->files; f++) {
+        const gguf_file *file = &g->file[f];
+        struct stat now;
+        if (stat(file->path, &now) != 0)
+            return moec_fail_errno(err, errno, file->path);
+        if ((size_t)now.st_size != file->size || now.st_mtim.tv_sec != file->changed.tv_sec ||
+            now.st_mtim.tv_nsec != file->changed.tv_nsec)
+            return moec_fail(err, MOEC_EFORMAT, "%s: was changed while it was being read", file->path);
+    }
+    return MOEC_OK;
+}
+
+void moec_gguf_drop(const moec_gguf *g, size_t file)
+{
+    moec_pages_drop(g->file[file].map, g->file[file].size);
 }
 
 size_t moec_gguf_count(const moec_gguf *g)

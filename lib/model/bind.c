@@ -1,6 +1,8 @@
 /* See bind.h: names, single tensors and matrices. */
 #include "model/bind.h"
 
+#include "num/blocks.h"
+
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -68,7 +70,32 @@ static const moec_tensor *find_codes(const moec_binder *b, char name[MOEC_NAME])
         snprintf(end, (size_t)(name + MOEC_NAME - end), "%s", i == 0 ? gptq : i == 1 ? packed : nested);
         t = moec_ckpt_find(b->m->ckpt, name);
     }
+    for (int i = 0; !t && moec_ckpt_gguf(b->m->ckpt) && i < MOEC_BLOCK_COUNT; i++) {
+        snprintf(end, (size_t)(name + MOEC_NAME - end), "%s_%s", weight, moec_blocks[i].name);
+        t = moec_ckpt_find(b->m->ckpt, name);
+    }
     return t;
+}
+
+moec_block moec__block_of(const moec_model *m, const char *name)
+{
+    static const char mark[] = ".weight_";
+    const char *at = moec_ckpt_gguf(m->ckpt) ? strstr(name, mark) : NULL;
+    return at ? moec_blocks_find(at + sizeof mark - 1) : MOEC_BLOCK_COUNT;
+}
+
+/* "X.weight_q4_k" of a GGUF: rows of blocks. */
+static moec_status bind_gguf(moec_weight *w, const moec_binder *b, const moec_tensor *t, int64_t rows, int64_t cols, moec_err *err)
+{
+    const moec_block type = moec__block_of(b->m, t->name);
+    const moec_block_traits *k = &moec_blocks[type];
+    *w = (moec_weight){.of = t, .rows = rows, .cols = cols, .row_step = cols, .col_step = 1, .storage = MOEC_BLOCKS,
+                       .block = (uint8_t)type};
+    if (t->rank == 2 && t->dim[0] == rows && moec_weight_check(w, NULL) == MOEC_OK)
+        return MOEC_OK;
+    return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is [%lld, %lld], expected [%lld, %lld]", moec_ckpt_dir(b->m->ckpt), t->name,
+                     (long long)(t->rank == 2 ? t->dim[0] : 0), (long long)(t->rank == 2 ? t->dim[1] / k->bytes * k->elements : 0),
+                     (long long)rows, (long long)cols);
 }
 
 const moec_tensor *moec__find(const moec_binder *b, const char *pattern)
@@ -243,6 +270,8 @@ moec_status moec__bind_matrix(moec_weight *out, const moec_binder *b, const char
         return bind_codes(out, b, t, rows, cols, err);
     if (t->dtype == MOEC_U8 && moec__ends_in(t->name, ".nested_base"))
         return bind_nested(out, b, t, rows, cols, err);
+    if (moec__block_of(b->m, t->name) < MOEC_BLOCK_COUNT)
+        return bind_gguf(out, b, t, rows, cols, err);
     moec_status st = check_shape(t, b, 2, dim, err);
     if (st != MOEC_OK)
         return st;

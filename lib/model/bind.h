@@ -3,6 +3,7 @@
 #define MOEC_MODEL_BIND_H
 
 #include "model/model.h"
+#include "num/blocks.h"
 
 enum { MOEC_NAME = 512 };
 
@@ -46,6 +47,8 @@ moec_status moec__bind_layer(moec_layer *l, const moec_binder *b, moec_dims *dim
 /** The row of the family's layouts that this layer's experts have; NULL: none of their tensors is there. */
 const moec_expert_names *moec__layout(const moec_binder *b);
 
+/** Of a GGUF: the type in a name "X.weight_q4_k"; MOEC_BLOCK_COUNT: none, or no GGUF. */
+moec_block moec__block_of(const moec_model *m, const char *name);
 /** Does a tensor's name end so? */
 bool moec__ends_in(const char *name, const char *tail);
 /* Is it the order of columns, or the shape, beside packed codes? */

@@ -41,6 +41,8 @@ const moec_expert_names *moec__layout(const moec_binder *b)
 {
     const moec_expert_names *row = b->m->family->experts, *named = NULL;
     moec_binder first = *b;
+    if (moec_ckpt_gguf(b->m->ckpt) && b->m->family->gguf.experts.gate)
+        return &b->m->family->gguf.experts;
     first.expert = 0;
     for (int i = 0; i < MOEC_LAYOUTS && row[i].gate; i++) {
         if (!moec__find(&first, row[i].gate))

@@ -63,6 +63,8 @@ static moec_status bind_attention(moec_layer *l, const moec_binder *b, moec_err 
         MOEC_TRY(take(l, b, MOEC_MAT_K, k, d->hidden, err));
         MOEC_TRY(take(l, b, MOEC_MAT_V, v, d->hidden, err));
     }
+    if (moec_ckpt_gguf(b->m->ckpt) && f->gguf.permute)
+        l->mat[MOEC_MAT_Q].paired = l->mat[MOEC_MAT_K].paired = (int32_t)d->head_dim; /* even: the rope has been read */
     MOEC_TRY(take(l, b, MOEC_MAT_O, d->hidden, d->heads * d->value_dim, err));
     if (f->mat[MOEC_MAT_ATTN_GATE])
         MOEC_TRY(take(l, b, MOEC_MAT_ATTN_GATE, d->heads * d->value_dim, d->hidden, err));

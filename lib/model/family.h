@@ -132,6 +132,10 @@ typedef struct moec_gguf_rules {
     bool routing_keys;       /* expert_gating_func, expert_weights_scale, expert_shared_count and groups are read */
     bool expert_width;       /* expert_feed_forward_length is the experts' width; else feed_forward_length is */
     bool window;             /* every second layer slides, attention.sliding_window wide */
+    /* For reading (model/gguf_open.h): */
+    const char *config;      /* JSON object of keys that config.json then also has; NULL: none */
+    const char *key_bias;    /* config key that says whether q, k and v have biases; NULL: none */
+    moec_expert_names experts; /* names of an expert's own tensors where the family has none; gate NULL: it has */
 } moec_gguf_rules;
 
 enum { MOEC_KEY_ALIASES = 4, MOEC_LAYOUTS = 4, MOEC_TAIL = 4 };

@@ -33,5 +33,5 @@ const moec_family moec_family_deepseek_v2 = {
     .loads_sglang = true,
     .loads_llama_cpp = true,
     .gguf = {.arch = "deepseek2", .renorm = MOEC_GGUF_RENORM_KEY, .dense_first = true, .routing_keys = true,
-             .expert_width = true},
+             .expert_width = true, .config = "{\"attention_bias\": false, \"moe_layer_freq\": 1, \"scoring_func\": \"softmax\"}"},
 };

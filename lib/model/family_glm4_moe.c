@@ -33,5 +33,6 @@ const moec_family moec_family_glm4_moe = {
     .loads_sglang = true,
     .loads_llama_cpp = true,
     .gguf = {.arch = "glm4moe", .mlp_norm = "post_attention_norm", .renorm = MOEC_GGUF_RENORM_KEY, .dense_first = true,
-             .routing_keys = true, .expert_width = true},
+             .routing_keys = true, .expert_width = true, .config = "{\"num_nextn_predict_layers\": 0}",
+             .key_bias = "attention_bias"},
 };

@@ -37,5 +37,9 @@ const moec_family moec_family_gpt_oss = {
     .loads_vllm = true,
     .loads_sglang = true,
     .loads_llama_cpp = true,
-    .gguf = {.arch = "gpt-oss", .mlp_norm = "post_attention_norm", .expert_width = true, .window = true},
+    .gguf = {.arch = "gpt-oss", .mlp_norm = "post_attention_norm", .expert_width = true, .window = true,
+             .key_bias = "attention_bias",
+             .experts = {.layout = MOEC_LAYOUT_SPLIT, .gate = P "mlp.experts.%d.gate_proj.weight",
+                         .up = P "mlp.experts.%d.up_proj.weight", .down = P "mlp.experts.%d.down_proj.weight",
+                         .gate_bias = P "mlp.experts.gate_up_proj_bias", .down_bias = P "mlp.experts.down_proj_bias"}},
 };

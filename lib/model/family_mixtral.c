@@ -28,5 +28,6 @@ const moec_family moec_family_mixtral = {
     .loads_vllm = true,
     .loads_sglang = true,
     .loads_llama_cpp = true,
-    .gguf = {.arch = "llama", .renorm = MOEC_GGUF_RENORM_ALWAYS, .permute = true},
+    .gguf = {.arch = "llama", .renorm = MOEC_GGUF_RENORM_ALWAYS, .permute = true,
+             .config = "{\"sliding_window\": null}"},
 };

@@ -95,6 +95,9 @@
     MOEC_NAMES_QKVO,                                                                                                         \
         [MOEC_MAT_ROUTER] = P "block_sparse_moe.router.layer.weight|" P "block_sparse_moe.router.weight"
 
+/* What a config.json of Qwen's has beside what a GGUF says: a router in every layer, no sliding windows. */
+#define MOEC_GGUF_QWEN "{\"decoder_sparse_step\": 1, \"mlp_only_layers\": [], \"use_sliding_window\": false}"
+
 /* Gated delta nets between attention with an output gate, shared expert behind a sigmoid gate: Qwen3-Next and its kin. Their
  * matrices but those into the delta net, which are grouped or flat; all else that they have in common. */
 #define MOEC_NAMES_QWEN3_NEXT                                                                                                \

@@ -33,5 +33,5 @@ const moec_family moec_family_qwen2_moe = {
     .loads_vllm = true,
     .loads_sglang = true,
     .loads_llama_cpp = true,
-    .gguf = {.arch = "qwen2moe", .expert_width = true},
+    .gguf = {.arch = "qwen2moe", .expert_width = true, .config = MOEC_GGUF_QWEN, .key_bias = "qkv_bias"},
 };

@@ -31,5 +31,6 @@ const moec_family moec_family_qwen3_moe = {
     .loads_vllm = true,
     .loads_sglang = true,
     .loads_llama_cpp = true,
-    .gguf = {.arch = "qwen3moe", .renorm = MOEC_GGUF_RENORM_ALWAYS, .expert_width = true},
+    .gguf = {.arch = "qwen3moe", .renorm = MOEC_GGUF_RENORM_ALWAYS, .expert_width = true,
+             .config = MOEC_GGUF_QWEN, .key_bias = "attention_bias"},
 };

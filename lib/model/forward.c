@@ -333,7 +333,9 @@ moec_status moec_forward_embed(float *h, const moec_model *m, const int32_t *ids
     moec_status st = MOEC_OK;
     const moec_tensor *t = m->embed;
     int64_t hidden = m->dims.hidden;
-    size_t row = (size_t)hidden * (size_t)moec_dtypes[t->dtype].bytes;
+    const moec_weight one = {.of = t, .rows = 1, .cols = hidden, .row_step = hidden, .col_step = 1,
+                             .storage = m->embedding.storage, .block = m->embedding.block};
+    const size_t row = (size_t)moec_weight_bytes(&one);
     char *raw = NULL;
     MOEC_TRY(MOEC_NEW(raw, row, err));
     for (int64_t i = 0; i < n; i++) {
@@ -341,7 +343,10 @@ moec_status moec_forward_embed(float *h, const moec_model *m, const int32_t *ids
             MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "token id %d is outside the model's vocabulary of %lld", (int)ids[i],
                                (long long)m->dims.vocab));
         MOEC_TRY(moec_ckpt_read(raw, m->ckpt, t, (size_t)ids[i] * row, row, err));
-        moec_dtypes[t->dtype].to_f32(h + i * hidden, raw, hidden);
+        const moec_tensor read = {.dtype = t->dtype, .data = raw, .rank = 2, .dim = {1, (int64_t)row}, .bytes = row};
+        moec_weight line = one;
+        line.of = &read;
+        moec_weight_read(h + i * hidden, hidden, &line, 0, 1, 0, hidden);
     }
     scale(h, (float)m->dims.embed_scale, n * hidden);
     if (!moec_all_finite(h, n * hidden))

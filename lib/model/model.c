@@ -6,6 +6,7 @@
 #include "model/bind.h"
 #include "model/config.h"
 #include "model/forward.h"
+#include "model/gguf_open.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -67,7 +68,7 @@ static moec_status bind_head(moec_model *m, const moec_binder *b, moec_err *err)
     if (!moec_json_absent(said) && !moec_json_bool(said, &d->tied))
         return moec_fail(err, MOEC_EFORMAT, "%s: config.json: tie_word_embeddings is neither true nor false",
                          moec_ckpt_dir(m->ckpt));
-    m->head = moec_weight_of(m->embed);
+    m->head = m->embedding;
     moec_status st = d->tied ? MOEC_OK : moec__bind_matrix(&m->head, b, m->family->head, d->vocab, d->hidden, err);
     if (st == MOEC_OK)
         st = moec__bind_bias(&m->head_bias, b, m->family->head, d->vocab, err);
@@ -254,16 +255,29 @@ moec_status moec_model_read_bits(moec_model *m, int bits, moec_err *err)
                                                          "fewer bits");
 }
 
+/* A GGUF with matrices in blocks. */
+static bool in_blocks(const moec_ckpt *c)
+{
+    bool any = false;
+    for (size_t i = 0; moec_ckpt_gguf(c) && i < moec_ckpt_count(c); i++)
+        any = any || moec_ckpt_at(c, i)->dtype == MOEC_U8;
+    return any;
+}
+
 static moec_status bind_all(moec_model *m, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const moec_family *f = m->family;
     moec_dims *d = &m->dims;
     moec_binder b = {.m = m};
-    const int64_t embed[2] = {d->vocab, d->hidden};
     MOEC_TRY(moec_config_fp8_block(b.fp8_block, m, err));
     MOEC_TRY(moec_config_packed(m, err));
-    MOEC_TRY(moec__bind(&m->embed, &b, f->embed, 2, embed, err));
+    m->packed = m->packed || in_blocks(m->ckpt);
+    MOEC_TRY(moec__bind_matrix(&m->embedding, &b, f->embed, d->vocab, d->hidden, err));
+    m->embed = m->embedding.of;
+    if (m->embedding.storage != MOEC_PLAIN && m->embedding.storage != MOEC_BLOCKS)
+        MOEC_TRY(moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is %s, expected F32, F16 or BF16", moec_ckpt_dir(m->ckpt), m->embed->name,
+                           moec_dtypes[m->embed->dtype].name));
     MOEC_TRY(moec__bind(&m->final_norm, &b, f->final_norm, 1, &d->hidden, err));
     if (moec__find(&b, f->final_norm_bias))
         MOEC_TRY(moec__bind(&m->final_norm_bias, &b, f->final_norm_bias, 1, &d->hidden, err));
@@ -297,7 +311,7 @@ moec_status moec_model_open(moec_model **out, const char *dir, moec_err *err)
     moec_model *m = NULL;
     *out = NULL;
     MOEC_TRY(MOEC_NEW(m, 1, err));
-    MOEC_TRY(moec_ckpt_open(&m->ckpt, dir, err));
+    MOEC_TRY(moec_gguf_is(dir) ? moec_gguf_ckpt(&m->ckpt, dir, err) : moec_ckpt_open(&m->ckpt, dir, err));
     if (moec_json_get(moec_ckpt_config(m->ckpt), MOEC_CONFIG_FACTORS))
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: its experts are factors, which transformers runs (trust_remote_code) and this "
                            "program only verifies; to measure it, make the same with --emit dense or as a plan for eval --plan", dir));

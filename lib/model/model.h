@@ -105,12 +105,13 @@ typedef struct moec_model {
     moec_layer *mtp;         /* [mtp_layers] router and experts only are bound; index is the number in the names */
     moec_set *set;           /* [sets] first the moe_layers, then attention experts, then mtp */
     int64_t moe_layers, mtp_layers, sets;
+    moec_weight embedding;   /* [vocab, H] of embed */
     const moec_tensor *embed, *final_norm, *final_norm_bias; /* final_norm_bias, head_bias: NULL: none */
     moec_weight head;        /* [vocab, H], the embedding when tied */
     const moec_tensor *head_bias;
     const char *key_experts, *key_top_k; /* spelled as in this config.json; NULL: the default is in force, no key */
     const char *key_mtp;                 /* NULL: no such key */
-    bool packed;             /* config.json says that matrices are in codes of few bits (GPTQ, compressed-tensors, nested) */
+    bool packed;             /* matrices are in codes of few bits: as config.json says (GPTQ, compressed-tensors, nested), or a GGUF's */
     bool zero_more;          /* and that GPTQ's zero points are stored less one */
     int read_bits;           /* nested codes are read at this width, where they have as many; 0: at their own */
 } moec_model;
@@ -120,8 +121,9 @@ typedef struct moec_model {
 /* And where a router has more rows than there are experts: {"LAYER": [expert of each row, ..], ..}. */
 #define MOEC_CONFIG_MAP "moecompress_map"
 
-/** Opens a folder and binds it.
- *  @return MOEC_OK; everything moec_ckpt_open returns; MOEC_EFORMAT: model_type unknown (the text names what is near it), a
+/** Opens a folder, or a GGUF file (model/gguf_open.h), and binds it. Of a GGUF moec_ckpt_gguf of its checkpoint is not NULL: what writes
+ *  a folder by copying from one refuses it.
+ *  @return MOEC_OK; everything moec_ckpt_open and moec_gguf_ckpt return; MOEC_EFORMAT: model_type unknown (the text names what is near it), a
  *          config key missing, of the wrong type or out of range, top-k above the number of experts, unknown rope type, a
  *          quantized source in a form that is not read (FP8 in blocks, MXFP4, GPTQ and compressed-tensors' packed codes are), or one
  *          with factored experts or a router with rows that share some; MOEC_ESHAPE: a tensor missing or of another shape or a dtype that cannot be computed with

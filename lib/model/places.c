@@ -58,7 +58,8 @@ static bool same_matrix(const char *pattern, const char *name)
     const size_t n = strlen(pattern) - (sizeof "weight" - 1);
     return strcmp(pattern, name) == 0 ||
            (moec__ends_in(pattern, ".weight") && strncmp(pattern, name, n) == 0 &&
-            (strcmp(name + n, "qweight") == 0 || strcmp(name + n, "weight_packed") == 0 || strcmp(name + n, "nested_base") == 0));
+            (strcmp(name + n, "qweight") == 0 || strcmp(name + n, "weight_packed") == 0 || strcmp(name + n, "nested_base") == 0 ||
+             strncmp(name + n, "weight_", 7) == 0));
 }
 
 /* Where the expert's number stands in a tensor's name: the number of the second %d of the pattern that makes this name. */
@@ -68,8 +69,9 @@ static size_t number_in(const marker *k, const moec_layer *l, int64_t e, const m
     size_t found;
     const moec_family *f = k->m->family;
     const moec_binder b = {.m = k->m, .layer = l->index, .expert = e, .mtp_layer = mtp ? f->mtp_layer : NULL};
-    for (int i = 0; i < MOEC_LAYOUTS && f->experts[i].gate; i++) {
-        const char *const pattern[] = {f->experts[i].gate, f->experts[i].up, f->experts[i].down};
+    for (int i = 0; i <= MOEC_LAYOUTS; i++) {
+        const moec_expert_names *row = i < MOEC_LAYOUTS ? &f->experts[i] : &f->gguf.experts;
+        const char *const pattern[] = {row->gate, row->up, row->down};
         for (size_t p = 0; p < MOEC_COUNT(pattern); p++)
             for (int n = 0; pattern[p] && moec__name(name, &found, &b, pattern[p], n); n++)
                 if (same_matrix(name, t->name))
@@ -272,7 +274,8 @@ typedef struct coded {
 
 static void count_view(const coded *c, const moec_weight *w)
 {
-    if (w->of && (w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED || w->storage == MOEC_NESTED))
+    if (w->of && (w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED || w->storage == MOEC_NESTED ||
+                  w->storage == MOEC_BLOCKS))
         c->values[w->of - c->first] = (uint64_t)w->rows * (uint64_t)w->cols;
 }
 
@@ -293,6 +296,7 @@ static moec_status count_codes(uint64_t **out, const moec_model *m, moec_err *er
     const coded c = {*out, moec_ckpt_at(m->ckpt, 0)};
     if (st != MOEC_OK)
         return st;
+    count_view(&c, &m->embedding);
     count_view(&c, &m->head);
     for (int64_t i = 0; i < m->dims.layers; i++)
         count_layer(&c, m, &m->layer[i]);
@@ -353,7 +357,7 @@ moec_status moec_model_sizes(moec_sizes *out, const moec_model *m, moec_err *err
     const uint64_t unused = (uint64_t)(m->dims.experts - chosen), experts = (uint64_t)m->dims.experts;
     out->active -= routed / experts * unused;
     if (!m->dims.tied)
-        out->active -= values(m->embed, m, 0); /* one row of it is looked up; tied, it is the head and is used */
+        out->active -= values(m->embed, m, codes[m->embed - moec_ckpt_at(m->ckpt, 0)]); /* one row of it is looked up; tied, it is the head and is used */
 done:
     moec_free(codes);
     moec_free(reads);

@@ -257,13 +257,13 @@ moec_status moec_gemm_weight(float *y, const float *x, int64_t n, const moec_wei
     if (w->of->dtype == MOEC_F64)
         return moec_fail(err, MOEC_EINVAL, "gemm: weights are F64, expected a format of at most 32 bits");
     p.strip = w->col_step == 1 ? 1 : STRIP;
-    p.step = w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED || w->storage == MOEC_NESTED ? 0
-             : w->storage == MOEC_MXFP4                           ? 1
-                                                                  : 2 * moec_dtypes[w->of->dtype].bytes;
+    p.step = w->storage == MOEC_GPTQ || w->storage == MOEC_PACKED || w->storage == MOEC_NESTED || w->storage == MOEC_BLOCKS ? 0
+             : w->storage == MOEC_MXFP4 ? 1
+                                        : 2 * moec_dtypes[w->of->dtype].bytes;
     p.stride = (size_t)w->row_step * (size_t)p.step / 2;
     if (w->rows > 0 && w->cols > 0) /* else `at` may be anything */
         p.w = (const char *)w->of->data + w->at * p.step / 2;
-    if (w->storage == MOEC_PLAIN && w->col_step == 1 && kernels_load(w->of->dtype)) {
+    if (w->storage == MOEC_PLAIN && w->col_step == 1 && w->paired == 0 && kernels_load(w->of->dtype)) {
         p.view = NULL;
         p.dtype = w->of->dtype;
     }

@@ -3,6 +3,7 @@
 #include "num/weight.h"
 
 #include "base/mem.h"
+#include "num/blocks.h"
 #include "num/gemm_kernel.h"
 #include "num/simd.h"
 #include "num/vec.h"
@@ -77,7 +78,7 @@ static bool in_streams(const moec_weight *w)
 /* Values of a tensor: bytes hold two of MXFP4. */
 static int64_t values_of(const moec_weight *w)
 {
-    if (w->storage == MOEC_NESTED)
+    if (w->storage == MOEC_NESTED || w->storage == MOEC_BLOCKS)
         return w->of->dim[0] * w->cols;
     if (in_streams(w))
         return w->of->dim[w->storage == MOEC_GPTQ] * w->cols;
@@ -186,6 +187,20 @@ static bool nested_ok(const moec_weight *w)
            (more == 0 || (w->zero && w->zero->dtype == MOEC_U8 && has_layers(w->zero, more, rows, w->cols / 8)));
 }
 
+static bool blocks_ok(const moec_weight *w)
+{
+    const int64_t bytes = w->block < MOEC_BLOCK_COUNT ? moec_blocks_bytes((moec_block)w->block, w->cols) : -1;
+    return w->of->dtype == MOEC_U8 && w->of->rank == 2 && bytes > 0 && w->of->dim[0] >= 0 && w->col_step == 1 &&
+           w->row_step == w->cols && w->at % w->cols == 0 && w->of->dim[0] <= INT64_MAX / 16 / w->cols &&
+           has_form(w->of, w->of->dim[0], bytes);
+}
+
+static bool pairs_ok(const moec_weight *w)
+{
+    return w->paired == 0 || (w->paired > 0 && w->paired % 2 == 0 && w->rows % w->paired == 0 && w->col_step == 1 &&
+                              (w->storage == MOEC_PLAIN || w->storage == MOEC_BLOCKS));
+}
+
 moec_status moec_weight_check(const moec_weight *w, moec_err *err)
 {
     if (!w || !w->of)
@@ -200,10 +215,11 @@ moec_status moec_weight_check(const moec_weight *w, moec_err *err)
     if (w->rows == 0 || w->cols == 0)
         return MOEC_OK;
     bool ok = w->storage == MOEC_PLAIN ? plain_ok(w) : w->storage == MOEC_FP8     ? fp8_ok(w)
-                                                     : w->storage == MOEC_MXFP4 ? mxfp4_ok(w)
+                                                     : w->storage == MOEC_MXFP4  ? mxfp4_ok(w)
                                                      : w->storage == MOEC_NESTED ? nested_ok(w)
-                                                                                : in_streams(w) && streams_ok(w);
-    if (!ok)
+                                                     : w->storage == MOEC_BLOCKS ? blocks_ok(w)
+                                                                                 : in_streams(w) && streams_ok(w);
+    if (!ok || !pairs_ok(w))
         return moec_fail(err, MOEC_EINVAL, "%s: %s [%lld, %lld] is no view of storage %d that values can be read from", name,
                          moec_dtypes[w->of->dtype].name, (long long)w->rows, (long long)w->cols, (int)w->storage);
     int64_t last = place(w, w->rows - 1, w->cols - 1);
@@ -477,12 +493,51 @@ static void read_nested(const block *b, const moec_weight *w)
         }
 }
 
+/* A block whose ends are not wanted goes through a buffer. */
+static void read_blocks(const block *b, const moec_weight *w)
+{
+    enum { MOST = 256 };
+    const moec_block type = (moec_block)w->block;
+    const int64_t each = moec_blocks[type].elements, row0 = w->at / w->cols + b->r;
+    float part[MOST];
+    for (int64_t i = 0; i < b->rows; i++) {
+        const unsigned char *row = (const unsigned char *)w->of->data + (row0 + i) * moec_blocks_bytes(type, w->cols);
+        float *out = b->out + i * b->ld;
+        for (int64_t at = b->c, end = b->c + b->cols, n; at < end; at += n, out += n) {
+            const int64_t skip = at % each, whole = (end - at) / each * each;
+            const unsigned char *from = row + at / each * moec_blocks[type].bytes;
+            n = skip == 0 && whole > 0 ? whole : each - skip < end - at ? each - skip : end - at;
+            if (skip == 0 && whole > 0) {
+                (void)!moec_blocks_read(out, from, whole, type, NULL); /* whole blocks: nothing can fail */
+            } else {
+                (void)!moec_blocks_read(part, from, each, type, NULL);
+                memcpy(out, part + skip, (size_t)n * sizeof *out);
+            }
+        }
+    }
+}
+
+/* Row by row, each from where it lies. */
+static void read_paired(const block *b, const moec_weight *w)
+{
+    moec_weight one = *w;
+    one.paired = 0;
+    for (int64_t i = 0; i < b->rows; i++) {
+        const int64_t r = b->r + i, in = r % w->paired, half = w->paired / 2;
+        moec_weight_read(b->out + i * b->ld, b->ld, &one, r - in + in % half * 2 + in / half, 1, b->c, b->cols);
+    }
+}
+
 void moec_weight_read(float *out, int64_t ld, const moec_weight *w, int64_t r, int64_t rows, int64_t c, int64_t cols)
 {
     const block b = {out, ld, r, rows, c, cols};
     if (rows <= 0 || cols <= 0)
         return;
-    if (w->storage == MOEC_FP8)
+    if (w->paired > 0)
+        read_paired(&b, w);
+    else if (w->storage == MOEC_BLOCKS)
+        read_blocks(&b, w);
+    else if (w->storage == MOEC_FP8)
         read_fp8(&b, w);
     else if (w->storage == MOEC_MXFP4)
         read_mxfp4(&b, w);
@@ -530,7 +585,7 @@ moec_status moec_weight_write(const moec_weight *w, const float *in, int64_t ld,
 {
     const char *name = w->of->name ? w->of->name : "weight";
     const moec_dtype dtype = w->of->dtype;
-    if (w->storage != MOEC_PLAIN || (dtype != MOEC_F32 && dtype != MOEC_BF16 && dtype != MOEC_F16))
+    if (w->storage != MOEC_PLAIN || w->paired > 0 || (dtype != MOEC_F32 && dtype != MOEC_BF16 && dtype != MOEC_F16))
         return moec_fail(err, MOEC_EINVAL, "tensor %s: values can be written as plain F32, BF16 and F16 only", name);
     const int64_t step = w->col_step * moec_dtypes[dtype].bytes;
     for (int64_t i = 0; i < rows; i++) {
@@ -551,7 +606,7 @@ moec_status moec_weight_write(const moec_weight *w, const float *in, int64_t ld,
 static bool seen_in_bits(const moec_weight *w)
 {
     moec_dtype d = w->of->dtype;
-    return w->storage == MOEC_PLAIN && w->col_step == 1 &&
+    return w->storage == MOEC_PLAIN && w->col_step == 1 && w->paired == 0 &&
            (d == MOEC_F32 || d == MOEC_F16 || d == MOEC_BF16 || d == MOEC_F8_E4M3 || d == MOEC_F8_E5M2);
 }
 
@@ -611,6 +666,8 @@ uint64_t moec_weight_bytes(const moec_weight *w)
         const uint64_t all = (uint64_t)w->of->dim[w->storage == MOEC_GPTQ];
         return (w->of->bytes + w->scale->bytes + (w->zero ? w->zero->bytes : 0)) * (uint64_t)w->rows / (all ? all : 1);
     }
+    if (w->storage == MOEC_BLOCKS)
+        return (uint64_t)w->rows * (uint64_t)moec_blocks_bytes((moec_block)w->block, w->cols);
     uint64_t values = (uint64_t)w->rows * (uint64_t)w->cols;
     if (w->storage == MOEC_NESTED)
         return values / 8 * w->bits + values / (uint64_t)w->block_cols * (uint64_t)(w->bits - 1) *
@@ -641,6 +698,11 @@ static void for_pages(const moec_weight *w, void (*advise)(const void *at, size_
         advise(w->scale->data, w->scale->bytes);
         if (w->bits > 2)
             advise(w->zero->data, w->zero->bytes / (size_t)w->zero->dim[0] * (size_t)(w->bits - 2));
+        return;
+    }
+    if (w->storage == MOEC_BLOCKS) {
+        const int64_t row = moec_blocks_bytes((moec_block)w->block, w->cols);
+        advise((const char *)w->of->data + w->at / w->cols * row, (size_t)(w->rows * row));
         return;
     }
     int64_t last = place(w, w->rows - 1, w->cols - 1), size = moec_dtypes[w->of->dtype].bytes;

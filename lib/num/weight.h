@@ -17,6 +17,7 @@ typedef enum moec_storage {
                      [rows, cols / block_cols], zero points I32 [ceil(rows bits / 32), cols / block_cols] or none */
     MOEC_NESTED,  /* U8 [rows, cols / 4]: codes of 2 bits, the first in the lowest bits, a scale each [1 + p, rows, cols / block_cols] and
                      p planes U8 [p, rows, cols / 8] of one bit more, the first in the lowest bit (run/nested.md) */
+    MOEC_BLOCKS,  /* U8 [rows, moec_blocks_bytes(block, cols)]: rows of ggml's blocks (num/blocks.h) */
 } moec_storage;
 
 /* Value (r, c) is number at + r*row_step + c*col_step of `of`, counted in values (not bytes) from the tensor's start.
@@ -28,6 +29,9 @@ typedef enum moec_storage {
  * z = (stored + zero_more) mod 2^bits, without zero points 2^(bits-1). As FP8 whole rows, row_step = cols.
  * NESTED: whole rows as those; in float32, in this order, s_0 (u - 2) + s_1 (v_1 - 1/2) + .. + s_(bits-2) (v_(bits-2) - 1/2), u the code of
  * 2 bits, v_k the bit in plane k - 1, s_k the scales; what is behind that is not looked at: fewer bits, less is read.
+ * BLOCKS: whole rows likewise.
+ * paired d > 0 (plain with col_step 1, and BLOCKS): of every d rows, i and d/2 + i of the view are 2i and 2i+1 as they lie: rows
+ * of heads that a GGUF has in the order of rotated pairs.
  * moec_weight_check says whether all of this holds. */
 typedef struct moec_weight {
     const moec_tensor *of;    /* NULL: there is no such matrix */
@@ -37,7 +41,10 @@ typedef struct moec_weight {
     int32_t block_rows, block_cols, scale_cols; /* MOEC_FP8; MOEC_GPTQ, MOEC_PACKED, MOEC_NESTED: block_cols columns have one scale */
     moec_storage storage;
     const moec_tensor *zero;  /* MOEC_GPTQ, MOEC_PACKED: zero points or NULL; MOEC_NESTED: planes, NULL where bits is 2 */
-    uint8_t bits, zero_more;  /* 1 to 8, of MOEC_NESTED those that are read, from 2 on; 1 where zero points are stored less one (GPTQ's first format), else 0 */
+    uint8_t bits, zero_more;  /* 1 to 8, of MOEC_NESTED those that are read, from 2 on; 1 where zero points are stored less one (GPTQ's
+                                 first format), else 0 */
+    uint8_t block;            /* MOEC_BLOCKS: a moec_block */
+    int32_t paired;           /* 0: rows lie as they are counted */
 } moec_weight;
 
 /** All of a [rows, cols] tensor, plain. With more dimensions the last is cols and the others are taken together as rows, a

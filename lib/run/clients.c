@@ -189,8 +189,15 @@ static bool has_tokenizer(char why[WHY], const form *f, const struct client_row 
 {
     (void)c;
     snprintf(why, WHY, "its converter needs the tokenizer's files, which the model's folder lacks");
-    return has_file(f->m, "tokenizer.json") || has_file(f->m, "tokenizer.model") || has_file(f->m, "*.tiktoken") ||
+    return moec_ckpt_gguf(f->m->ckpt) || has_file(f->m, "tokenizer.json") || has_file(f->m, "tokenizer.model") || has_file(f->m, "*.tiktoken") ||
            has_file(f->m, "tiktoken.model");
+}
+
+static bool is_folder(char why[WHY], const form *f, const struct client_row *c)
+{
+    (void)c;
+    snprintf(why, WHY, "loads folders, and this is a GGUF: moecompress convert makes one of it");
+    return moec_ckpt_gguf(f->m->ckpt) == NULL;
 }
 
 static bool reads_factors(char why[WHY], const form *f, const struct client_row *c)
@@ -237,6 +244,7 @@ static const struct rule {
     unsigned binds;
     rule_fn *holds;
 } rules[] = {
+    {"folder", TRANSFORMERS | VLLM | SGLANG, is_folder},
     {"class", ALL, has_class},
     {"factors", VLLM | SGLANG | LLAMA_CPP, reads_factors},
     {"map", VLLM | SGLANG | LLAMA_CPP, reads_map},
@@ -276,6 +284,8 @@ static void say_good(char why[WHY], const form *f, const struct client_row *c)
                         : strcmp(f->codes, "auto-round") == 0    ? "; with auto-round installed"
                         : strcmp(f->codes, "gptq") == 0          ? "; with auto-round and quantization_config=AutoRoundConfig()"
                                                                  : "; with compressed-tensors installed";
+    if (moec_ckpt_gguf(f->m->ckpt))
+        good = "a GGUF of an architecture that it has (from its source, not run)";
     snprintf(why, WHY, "%s%s%s%s", good, code, storage, needs);
 }
 

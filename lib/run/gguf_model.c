@@ -2,28 +2,12 @@
 #include "run/gguf_parts.h"
 
 #include "base/mem.h"
+#include "model/gguf_names.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-
-/* --- names ----------------------------------------------------------------------------------------------------------- */
-
-static const char *const mat_names[MOEC_MAT_COUNT] = {
-    [MOEC_MAT_Q] = "attn_q", [MOEC_MAT_K] = "attn_k", [MOEC_MAT_V] = "attn_v", [MOEC_MAT_O] = "attn_output",
-    [MOEC_MAT_Q_A] = "attn_q_a", [MOEC_MAT_Q_B] = "attn_q_b", [MOEC_MAT_KV_A] = "attn_kv_a_mqa",
-    [MOEC_MAT_ROUTER] = "ffn_gate_inp", [MOEC_MAT_SHARED_GATE] = "ffn_gate_shexp", [MOEC_MAT_SHARED_UP] = "ffn_up_shexp",
-    [MOEC_MAT_SHARED_DOWN] = "ffn_down_shexp", [MOEC_MAT_SHARED_MIX] = "ffn_gate_inp_shexp",
-    [MOEC_MAT_DENSE_GATE] = "ffn_gate", [MOEC_MAT_DENSE_UP] = "ffn_up", [MOEC_MAT_DENSE_DOWN] = "ffn_down",
-};
-static const char *const vec_names[MOEC_VEC_COUNT] = {
-    [MOEC_VEC_NORM_ATTN] = "attn_norm.weight", [MOEC_VEC_Q_NORM] = "attn_q_norm.weight",
-    [MOEC_VEC_K_NORM] = "attn_k_norm.weight", [MOEC_VEC_Q_A_NORM] = "attn_q_a_norm.weight",
-    [MOEC_VEC_KV_A_NORM] = "attn_kv_a_norm.weight", [MOEC_VEC_SINKS] = "attn_sinks.weight",
-    [MOEC_VEC_SELECTION_BIAS] = "exp_probs_b.bias",
-};
-static const char *const expert_names[3] = {"ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"};
 
 /* --- the list -------------------------------------------------------------------------------------------------------- */
 
@@ -121,14 +105,14 @@ static moec_status add_mats(moec_gguf_model *x, const moec_layer *l, moec_err *e
             continue;
         if (k == MOEC_MAT_KV_B && !l->bias[k])
             MOEC_TRY(add_latent(x, l, err));
-        else if (!mat_names[k])
+        else if (!moec_gguf_mats[k])
             return refuse(x, l->index, w->of->name, err);
         else if (k == MOEC_MAT_SHARED_MIX)
-            MOEC_TRY(add_flat(x, l->index, mat_names[k], ".weight", w->of, 0, err));
+            MOEC_TRY(add_flat(x, l->index, moec_gguf_mats[k], ".weight", w->of, 0, err));
         else
-            MOEC_TRY(add_matrix(x, l->index, mat_names[k], w, heads, k == MOEC_MAT_ROUTER ? MOEC_GGML_F32 : x->type, err));
+            MOEC_TRY(add_matrix(x, l->index, moec_gguf_mats[k], w, heads, k == MOEC_MAT_ROUTER ? MOEC_GGML_F32 : x->type, err));
         if (l->bias[k])
-            MOEC_TRY(add_flat(x, l->index, mat_names[k], ".bias", l->bias[k], heads, err));
+            MOEC_TRY(add_flat(x, l->index, moec_gguf_mats[k], ".bias", l->bias[k], heads, err));
     }
 done:
     return st;
@@ -142,8 +126,8 @@ static moec_status add_vecs(moec_gguf_model *x, const moec_layer *l, moec_err *e
             continue;
         if (k == MOEC_VEC_NORM_MLP)
             MOEC_TRY(add_flat(x, l->index, x->rules->mlp_norm ? x->rules->mlp_norm : "ffn_norm", ".weight", l->vec[k], 0, err));
-        else if (vec_names[k])
-            MOEC_TRY(add_flat(x, l->index, vec_names[k], "", l->vec[k], 0, err));
+        else if (moec_gguf_vecs[k])
+            MOEC_TRY(add_flat(x, l->index, moec_gguf_vecs[k], "", l->vec[k], 0, err));
         else
             return refuse(x, l->index, l->vec[k]->name, err);
     }
@@ -176,14 +160,14 @@ static moec_status add_experts(moec_gguf_model *x, const moec_layer *l, moec_err
     for (int k = 0; k < 3; k++) {
         moec_gguf_source *s;
         const int64_t in = k == 2 ? d->expert_width : d->hidden, out = k == 2 ? d->hidden : d->expert_width;
-        MOEC_TRY(add(&s, x, l->index, expert_names[k], ".weight", all_mxfp4(l, k, d->experts) ? MOEC_GGML_MXFP4 : x->type, err));
+        MOEC_TRY(add(&s, x, l->index, moec_gguf_experts[k], ".weight", all_mxfp4(l, k, d->experts) ? MOEC_GGML_MXFP4 : x->type, err));
         s->kind = MOEC_GGUF_STACK;
         s->layer = l;
         s->which = k;
         shape(s, 3, in, out, d->experts);
         if (!(k == 2 ? l->down_bias : l->gate_up_bias))
             continue;
-        MOEC_TRY(add(&s, x, l->index, expert_names[k], ".bias", MOEC_GGML_F32, err));
+        MOEC_TRY(add(&s, x, l->index, moec_gguf_experts[k], ".bias", MOEC_GGML_F32, err));
         s->kind = MOEC_GGUF_STACK_BIAS;
         s->layer = l;
         s->which = k;
@@ -197,8 +181,7 @@ static moec_status add_all(moec_gguf_model *x, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const moec_model *m = x->m;
-    const moec_weight embed = moec_weight_of(m->embed);
-    MOEC_TRY(add_matrix(x, -1, "token_embd", &embed, 0, x->type, err));
+    MOEC_TRY(add_matrix(x, -1, "token_embd", &m->embedding, 0, x->type, err));
     if (m->final_norm_bias || m->head_bias)
         return moec_fail(err, MOEC_EINVAL, "llama.cpp's %s has no bias at the last norm or the head", x->rules->arch);
     MOEC_TRY(add_flat(x, -1, "output_norm", ".weight", m->final_norm, 0, err));

@@ -1,5 +1,6 @@
 /* Which of llama.cpp's built-in pre-tokenizers a tokenizer.json describes: by its patterns, in order. */
 #include "run/gguf_tokenizer.h"
+#include "run/gguf_words.h"
 
 #include <string.h>
 
@@ -97,4 +98,81 @@ const char *moec_gguf_pre(const moec_json *pre_tokenizer)
             name = rows[i].name;
     }
     return name;
+}
+
+/* --- the other way --------------------------------------------------------------------------------------------------- */
+
+#define CJK "[\344\270\200-\351\276\245\340\240\200-\344\270\200\352\260\200-\355\237\277]+"
+#define WIDE "\xef\xbc\x81-\xef\xbc\x8f\xef\xbc\x9a-\xef\xbd\x9e\xe2\x80\x98-\xe2\x80\x9f\xe3\x80\x80-\xe3\x80\x82"
+
+/* The whole of patterns that a row has the beginning of. */
+static const struct {
+    const char *name;
+    int part;
+    const char *whole;
+} wholes[] = {
+    {"deepseek-v3", 1, "[\344\270\200-\351\276\245\343\201\200-\343\202\237\343\202\240-\343\203\277]+"},
+    {"deepseek-llm", 1, "\\s?[A-Za-z\\p{Lu}\\p{Ll}\\p{Lt}]+"},
+    {"deepseek-llm", 2, "\\s?[!-/:-~" WIDE "]+"},
+    {"deepseek-llm", 4, CJK},
+    {"deepseek-coder", 3, CJK},
+};
+/* Names of the same patterns. */
+static const struct {
+    const char *name, *row;
+} others[] = {{"llama3", "llama-bpe"}, {"llama-v3", "llama-bpe"},  {"dbrx", "llama-bpe"},          {"smaug-bpe", "llama-bpe"},
+              {"glm4", "llama-bpe"},   {"chatglm-bpe", "llama-bpe"}, {"deepseek-r1-qwen", "qwen2"}, {"olmo", "gpt-2"},
+              {"gpt2", "gpt-2"}};
+
+static moec_json *bytes_node(bool regex)
+{
+    moec_json *o = moec_json_new_object();
+    moec_json_set(o, "type", moec_json_new_string("ByteLevel"));
+    moec_json_set(o, "add_prefix_space", moec_json_new_bool(false));
+    moec_json_set(o, "trim_offsets", moec_json_new_bool(false));
+    moec_json_set(o, "use_regex", moec_json_new_bool(regex));
+    return o;
+}
+
+static moec_json *split_node(const char *pattern)
+{
+    moec_json *o = moec_json_new_object(), *regex = moec_json_new_object();
+    if (strcmp(pattern, "Digits") == 0) {
+        moec_json_set(o, "type", moec_json_new_string("Digits"));
+        moec_json_set(o, "individual_digits", moec_json_new_bool(true));
+        moec_json_free(regex);
+        return o;
+    }
+    moec_json_set(regex, "Regex", moec_json_new_string(pattern));
+    moec_json_set(o, "type", moec_json_new_string("Split"));
+    moec_json_set(o, "pattern", regex);
+    moec_json_set(o, "behavior", moec_json_new_string("Isolated"));
+    moec_json_set(o, "invert", moec_json_new_bool(false));
+    return o;
+}
+
+moec_json *moec_gguf_pre_node(const char *name)
+{
+    size_t row = 0;
+    for (size_t i = 0; i < MOEC_COUNT(others); i++)
+        if (strcmp(others[i].name, name) == 0)
+            name = others[i].row;
+    while (row < MOEC_COUNT(rows) && strcmp(rows[row].name, name) != 0)
+        row++;
+    if (row == MOEC_COUNT(rows))
+        return NULL;
+    if (strcmp(rows[row].part[0], "ByteLevel") == 0)
+        return bytes_node(true);
+    moec_json *o = moec_json_new_object(), *all = moec_json_new_array();
+    for (int i = 0; i < PARTS && rows[row].part[i]; i++) {
+        const char *part = rows[row].part[i];
+        for (size_t k = 0; k < MOEC_COUNT(wholes); k++)
+            if (wholes[k].part == i && strcmp(wholes[k].name, name) == 0)
+                part = wholes[k].whole;
+        moec_json_push(all, split_node(part));
+    }
+    moec_json_push(all, bytes_node(false));
+    moec_json_set(o, "type", moec_json_new_string("Sequence"));
+    moec_json_set(o, "pretokenizers", all);
+    return o;
 }

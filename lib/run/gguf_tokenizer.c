@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "run/gguf_words.h"
 #include "text/tokenizer.h"
 
 #include <stdio.h>
@@ -280,6 +281,24 @@ done:
     return st;
 }
 
+/* Of a model that is a GGUF itself. */
+static moec_status from_gguf(job *j, const moec_model *m, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_gguf_words w = {0};
+    const char *path = moec_ckpt_dir(m->ckpt);
+    MOEC_TRY(moec_gguf_words_of(&w, m, err));
+    if (!w.tokenizer)
+        goto done;
+    MOEC_TRY(moec_tokenizer_parse(&j->t, w.tokenizer, strlen(w.tokenizer), path, err));
+    MOEC_TRY(moec_json_parse(&j->file, w.tokenizer, strlen(w.tokenizer), path, err));
+    MOEC_TRY(moec_json_parse(&j->config, w.config, strlen(w.config), path, err));
+    MOEC_TRY(moec_json_parse(&j->generation, w.generation, strlen(w.generation), path, err));
+done:
+    moec_gguf_words_release(&w);
+    return st;
+}
+
 moec_status moec_gguf_tokenizer(moec_gguf_out *g, const moec_model *m, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -287,6 +306,13 @@ moec_status moec_gguf_tokenizer(moec_gguf_out *g, const moec_model *m, moec_err 
     char *path = NULL;
     const char *dir = moec_ckpt_dir(m->ckpt);
     MOEC_TRY(moec_path_join(&path, dir, "tokenizer.json", err));
+    if (moec_ckpt_gguf(m->ckpt)) {
+        MOEC_TRY(from_gguf(&j, m, err));
+        MOEC_TRY(moec_within(err, j.t ? put_all(&j, err) : MOEC_OK, "%s", dir));
+        if (!j.t)
+            moec_gguf_put_text(g, "tokenizer.ggml.model", "no_vocab");
+        goto done;
+    }
     if (!moec_path_exists(path)) {
         moec_warn("%s: is not there; the GGUF gets no tokenizer", path);
         moec_gguf_put_text(g, "tokenizer.ggml.model", "no_vocab");

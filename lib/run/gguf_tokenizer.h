@@ -19,6 +19,7 @@
  *    add_bos_token, add_eos_token, add_space_prefix                   as the post-processor and the normalizer do it
  *    tokenizer.chat_template                                          tokenizer_config.json's, or chat_template.jinja
  *
+ *  Of a model that is a GGUF itself, the tokenizer.json that run/gguf_words.h makes of it is taken.
  *  A folder without tokenizer.json gets tokenizer.ggml.model "no_vocab" and a warning. A pre-tokenizer whose patterns are not
  *  known gets "default" and a warning: llama.cpp then cuts some texts elsewhere.
  *  Source: the tokenizer.json of released models, llama.cpp's names of pre-tokenizers.

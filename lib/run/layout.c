@@ -386,6 +386,9 @@ moec_status moec_layout_build(moec_layout *out, const moec_model *m, const moec_
     MOEC_TRY(moec_out_new(&out->files, err));
     MOEC_TRY(moec_forms_new(&b.forms, m, p, err));
     MOEC_TRY(moec_model_used(&b.used, m, err));
+    if (moec_ckpt_gguf(b.c))
+        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: a GGUF is read but not rewritten; make a folder of it first: moecompress convert",
+                           moec_ckpt_dir(b.c)));
     MOEC_TRY(MOEC_NEW(b.shard_name, 2 * moec_ckpt_shards(b.c), err));
     MOEC_TRY(name_shards(&b, err));
     MOEC_TRY(add_shards(&b, err));

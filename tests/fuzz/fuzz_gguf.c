@@ -1,9 +1,17 @@
-/* The front of a GGUF file from anywhere: whatever is accepted describes ranges that lie in the file, in order and aligned, as
- * long as their shapes say; and every value can be read to its end. */
+/* A GGUF file from anywhere: whatever is accepted describes ranges that lie in the file, in order and aligned, as long as their
+ * shapes say; every value can be read to its end. Read as a model it ends in one whose tensors lie in the file, or in a code
+ * with one line of text; so does its tokenizer. */
+#include "base/log.h"
+#include "base/mem.h"
 #include "ckpt/gguf.h"
+#include "model/model.h"
+#include "run/gguf_words.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -71,15 +79,62 @@ static void check_index(const moec_gguf_index *ix, const uint8_t *data, size_t s
     }
 }
 
+static bool one_line(moec_status st, const moec_err *err)
+{
+    return err->code == st && err->text[0] != '\0' && !strchr(err->text, '\n');
+}
+
+/* All bytes of all matrices can be read; their values may be anything. */
+static void check_model(const moec_model *m)
+{
+    moec_err err = {MOEC_OK, ""};
+    moec_sizes sizes;
+    for (size_t i = 0; i < moec_ckpt_count(m->ckpt); i++) {
+        const moec_tensor *t = moec_ckpt_at(m->ckpt, i);
+        volatile unsigned char sum = 0;
+        for (size_t k = 0; k < t->bytes; k++)
+            sum = (unsigned char)(sum + ((const unsigned char *)t->data)[k]);
+    }
+    const moec_mlp *e = &m->layer[m->set[0].layer].expert[0];
+    check(moec_weight_check(&e->gate, NULL) == MOEC_OK && moec_weight_check(&e->down, NULL) == MOEC_OK);
+    (void)moec_weight_nonfinite(&e->gate);
+    (void)moec_weight_nonfinite(&m->layer[0].mat[MOEC_MAT_O]);
+    (void)moec_weight_nonfinite(&m->embedding);
+    check(moec_model_sizes(&sizes, m, &err) == MOEC_OK && sizes.total > 0);
+}
+
+static void read_model(const moec_gguf_index *ix, const uint8_t *data, size_t size)
+{
+    moec_err err = {MOEC_OK, ""};
+    moec_model *m = NULL;
+    moec_gguf_words words;
+    char path[64];
+    const int fd = memfd_create("input", MFD_CLOEXEC);
+    check(fd >= 0 && write(fd, data, size) == (ssize_t)size);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    moec_status st = moec_model_open(&m, path, &err);
+    if (st == MOEC_OK)
+        check_model(m);
+    else
+        check((st == MOEC_EFORMAT || st == MOEC_ESHAPE) && one_line(st, &err));
+    moec_model_close(m);
+    close(fd);
+    st = moec_gguf_words_make(&words, ix, "input", &err);
+    check(st == MOEC_OK || (st == MOEC_EFORMAT && one_line(st, &err)));
+    moec_gguf_words_release(&words);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     moec_err err = {MOEC_OK, ""};
     moec_gguf_index ix;
     moec_status st = moec_gguf_parse(&ix, data, size, size, "input", &err);
-    if (st == MOEC_OK)
+    moec_log_set(MOEC_QUIET);
+    if (st == MOEC_OK) {
         check_index(&ix, data, size);
-    else
-        check(st == MOEC_EFORMAT && err.code == st && err.text[0] != '\0' && !strchr(err.text, '\n'));
+        read_model(&ix, data, size);
+    } else
+        check(st == MOEC_EFORMAT && one_line(st, &err));
     moec_gguf_index_release(&ix);
     return 0;
 }

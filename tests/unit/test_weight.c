@@ -412,13 +412,13 @@ static void impossible_views_are_refused(void **state)
     const int64_t max = INT64_MAX;
     const moec_weight bad[] = {
         {.of = NULL, .rows = 1, .cols = 1},
-        {&f, NULL, -1, 10, 0, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0},   {&f, NULL, 10, -1, 0, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0},
-        {&f, NULL, 10, 10, -1, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0},  {&f, NULL, 10, 10, 0, -10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0},
-        {&f, NULL, 10, 10, 0, 10, -1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0},  {&f, NULL, 10, 10, 1, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0},
-        {&f, NULL, 10, 11, 0, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0},   {&f, NULL, 2, 2, 0, max, max, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0},
-        {&f, NULL, 2, 1, max, 1, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0},    {&f, NULL, max, max, 0, max, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0},
-        {&i8, NULL, 10, 10, 0, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0},  {&odd, NULL, 10, 10, 0, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0},
-        {&e, NULL, 10, 10, 0, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0},   {&f, NULL, 10, 10, 0, 10, 1, 0, 0, 0, (moec_storage)9, NULL, 0, 0},
+        {&f, NULL, -1, 10, 0, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0, 0, 0},   {&f, NULL, 10, -1, 0, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0, 0, 0},
+        {&f, NULL, 10, 10, -1, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0, 0, 0},  {&f, NULL, 10, 10, 0, -10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0, 0, 0},
+        {&f, NULL, 10, 10, 0, 10, -1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0, 0, 0},  {&f, NULL, 10, 10, 1, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0, 0, 0},
+        {&f, NULL, 10, 11, 0, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0, 0, 0},   {&f, NULL, 2, 2, 0, max, max, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0, 0, 0},
+        {&f, NULL, 2, 1, max, 1, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0, 0, 0},    {&f, NULL, max, max, 0, max, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0, 0, 0},
+        {&i8, NULL, 10, 10, 0, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0, 0, 0},  {&odd, NULL, 10, 10, 0, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0, 0, 0},
+        {&e, NULL, 10, 10, 0, 10, 1, 0, 0, 0, MOEC_PLAIN, NULL, 0, 0, 0, 0},   {&f, NULL, 10, 10, 0, 10, 1, 0, 0, 0, (moec_storage)9, NULL, 0, 0, 0, 0},
     };
     (void)state;
     assert_int_equal(moec_weight_check(NULL, NULL), MOEC_EINVAL);
@@ -447,8 +447,8 @@ static void impossible_quantized_views_are_refused(void **state)
 {
     moec_tensor t = tensor(MOEC_F8_E4M3, 60 * 60), s = tensor(MOEC_F32, 4 * 4), u = tensor(MOEC_U8, 320);
     moec_tensor i = tensor(MOEC_I32, 16);
-    const moec_weight ok = {&t, &s, 60, 60, 0, 60, 1, 16, 16, 4, MOEC_FP8, NULL, 0, 0};
-    const moec_weight mx = {&u, &u, 10, 64, 0, 64, 1, 0, 0, 0, MOEC_MXFP4, NULL, 0, 0};
+    const moec_weight ok = {&t, &s, 60, 60, 0, 60, 1, 16, 16, 4, MOEC_FP8, NULL, 0, 0, 0, 0};
+    const moec_weight mx = {&u, &u, 10, 64, 0, 64, 1, 0, 0, 0, MOEC_MXFP4, NULL, 0, 0, 0, 0};
     (void)state;
     assert_int_equal(moec_weight_check(&ok, NULL), MOEC_OK);
     assert_int_equal(moec_weight_check(&mx, NULL), MOEC_OK);
@@ -519,7 +519,7 @@ static void finds_the_first_bad_value_of_quantized_views(void **state)
     moec_tensor t = tensor(MOEC_F8_E4M3, 60 * 50), s = tensor(MOEC_F32, 4 * 4), u = tensor(MOEC_U8, 64 * 10 / 2),
                 e = tensor(MOEC_F8_E8M0, 20);
     moec_weight fp8 = fp8_view(&t, &s, 10, 50, 50, 16);
-    moec_weight mx = {&u, &e, 10, 64, 0, 64, 1, 0, 0, 0, MOEC_MXFP4, NULL, 0, 0};
+    moec_weight mx = {&u, &e, 10, 64, 0, 64, 1, 0, 0, 0, MOEC_MXFP4, NULL, 0, 0, 0, 0};
     float bad = INFINITY, huge = 3e38F;
     (void)state;
     bytes_of(&t)[9 * 50] = 0x7f; /* before the view */
@@ -578,7 +578,7 @@ static void whole_tensors_bytes_and_pages(void **state)
     moec_weight_drop(&w);
     moec_tensor codes = {.dtype = MOEC_U8, .data = p, .bytes = BYTES / 2};
     moec_tensor scales = {.dtype = MOEC_U8, .data = p + BYTES / 2, .bytes = BYTES / 32};
-    moec_weight mx = {&codes, &scales, 100, 128, 128, 256, 1, 0, 0, 0, MOEC_MXFP4, NULL, 0, 0};
+    moec_weight mx = {&codes, &scales, 100, 128, 128, 256, 1, 0, 0, 0, MOEC_MXFP4, NULL, 0, 0, 0, 0};
     moec_weight_prefetch(&mx);
     moec_weight_drop(&mx);
     for (int i = 0; i < BYTES; i++)
