@@ -57,6 +57,7 @@
 #include "run/gguf_importance.h"
 #include "run/gguf_measure.h"
 #include "run/gguf_model.h"
+#include "run/gguf_quant.h"
 #include "run/gguf_tokenizer.h"
 #include "run/gguf_types.h"
 #include "run/gguf_words.h"
@@ -69,6 +70,7 @@
 #include "run/share.h"
 #include "run/thin.h"
 #include "run/verify.h"
+#include "run/verify_gguf.h"
 #include "run/work.h"
 
 #endif

@@ -1,6 +1,8 @@
 /* quantize: experts' weights in few bits, mixed as an integer program says. */
 #include "output.h"
 #include "output_quant.h"
+#include "quantize_gguf.h"
+#include "quantize_stats.h"
 #include "sources.h"
 #include "tool_text.h"
 
@@ -12,12 +14,12 @@
 typedef struct quantize_params {
     tool_common common;
     tool_text input;
-    const char *output, *stats, *weights, *method, *format, *widths, *protect, *sweep, *record, *compat, *share;
+    const char *output, *stats, *weights, *method, *format, *widths, *protect, *sweep, *record, *compat, *share, *types, *candidates;
     double bits, damp, alpha, beta, gamma;
-    uint64_t target;
+    uint64_t target, shard;
     int64_t group, attention, shared, dense, power, sweeps;
     int grain, rounding, dtype;
-    bool zeros, act_order, original, gains, plan_only, methods, formats, expert_shards;
+    bool zeros, act_order, original, gains, plan_only, methods, formats, expert_shards, pair;
 } quantize_params;
 
 static const char *const grains[] = {"auto", "expert", "projection", "layer", "layer-projection", "model", NULL}; /* 1 + moec_widths_grain */
@@ -28,14 +30,15 @@ static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(quantize_params, output), .value = "OUT",
      .help = "folder to write; with --plan-only the plan file, its weights go to OUT.weights"},
     {"bits", 'b', MOEC_REAL(quantize_params, bits), .lo = 0, .hi = 16, .fallback = "0", .value = "B",
-     .help = "mean width of the routed experts' weights, at most, scales not counted: 2.5; 16, with --expert-shards or --share-with: all "
-             "weights as they are"},
+     .help = "mean width of the routed experts' weights, at most 8, scales not counted: 2.5; with --format gguf of all matrices, scales "
+             "counted; 16, with --expert-shards or --share-with: all weights as they are"},
     {"target-size", 0, MOEC_SIZE(quantize_params, target), .value = "SIZE",
      .help = "instead of --bits: the output's files have this many bytes at most, all of them together"},
     {"method", 0, MOEC_TEXT(quantize_params, method), .value = "NAME",
      .help = "who gets how many bits, and how they are rounded (--methods lists the ways); direct by default"},
     {"format", 0, MOEC_TEXT(quantize_params, format), .fallback = "gptq", .value = "NAME",
-     .help = "what is written, and so what loads it (--formats lists them): gptq, gptq-dynamic, gptq-server, compressed-tensors, nested, fake"},
+     .help = "what is written, and so what loads it (--formats lists them): gptq, gptq-dynamic, gptq-server, compressed-tensors, nested, fake, "
+             "gguf"},
     {"stats", 's', MOEC_TEXT(quantize_params, stats), .value = "FILE",
      .help = "statistics of the model, of calibrate --errors --gains; where they have no errors yet, --text is run for them and they are "
              "added to the file. Without --stats they go to OUT.stats.h5"},
@@ -66,6 +69,14 @@ static const moec_opt rows[] = {
      .help = "pmq: exponent of the error; -1: that of the method"},
     {"gains", 0, MOEC_FLAG(quantize_params, gains), .fallback = "on",
      .help = "measure what an error in each layer costs at the logits, where errors are measured in this run"},
+    TOOL_HEADING("GGUF"),
+    {"types", 0, MOEC_TEXT(quantize_params, types), .value = "TYPE[,PATTERN=TYPE,..]",
+     .help = "types of tensors: one for all, or those whose name a regular expression finds, the last that does; with a budget the others "
+             "are chosen: q4_k,ffn_down_exps=q6_k"},
+    {"candidates", 0, MOEC_TEXT(quantize_params, candidates), .value = "TYPE,TYPE,..", .help = "types that are chosen from; when not given most (--formats)"},
+    {"pair-gate-up", 0, MOEC_FLAG(quantize_params, pair), .help = "gate and up of a layer's experts have one type, which vLLM needs"},
+    {"shard-size", 0, MOEC_SIZE(quantize_params, shard), .value = "SIZE",
+     .help = "several files of at most so much data, in the folder OUT, as llama.cpp splits them"},
     TOOL_HEADING("rounding"),
     {"rounding", 0, MOEC_CHOICE(quantize_params, rounding), .choices = roundings, .fallback = "method", .value = "method|nearest|clip|gptq",
      .help = "nearest: to the nearest, scales from the largest value; clip: scales searched; gptq: each column after the error of those "
@@ -140,6 +151,7 @@ static moec_status list_formats(const quantize_params *p, moec_err *err)
         moec_json_set(o, "widths", widths_json(f->widths));
         moec_json_push(list, o);
     }
+    tool_gguf_format(list);
     return list ? tool_print_json(list, err) : MOEC_OK;
 }
 
@@ -169,6 +181,35 @@ static moec_status check_params(const quantize_params *p, const moec_opt_list *w
         return moec_fail(err, MOEC_EINVAL, "quantize: -o OUT is missing: %s", p->plan_only ? "weights that are computed need a place"
                                                                                            : "the folder to write");
     return MOEC_OK;
+}
+
+/* Options without a meaning where a GGUF is written, and where none is. */
+static const char *const gguf_takes_not[] = {"method", "widths", "per", "group-size", "attention-bits", "shared-bits", "dense-bits", "protect",
+                                             "alpha", "beta", "gamma", "gains", "rounding", "weight-power", "damp", "act-order", "sweeps",
+                                             "original-target", "zero-points", "dtype", "record", "compat", "plan-only", NULL};
+static const char *const gguf_alone[] = {"types", "candidates", "pair-gate-up", "shard-size", NULL};
+
+/* Refuses those that have another value than when they are not given. */
+static moec_status check_options(const quantize_params *p, const moec_verb *verb, const char *const *names, moec_err *err)
+{
+    quantize_params plain;
+    moec_opt_list words = {0};
+    char *none[] = {(char[]){"quantize"}, NULL};
+    moec_status st = moec_opt_parse(&plain, &words, verb, 1, none, err);
+    moec_json *given = moec_opt_json(p, verb), *usual = moec_opt_json(&plain, verb);
+    for (; st == MOEC_OK && *names; names++) {
+        char *a = NULL, *b = NULL;
+        st = moec_json_dump(&a, moec_json_get(given, *names), 0, err);
+        if (st == MOEC_OK)
+            st = moec_json_dump(&b, moec_json_get(usual, *names), 0, err);
+        if (st == MOEC_OK && strcmp(a, b) != 0)
+            st = moec_fail(err, MOEC_EINVAL, "--%s means nothing with --format %s", *names, p->format);
+        moec_free(a);
+        moec_free(b);
+    }
+    moec_json_free(usual);
+    moec_json_free(given);
+    return st;
 }
 
 /* As fine as both go: of the grains a coarser one has the larger number, but for a layer's matrices. One width for all needs no grain,
@@ -216,34 +257,17 @@ static bool needs(const moec_method *me, bool errors)
     return false;
 }
 
-/* What an earlier run of the same model, text and arithmetic, which was stopped, left in `path` is taken over. */
+/* What an earlier run of the same that was stopped left in `path` is taken over. */
 static moec_status take_over(tool_sources *s, const quantize_params *p, const moec_corpus *corpus, const char *path, int64_t group,
                              moec_err *err)
 {
-    moec_status st = MOEC_OK;
-    moec_err other = {MOEC_OK, ""};
-    moec_stats *found = NULL;
-    if (s->stats || p->common.overwrite || !p->common.resume || moec_stats_load(&found, path, &other) != MOEC_OK)
+    if (s->stats || p->common.overwrite || !p->common.resume)
         return MOEC_OK;
-    bool same = strcmp(found->meta.compute, p->input.compute == MOEC_COMPUTE_BF16 ? "bf16" : "f32") == 0 &&
-                found->n_domains == corpus->n_domains && moec_stats_check(found, s->model, &other) == MOEC_OK &&
-                (!has_errors(found) || moec_stats_quant_group(found) == group);
-    for (int d = 0; same && d < corpus->n_domains; d++) {
-        const moec_corpus one = {1, corpus->domain + d};
-        moec_digest digest;
-        int at;
-        MOEC_TRY(moec_corpus_digest(&digest, &one, err));
-        same = moec_stats_domain_find(&at, found, corpus->domain[d].name, &other) == MOEC_OK &&
-               strcmp(found->domain[at].digest, digest.hex) == 0;
+    moec_status st = tool_found_stats(&s->stats, s->model, corpus, (moec_compute)p->input.compute, path, err);
+    if (st == MOEC_OK && s->stats && has_errors(s->stats) && moec_stats_quant_group(s->stats) != group) {
+        moec_stats_free(s->stats);
+        s->stats = NULL;
     }
-    if (same) {
-        if (moec_calibrate_unfinished(path)) /* killed right behind writing the file */
-            MOEC_TRY(moec_calibrate_forget(path, err));
-        s->stats = found;
-        found = NULL;
-    }
-done:
-    moec_stats_free(found);
     return st;
 }
 
@@ -543,6 +567,15 @@ static int run(const moec_verb *verb, int argc, char **argv)
         return tool_end(tool_list_methods(MOEC_QUANTIZE, p.common.json, &err), &err);
     if (p.formats)
         return tool_end(list_formats(&p, &err), &err);
+    if (strcmp(p.format, tool_gguf_name) == 0) {
+        MOEC_TRY(check_options(&p, verb, gguf_takes_not, &err));
+        const tool_gguf_job job = {.common = &p.common, .input = &p.input, .model = words.n > 0 ? words.at[0] : NULL, .output = p.output,
+                                   .stats = p.stats, .weights = p.weights, .sweep = p.sweep, .types = p.types, .candidates = p.candidates,
+                                   .bits = p.bits, .target = p.target, .shard = p.shard, .pair = p.pair};
+        MOEC_TRY(tool_gguf_quantize(&job, &err));
+        goto done;
+    }
+    MOEC_TRY(check_options(&p, verb, gguf_alone, &err));
     MOEC_TRY(moec_method_take(&me, MOEC_QUANTIZE, MOEC_GRAIN_EXPERTS, p.method, &err));
     MOEC_TRY(check_params(&p, &words, &err));
     MOEC_TRY(p.bits == 16.0 ? write_whole(&p, words.at[0], &err) : quantize(&p, me, words.at[0], &err));
@@ -556,7 +589,8 @@ const moec_verb moec_verb_quantize = {
     .brief = "write experts in few bits, mixed by an integer program",
     .about = "Measures once what each width costs each routed expert, solves for the widths that cost least under a budget of bits or bytes "
              "(an integer program; the gap to its bound is told), and rounds the weights by GPTQ on the tokens that the router gives to each "
-             "expert, layer by layer behind the layers that are quantized already. Errors stay in the statistics file: other budgets are "
+             "expert, layer by layer behind the layers that are quantized already. --format gguf chooses a block type for each tensor, attention and "
+             "embeddings too. Errors stay in the statistics file: other budgets are "
              "solved from it in seconds (--sweep prints the curve). Routers, norms, embeddings and the head are never quantized; attention, "
              "shared experts and dense layers where asked. "
              "A run that was stopped continues when it is started again.",
@@ -568,7 +602,9 @@ const moec_verb moec_verb_quantize = {
                 "moecompress quantize Qwen3-30B-A3B --text a.txt --bits 5 --format gptq-server -o Qwen3-server\n"
                 "moecompress quantize Mixtral-8x7B --text a.txt --bits 3 --widths 2,3,4 --format nested -o Mixtral-nested\n"
                 "moecompress quantize Mixtral-8x7B --text a.txt --bits 4 --expert-shards -o Mixtral-low\n"
-                "moecompress quantize Mixtral-8x7B --bits 16 --share-with Mixtral-low -o Mixtral-high",
+                "moecompress quantize Mixtral-8x7B --bits 16 --share-with Mixtral-low -o Mixtral-high\n"
+                "moecompress quantize Qwen3-30B-A3B --text a.txt --format gguf --target-size 12GiB -o Qwen3-12G.gguf\n"
+                "moecompress quantize Qwen3-30B-A3B --format gguf --types q4_k,ffn_down_exps=q6_k -o Qwen3-q4.gguf",
     .opts = rows,
     .min_args = 0,
     .max_args = 1,

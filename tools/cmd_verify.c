@@ -39,6 +39,47 @@ static void print_report(const moec_verify_report *r, const char *dir)
                r->client[i].advice[0] ? "; but " : "", r->client[i].advice);
 }
 
+static void print_gguf(const moec_verify_gguf_report *r, const char *path)
+{
+    char size[32];
+    for (uint64_t i = 0; i < r->problems && i < MOEC_VERIFY_GGUF_SHOWN; i++)
+        print_problem(r->problem[i]);
+    if (r->problems > MOEC_VERIFY_GGUF_SHOWN)
+        printf("problem: and %" PRIu64 " more\n", r->problems - MOEC_VERIFY_GGUF_SHOWN);
+    printf("%s: %s; %" PRIu64 " tensors, %s, %" PRIu64 " file%s\n", path, r->problems == 0 ? "good" : "not good", r->tensors,
+           moec_size_text(size, sizeof size, r->bytes), r->files, tool_s((int64_t)r->files));
+    if (!r->against_source)
+        printf("checked: the container, and that %" PRIu64 " of %" PRIu64 " rows hold finite numbers; with SOURCE they are compared\n", r->rows,
+               r->all_rows);
+    else
+        printf("checked against the source: names, shapes, %" PRIu64 " keys, and %" PRIu64 " of %" PRIu64 " rows decoded\n", r->keys, r->rows,
+               r->all_rows);
+    if (r->worst > 0.0)
+        printf("largest error: %.0f %% of what its type is allowed, in %s\n", 100.0 * r->worst, r->worst_tensor);
+}
+
+/* The output is one GGUF, or a series. */
+static moec_status verify_gguf(const verify_params *p, const char *path, const moec_model *source, double began, uint64_t *problems,
+                               moec_err *err)
+{
+    moec_verify_gguf_report *r = NULL;
+    moec_status st = moec_verify_gguf(&r, path, source, err);
+    if (st != MOEC_OK)
+        return st;
+    *problems = r->problems;
+    if (p->common.json) {
+        moec_json *o = moec_verify_gguf_json(r);
+        moec_json_set(o, "output", moec_json_new_string(path));
+        moec_json_set(o, "seconds", moec_json_new_real(moec_now() - began));
+        moec_json_set(o, "peak_memory_bytes", moec_json_new_int((int64_t)moec_peak_memory()));
+        st = tool_print_json(o, err);
+    } else {
+        print_gguf(r, path);
+    }
+    moec_free(r);
+    return st;
+}
+
 static moec_status verify(const verify_params *p, const moec_opt_list *words, uint64_t *problems, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -46,10 +87,14 @@ static moec_status verify(const verify_params *p, const moec_opt_list *words, ui
     moec_verify_report *r = NULL;
     double began = moec_now();
     *problems = 0;
-    if (words->n > 1) {
+    if (words->n > 1)
         MOEC_TRY(moec_model_open(&source, words->at[1], err));
-        MOEC_TRY(tool_is_folder(source, err));
+    if (moec_verify_gguf_is(words->at[0])) {
+        st = verify_gguf(p, words->at[0], source, began, problems, err);
+        goto done;
     }
+    if (source)
+        MOEC_TRY(tool_is_folder(source, err));
     const moec_verify_options opt = {.source = source, .data = true};
     MOEC_TRY(moec_verify(&r, words->at[0], &opt, err));
     *problems = r->problems;
@@ -90,10 +135,12 @@ const moec_verb moec_verb_verify = {
     .brief = "check an output against its source and what each client demands",
     .about = "Re-opens the folder: every tensor's name, shape and dtype, every byte against the source (routers and stacked "
              "experts part by part), the index, config.json, the copied files and the hashes in moecompress.json; says which clients load it. Without "
-             "SOURCE the manifest is what it is checked against. When anything is wrong the report is printed all the same and "
+             "SOURCE the manifest is what it is checked against. Of a GGUF: the container, names, shapes and keys, and sampled rows of every "
+             "tensor, decoded, against the source. When anything is wrong the report is printed all the same and "
              "the exit code is 3.",
     .examples = "moecompress verify Qwen3-15B-A3B Qwen3-30B-A3B\n"
-                "moecompress verify Qwen3-15B-A3B --json",
+                "moecompress verify Qwen3-15B-A3B --json\n"
+                "moecompress verify Qwen3-12G.gguf Qwen3-30B-A3B",
     .opts = rows,
     .min_args = 1,
     .max_args = 2,

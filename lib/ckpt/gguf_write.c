@@ -232,6 +232,26 @@ void moec_gguf_put_texts(moec_gguf_out *g, const char *key, const char *const *u
             put_utf8(g, utf8[i]);
 }
 
+void moec_gguf_put_keys(moec_gguf_out *g, const moec_gguf_out *from)
+{
+    moec_status st = MOEC_OK;
+    moec_err *err = &g->failed;
+    if (err->code != MOEC_OK)
+        return;
+    if (g->closed || from->failed.code != MOEC_OK) {
+        st = moec_fail(err, MOEC_EINVAL, "%s", g->closed ? "keys cannot be written behind the others" : from->failed.text);
+        return;
+    }
+    MOEC_TRY(MOEC_GROW(g->key, g->keys_cap, g->n_keys + from->n_keys, err));
+    for (size_t i = 0; i < from->n_keys; i++) {
+        MOEC_TRY(moec_copy(&g->key[g->n_keys], from->key[i], strlen(from->key[i]), err));
+        g->n_keys++;
+    }
+    MOEC_TRY(put(&g->keys, from->keys.at, from->keys.n, err));
+done:
+    return;
+}
+
 /* --- tensors --------------------------------------------------------------------------------------------------------- */
 
 static moec_status describe(described *t, const char *name, uint32_t type, int rank, const int64_t *dim, moec_err *err)
@@ -397,6 +417,12 @@ size_t moec_gguf_out_files(const moec_gguf_out *g)
 uint64_t moec_gguf_out_size(const moec_gguf_out *g, size_t file)
 {
     return g->file[file].header.n + g->file[file].data;
+}
+
+const void *moec_gguf_out_header(size_t *len, const moec_gguf_out *g, size_t file)
+{
+    *len = g->file[file].header.n;
+    return g->file[file].header.at;
 }
 
 moec_status moec_gguf_out_name(char **out, const moec_gguf_out *g, const char *stem, size_t file, moec_err *err)

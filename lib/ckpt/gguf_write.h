@@ -25,6 +25,8 @@ MOEC_API void moec_gguf_put_u32s(moec_gguf_out *g, const char *key, const uint32
 MOEC_API void moec_gguf_put_f32s(moec_gguf_out *g, const char *key, const float *v, size_t n);
 MOEC_API void moec_gguf_put_bools(moec_gguf_out *g, const char *key, const bool *v, size_t n);
 MOEC_API void moec_gguf_put_texts(moec_gguf_out *g, const char *key, const char *const *utf8, size_t n);
+/** Copies of all keys of another description, which is not closed yet or is. */
+MOEC_API void moec_gguf_put_keys(moec_gguf_out *g, const moec_gguf_out *from);
 /** A tensor behind the others; dim INNERMOST first. Remembered likewise: MOEC_EINVAL: a name twice, empty or above 63 bytes,
  *  an unknown type, a rank outside 1..4, a negative dimension, a row that is not whole blocks, a size that overflows. */
 MOEC_API void moec_gguf_put_tensor(moec_gguf_out *g, const char *name, uint32_t type, int rank, const int64_t *dim);
@@ -37,6 +39,8 @@ MOEC_API moec_status moec_gguf_out_close(moec_gguf_out *g, uint64_t shard_bytes,
 /* After it: */
 MOEC_API size_t moec_gguf_out_files(const moec_gguf_out *g);
 MOEC_API uint64_t moec_gguf_out_size(const moec_gguf_out *g, size_t file); /* bytes of the whole file */
+/** What stands in front of a file's data; borrowed. */
+MOEC_API const void *moec_gguf_out_header(size_t *len, const moec_gguf_out *g, size_t file);
 /** Name of a file: "STEM.gguf", of several "STEM-00001-of-00003.gguf". Free with moec_free. MOEC_ENOMEM. */
 MOEC_API moec_status moec_gguf_out_name(char **out, const moec_gguf_out *g, const char *stem, size_t file, moec_err *err)
     MOEC_USE_RESULT;

@@ -106,6 +106,7 @@ moec_status moec_out_raw(moec_out *o, const char *name, const void *header, size
     moec_shard_plan *s = last_shard(o);
     MOEC_TRY(moec_copy(&s->header, header, len, err));
     s->header_len = len;
+    s->raw = true;
 done:
     return st;
 }

@@ -21,6 +21,7 @@ typedef struct moec_shard_plan {
     moec_segment *segment;
     size_t n_segments, segments_cap;
     uint64_t bytes; /* of data */
+    bool raw;       /* of another container: large, and taken up in its middle */
     char *header;
     size_t header_len;
 } moec_shard_plan;

@@ -107,13 +107,32 @@ done:
     return st;
 }
 
+/* Of files only an empty one or one of the same container. */
+static moec_status check_file(const moec_place_out *p, moec_err *err)
+{
+    struct stat s;
+    char front[16];
+    if (lstat(p->dir, &s) != 0)
+        return moec_fail_errno(err, errno, p->dir);
+    if (!S_ISREG(s.st_mode))
+        return moec_fail(err, MOEC_EEXIST, "%s: is there and is not a regular file; it is not replaced", p->dir);
+    FILE *f = fopen(p->dir, "rb");
+    if (!f)
+        return moec_fail_errno(err, errno, p->dir);
+    const size_t n = fread(front, 1, sizeof front, f), want = strlen(p->magic);
+    fclose(f);
+    if (n > 0 && (n < want || memcmp(front, p->magic, want) != 0))
+        return moec_fail(err, MOEC_EEXIST, "%s: is there and is not a %s file; it is not replaced", p->dir, p->magic);
+    return MOEC_OK;
+}
+
 static moec_status check_out(const moec_place_out *p, moec_err *err)
 {
     if (!moec_path_exists(p->dir))
         return MOEC_OK;
     if (!p->overwrite)
         return moec_fail(err, MOEC_EEXIST, "%s: is already there; --overwrite replaces it", p->dir);
-    return check_replaceable(p->dir, err);
+    return p->magic ? check_file(p, err) : check_replaceable(p->dir, err);
 }
 
 /* The lock is on the folder itself, so that no file is left behind. The folder may have been renamed or removed by the
@@ -178,7 +197,7 @@ static moec_status clear_rest(uint64_t *kept, const moec_place_out *p, moec_keep
             continue;
         MOEC_TRY(moec_path_join(&path, p->partial, names[i], err));
         if (lstat(path, &s) == 0 && S_ISREG(s.st_mode) && keep && keep(ctx, names[i], (uint64_t)s.st_size))
-            *kept += (uint64_t)s.st_size;
+            *kept += (uint64_t)(s.st_blocks * 512 < s.st_size ? s.st_blocks * 512 : s.st_size);
         else
             MOEC_TRY(moec_dir_remove(path, err));
         moec_free(path);
@@ -236,11 +255,11 @@ static moec_status look(moec_place_out *p, const moec_writer_options *opt, moec_
 {
     moec_status st = MOEC_OK;
     size_t n = strlen(opt->dir);
-    *p = (moec_place_out){.lock = -1, .overwrite = opt->overwrite, .fresh = true};
+    *p = (moec_place_out){.lock = -1, .magic = opt->magic, .overwrite = opt->overwrite, .fresh = true};
     while (n > 1 && opt->dir[n - 1] == '/')
         n--;
     if (n == 0)
-        return moec_fail(err, MOEC_EINVAL, "the output folder has an empty name");
+        return moec_fail(err, MOEC_EINVAL, "the output has an empty name");
     MOEC_TRY(moec_copy(&p->dir, opt->dir, n, err));
     if (!moec_path_is_plain(moec_path_base(p->dir))) {
         st = moec_fail(err, MOEC_EINVAL, "%s: not a name for an output folder", p->dir);
@@ -314,11 +333,37 @@ static moec_status rename_new(const moec_place_out *p, moec_err *err)
     return moec_fail_errno(err, errno, p->dir);
 }
 
-moec_status moec_place_publish(moec_place_out *p, moec_err *err)
+static moec_status publish_file(moec_place_out *p, const char *file, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_err why = {MOEC_OK, ""};
+    char *path = NULL, *parent = NULL;
+    MOEC_TRY(moec_path_join(&path, p->partial, file, err));
+    MOEC_TRY(moec_copy(&parent, p->dir, (size_t)(moec_path_base(p->dir) - p->dir), err));
+    MOEC_TRY(check_out(p, err));
+    int failed = renameat2(AT_FDCWD, path, AT_FDCWD, p->dir, p->overwrite ? 0 : RENAME_NOREPLACE);
+    if (failed != 0 && (errno == EINVAL || errno == ENOSYS)) /* a file system without it; check_out has looked just now */
+        failed = rename(path, p->dir);
+    if (failed != 0) {
+        st = moec_fail_errno(err, errno, p->dir);
+        goto done;
+    }
+    MOEC_TRY(moec_dir_sync(parent, err));
+    if (moec_dir_remove(p->partial, &why) != MOEC_OK)
+        moec_warn("%s: could not be removed: %s", p->partial, why.text);
+done:
+    moec_free(parent);
+    moec_free(path);
+    return st;
+}
+
+moec_status moec_place_publish(moec_place_out *p, const char *file, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *mark = NULL, *aside = NULL, *parent = NULL;
     const char *old = NULL;
+    if (file)
+        return publish_file(p, file, err);
     /* nothing that can fail for want of memory may stand between the new name and the report of success */
     MOEC_TRY(moec_path_join(&mark, p->partial, MOEC_PARTIAL_MARK, err));
     MOEC_TRY(moec_format(&aside, err, "%s.old-%ld", p->dir, (long)getpid()));

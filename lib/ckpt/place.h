@@ -7,6 +7,7 @@
 typedef struct moec_place_out {
     char *dir, *partial;
     int lock; /* open folder OUT.partial that the lock is on, or -1 */
+    const char *magic;  /* NULL: OUT is a folder, else a file that begins so */
     bool overwrite, fresh; /* fresh: nothing of an earlier run is left to take up */
 } moec_place_out;
 
@@ -19,8 +20,8 @@ MOEC_API moec_status moec_place_check(const moec_writer_options *opt, moec_err *
 typedef bool moec_keep_fn(void *ctx, const char *name, uint64_t size);
 MOEC_API moec_status moec_place_take(moec_place_out *p, const moec_writer_options *opt, const char *mark,
                                      uint64_t need_bytes, moec_keep_fn *keep, void *ctx, moec_err *err) MOEC_USE_RESULT;
-/** Gives the folder its final name. */
-MOEC_API moec_status moec_place_publish(moec_place_out *p, moec_err *err) MOEC_USE_RESULT;
+/** Gives the folder its final name, or with `file` the file of that name in it, and removes the folder. */
+MOEC_API moec_status moec_place_publish(moec_place_out *p, const char *file, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_place_release(moec_place_out *p);
 
 #endif

@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -22,6 +23,7 @@
 /* PIECE: copied, read back, checked and hashed while it is in the second-level cache. FLUSH: what the disk is told to begin
  * with at once. */
 enum { PIECE = 1 << 20, FLUSH = 8 << 20, BUFFER = 256 << 10 };
+static const double note_every = 5.0; /* seconds between two states of a journal */
 
 typedef struct shard_state {
     char *tmp, *path;
@@ -30,6 +32,9 @@ typedef struct shard_state {
     uint64_t size;
     moec_hash *hash;
     bool there;        /* complete since an earlier run: checked and hashed, not written */
+    char *journal;     /* of a raw shard: says how much of it is written, and the hash of that */
+    uint64_t from, upto; /* written and hashed: by an earlier run, by now */
+    double noted;      /* when the journal was written */
     mtx_t copying;     /* the kernel lets one thread at a time write a file; the others shall sleep, not spin */
     bool has_mutex;
     atomic_int stage;
@@ -134,8 +139,8 @@ static moec_status make_bytes(unsigned char *buf, const moec_segment *g, uint64_
     return MOEC_OK;
 }
 
-static moec_status make_range(int to, uint64_t at, const moec_segment *g, uint64_t skip, uint64_t length, const char *what,
-                              moec_err *err)
+/* What is made may take long: only the writing of it is done one thread at a time. */
+static moec_status make_range(shard_state *state, uint64_t at, const moec_segment *g, uint64_t skip, uint64_t length, moec_err *err)
 {
     moec_status st = MOEC_OK;
     unsigned char *buf = NULL;
@@ -147,7 +152,10 @@ static moec_status make_range(int to, uint64_t at, const moec_segment *g, uint64
         if (whole > g->length - (skip - back))
             whole = g->length - (skip - back);
         MOEC_TRY(make_bytes(buf, g, skip - back, (size_t)whole, err));
-        MOEC_TRY(write_all(to, buf + back, (size_t)(n - back), at, what, err));
+        mtx_lock(&state->copying);
+        st = write_all(state->fd, buf + back, (size_t)(n - back), at, state->tmp, err);
+        mtx_unlock(&state->copying);
+        MOEC_TRY(st);
         at += n - back;
         skip += n - back;
         length -= n - back;
@@ -172,7 +180,7 @@ static size_t segment_at(const moec_shard_plan *s, uint64_t at)
 }
 
 /* Bytes [lo, hi) of the shard file. */
-static moec_status copy_piece(const shard_state *state, const moec_shard_plan *s, uint64_t lo, uint64_t hi,
+static moec_status copy_piece(shard_state *state, const moec_shard_plan *s, uint64_t lo, uint64_t hi,
                               moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -189,8 +197,14 @@ static moec_status copy_piece(const shard_state *state, const moec_shard_plan *s
         uint64_t skip = lo - head - g->at, n = g->length - skip;
         if (n > hi - lo)
             n = hi - lo;
-        MOEC_TRY(g->fd < 0 ? make_range(state->fd, lo, g, skip, n, state->tmp, err)
-                           : moec_copy_range(state->fd, lo, g->fd, g->from + skip, n, state->tmp, err));
+        if (g->fd < 0) {
+            MOEC_TRY(make_range(state, lo, g, skip, n, err));
+        } else {
+            mtx_lock(&state->copying);
+            st = moec_copy_range(state->fd, lo, g->fd, g->from + skip, n, state->tmp, err);
+            mtx_unlock(&state->copying);
+            MOEC_TRY(st);
+        }
         lo += n;
     }
 done:
@@ -212,6 +226,48 @@ static moec_status reserve(const shard_state *s, moec_err *err)
     return failed != 0 ? moec_fail_errno(err, errno, s->tmp) : MOEC_OK;
 }
 
+/* Says in the journal how far the file is. Without it a run that is stopped only begins further in front. */
+static void note(shard_state *s)
+{
+    char line[64];
+    moec_err why = {MOEC_OK, ""};
+    const int n = snprintf(line, sizeof line, "%llu %s\n", (unsigned long long)s->upto, moec_hash_digest(s->hash).hex);
+    s->noted = moec_now();
+    if (s->upto > s->from && s->upto < s->size && moec_file_write(s->journal, line, (size_t)n, &why) != MOEC_OK)
+        moec_note("%s", why.text);
+}
+
+/* Takes up what the journal says is written and whose hash is that; pieces are whole ones, so that the same follow. */
+static moec_status take_up(shard_state *s, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_err why = {MOEC_OK, ""};
+    char *text = NULL, *end;
+    size_t len;
+    if (moec_file_read(&text, &len, s->journal, 64, &why) != MOEC_OK)
+        return MOEC_OK;
+    const uint64_t upto = strtoull(text, &end, 10);
+    if (*end == ' ' && upto % PIECE == 0 && upto < s->size) {
+        for (uint64_t at = 0; at < upto; at += PIECE) {
+            MOEC_TRY(moec_interrupted(err));
+            moec_hash_add(s->hash, s->map + at, PIECE);
+            moec_pages_drop(s->map + at, PIECE);
+        }
+        const moec_digest found = moec_hash_digest(s->hash);
+        if (strncmp(end + 1, found.hex, strlen(found.hex)) == 0)
+            s->from = upto;
+        else {
+            moec_say("%s: what an interrupted run wrote is damaged; it is written anew", s->tmp);
+            moec_hash_free(s->hash);
+            s->hash = NULL;
+            MOEC_TRY(moec_hash_new(&s->hash, err));
+        }
+    }
+done:
+    moec_free(text);
+    return st;
+}
+
 static moec_status open_shard(shard_state *s, const moec_writer *w, size_t i, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -223,8 +279,11 @@ static moec_status open_shard(shard_state *s, const moec_writer *w, size_t i, mo
     MOEC_TRY(moec_format(&s->tmp, err, "%s.tmp", s->path));
     MOEC_TRY(moec_hash_new(&s->hash, err));
     s->there = moec_path_exists(s->path); /* only complete ones were left there */
+    if (w->o->shard[i].raw)
+        MOEC_TRY(moec_format(&s->journal, err, "%s.journal", s->path));
+    const bool begun = s->journal && moec_path_exists(s->journal);
     s->fd = s->there ? open(s->path, O_RDONLY | O_CLOEXEC)
-                     : open(s->tmp, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+                     : open(s->tmp, O_RDWR | O_CREAT | (begun ? 0 : O_TRUNC) | O_CLOEXEC, 0666);
     if (s->fd < 0) {
         st = moec_fail_errno(err, errno, s->tmp);
         goto done;
@@ -236,6 +295,9 @@ static moec_status open_shard(shard_state *s, const moec_writer *w, size_t i, mo
         st = moec_fail_errno(err, errno, s->tmp);
     else
         s->map = map;
+    if (s->map && begun && !s->there)
+        MOEC_TRY(take_up(s, err));
+    s->noted = moec_now();
 done:
     return st;
 }
@@ -258,6 +320,8 @@ static moec_status finish_shard(shard_state *s, moec_err *err)
     close_shard(s);
     if (st == MOEC_OK && !s->there && rename(s->tmp, s->path) != 0)
         st = moec_fail_errno(err, errno, s->path);
+    if (st == MOEC_OK && s->journal && unlink(s->journal) != 0 && errno != ENOENT)
+        st = moec_fail_errno(err, errno, s->journal);
     return st;
 }
 
@@ -296,11 +360,8 @@ static moec_status do_piece(void *ctx, int worker, int64_t lo, int64_t hi, moec_
         shard_state *s = &w->shard[p->s];
         MOEC_TRY(moec_interrupted(err));
         MOEC_TRY(finish_waiting(w, &any, err));
-        if (!s->there) {
-            mtx_lock(&s->copying);
-            st = copy_piece(s, &w->o->shard[p->s], p->lo, p->hi, err);
-            mtx_unlock(&s->copying);
-            MOEC_TRY(st);
+        if (!s->there && p->lo >= s->from) {
+            MOEC_TRY(copy_piece(s, &w->o->shard[p->s], p->lo, p->hi, err));
             flush(s, p);
         }
         if (w->opt.check && (st = w->opt.check(w->opt.ctx, p->s, s->map, p->lo, p->hi, err)) != MOEC_OK) {
@@ -321,9 +382,13 @@ static moec_status hash_piece(void *ctx, int worker, int64_t lo, int64_t hi, moe
     for (int64_t i = lo; i < hi; i++) {
         const piece *p = &w->piece[i];
         shard_state *s = &w->shard[p->s];
-        moec_hash_add(s->hash, s->map + p->lo, (size_t)(p->hi - p->lo));
+        if (p->lo >= s->from)
+            moec_hash_add(s->hash, s->map + p->lo, (size_t)(p->hi - p->lo));
+        s->upto = p->hi;
         moec_pages_drop(s->map + p->lo, (size_t)(p->hi - p->lo));
         moec_progress_step(&w->progress, p->hi - p->lo);
+        if (s->journal && p->hi < s->size && moec_now() - s->noted > note_every)
+            note(s);
         if (p->hi == s->size)
             atomic_store(&s->stage, HASHED);
     }
@@ -363,15 +428,18 @@ static moec_status write_shards(moec_writer *w, moec_err *err)
     for (size_t i = 0; i < w->o->n_shards; i++) {
         MOEC_TRY(open_shard(&w->shard[i], w, i, err));
         total += w->shard[i].size;
-        if (w->shard[i].there)
-            skipped += w->shard[i].size;
+        skipped += w->shard[i].there ? w->shard[i].size : w->shard[i].from;
     }
     if (skipped > 0)
         moec_say("%s: continuing; %llu of %llu bytes were already written", w->place.partial,
                  (unsigned long long)skipped, (unsigned long long)total);
     MOEC_TRY(cut_pieces(w, err));
     moec_progress_start(&w->progress, "writing", "bytes", total, 0);
-    MOEC_TRY(moec_par_ordered((int64_t)w->n_pieces, 1, do_piece, hash_piece, w, err));
+    st = moec_par_ordered((int64_t)w->n_pieces, 1, do_piece, hash_piece, w, err);
+    for (size_t i = 0; st != MOEC_OK && i < w->o->n_shards; i++)
+        if (w->shard[i].journal && w->shard[i].map && !w->shard[i].there)
+            note(&w->shard[i]);
+    MOEC_TRY(st);
     while (any)
         MOEC_TRY(finish_waiting(w, &any, err));
     moec_progress_finish(&w->progress);
@@ -473,6 +541,11 @@ static bool is_complete(void *ctx, const char *name, uint64_t size)
     for (size_t i = 0; i < o->n_shards; i++)
         if (strcmp(name, o->shard[i].name) == 0)
             return size == moec_out_size(o, i);
+    for (size_t i = 0; i < o->n_shards; i++) { /* NAME.tmp and NAME.journal of one in the middle */
+        const size_t n = strlen(o->shard[i].name);
+        if (o->shard[i].raw && strncmp(name, o->shard[i].name, n) == 0)
+            return (strcmp(name + n, ".tmp") == 0 && size == moec_out_size(o, i)) || strcmp(name + n, ".journal") == 0;
+    }
     return false;
 }
 
@@ -485,6 +558,8 @@ moec_status moec_writer_open(moec_writer **out, moec_out *o, const moec_writer_o
     *out = NULL;
     if (!o->closed)
         return moec_fail(err, MOEC_EINVAL, "the list of output files is not closed");
+    if (opt->magic && (o->n_shards != 1 || o->n_files > 0))
+        return moec_fail(err, MOEC_EINVAL, "%s: one file cannot hold a list of several", opt->dir);
     MOEC_TRY(MOEC_NEW(w, 1, err));
     w->o = o;
     w->opt = *opt;
@@ -547,7 +622,7 @@ moec_status moec_writer_add(moec_writer *w, const char *name, const char *bytes,
 
 moec_status moec_writer_publish(moec_writer *w, moec_err *err)
 {
-    return moec_place_publish(&w->place, err);
+    return moec_place_publish(&w->place, w->opt.magic ? moec_out_shard_name(w->o, 0) : NULL, err);
 }
 
 void moec_writer_discard(moec_writer *w)
@@ -567,6 +642,7 @@ void moec_writer_close(moec_writer *w)
         if (s->has_mutex)
             mtx_destroy(&s->copying);
         moec_hash_free(s->hash);
+        moec_free(s->journal);
         moec_free(s->tmp);
         moec_free(s->path);
     }

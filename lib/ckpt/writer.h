@@ -1,7 +1,7 @@
 /* Writes a checkpoint folder: a list of shards whose bytes come from ranges of source files or are made, and side files.
  * Everything is written into OUT.partial under a lock, shard by shard (temporary name, sync, rename), read back, hashed, and
  * the folder gets its final name last. What a killed run left in OUT.partial is taken up again when it belongs to the
- * same output. What the bytes mean is the caller's business (run/apply, run/verify); the source is only ever read. */
+ * same output, files of another container (moec_out_raw) in their middle too. What the bytes mean is the caller's business (run/apply, run/verify); the source is only ever read. */
 #ifndef MOEC_CKPT_WRITER_H
 #define MOEC_CKPT_WRITER_H
 
@@ -62,7 +62,9 @@ typedef moec_status moec_check_fn(void *ctx, size_t s, const unsigned char *file
                                   moec_err *err);
 
 typedef struct moec_writer_options {
-    const char *dir;      /* the output folder */
+    const char *dir;      /* the output folder, or the file */
+    const char *magic;    /* NULL: a folder. Else the list is one shard, which becomes the file `dir`; only a file that is empty or
+                             begins with these bytes is replaced */
     const char *source;   /* folder that must not be touched, or NULL */
     const char *identity; /* text that says what is being written and from what; decides about resuming */
     bool overwrite;       /* replace an output that is there */

@@ -163,13 +163,28 @@ static void put_experts(keys *k, const moec_gguf_model *x)
     }
 }
 
-/* llama.h's llama_ftype: what most of the file is. */
+/* llama.h's llama_ftype: the type that most values of matrices have. */
 static uint32_t file_type(const moec_gguf_model *x)
 {
-    for (size_t i = 0; i < x->n; i++)
-        if (x->source[i].what.type == MOEC_GGML_MXFP4)
-            return 38;
-    return x->type == MOEC_GGML_F32 ? 0 : x->type == MOEC_GGML_F16 ? 1 : 32;
+    static const struct {
+        uint32_t type, file;
+    } known[] = {{MOEC_GGML_F32, 0}, {MOEC_GGML_F16, 1}, {MOEC_GGML_Q4_0, 2}, {MOEC_GGML_Q4_1, 3}, {MOEC_GGML_Q8_0, 7},
+                 {MOEC_GGML_Q5_0, 8}, {MOEC_GGML_Q5_1, 9}, {MOEC_GGML_Q2_K, 10}, {MOEC_GGML_Q3_K, 12}, {MOEC_GGML_Q4_K, 15},
+                 {MOEC_GGML_Q5_K, 17}, {MOEC_GGML_Q6_K, 18}, {MOEC_GGML_IQ4_NL, 25}, {MOEC_GGML_IQ4_XS, 30}, {MOEC_GGML_BF16, 32},
+                 {MOEC_GGML_TQ1_0, 36}, {MOEC_GGML_TQ2_0, 37}, {MOEC_GGML_MXFP4, 38}};
+    double values[MOEC_GGML_COUNT] = {0}, most = -1.0;
+    uint32_t file = 0;
+    for (size_t i = 0; i < x->n; i++) {
+        const moec_gguf_tensor *t = &x->source[i].what;
+        if (moec_gguf_model_matrix(x, i))
+            values[t->type] += (double)t->dim[0] * (double)t->dim[1] * (double)t->dim[2];
+    }
+    for (size_t i = 0; i < MOEC_COUNT(known); i++)
+        if (values[known[i].type] > most) {
+            most = values[known[i].type];
+            file = known[i].file;
+        }
+    return file;
 }
 
 void moec_gguf_model_describe(moec_gguf_out *g, const moec_gguf_model *x, const char *name)

@@ -111,6 +111,8 @@ static moec_status add_mats(moec_gguf_model *x, const moec_layer *l, moec_err *e
             MOEC_TRY(add_flat(x, l->index, moec_gguf_mats[k], ".weight", w->of, 0, err));
         else
             MOEC_TRY(add_matrix(x, l->index, moec_gguf_mats[k], w, heads, k == MOEC_MAT_ROUTER ? MOEC_GGML_F32 : x->type, err));
+        if (k == MOEC_MAT_ROUTER)
+            x->source[x->n - 1].router = true;
         if (l->bias[k])
             MOEC_TRY(add_flat(x, l->index, moec_gguf_mats[k], ".bias", l->bias[k], heads, err));
     }
@@ -162,6 +164,7 @@ static moec_status add_experts(moec_gguf_model *x, const moec_layer *l, moec_err
         const int64_t in = k == 2 ? d->expert_width : d->hidden, out = k == 2 ? d->hidden : d->expert_width;
         MOEC_TRY(add(&s, x, l->index, moec_gguf_experts[k], ".weight", all_mxfp4(l, k, d->experts) ? MOEC_GGML_MXFP4 : x->type, err));
         s->kind = MOEC_GGUF_STACK;
+        s->codes = s->what.type == MOEC_GGML_MXFP4;
         s->layer = l;
         s->which = k;
         shape(s, 3, in, out, d->experts);
@@ -196,13 +199,24 @@ done:
     return st;
 }
 
+static moec_status no_such_family(const moec_model *m, moec_err *err)
+{
+    char list[400] = "";
+    size_t at = 0;
+    const moec_family *f;
+    for (int i = 0; (f = moec_family_at(i)) != NULL; i++)
+        if (f->gguf.arch && at < sizeof list)
+            at += (size_t)snprintf(list + at, sizeof list - at, "%s%s", at > 0 ? ", " : "", f->model_type);
+    return moec_fail(err, MOEC_EINVAL, "%s: no GGUF is written of this family yet; of these it is: %s", m->family->model_type, list);
+}
+
 moec_status moec_gguf_model_new(moec_gguf_model **out, const moec_model *m, uint32_t type, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_gguf_model *x = NULL;
     *out = NULL;
     if (!m->family->gguf.arch)
-        return moec_fail(err, MOEC_EINVAL, "%s: no GGUF is written of this family yet", m->family->model_type);
+        return no_such_family(m, err);
     if (type != MOEC_GGML_F32 && type != MOEC_GGML_F16 && type != MOEC_GGML_BF16)
         return moec_fail(err, MOEC_EINVAL, "GGUF type %lu: only F32, F16 and BF16 are written", (unsigned long)type);
     MOEC_TRY(MOEC_NEW(x, 1, err));
@@ -236,6 +250,29 @@ size_t moec_gguf_model_count(const moec_gguf_model *x)
 const moec_gguf_tensor *moec_gguf_model_at(const moec_gguf_model *x, size_t i)
 {
     return &x->source[i].what;
+}
+
+bool moec_gguf_model_matrix(const moec_gguf_model *x, size_t i)
+{
+    const moec_gguf_source *s = &x->source[i];
+    return s->kind != MOEC_GGUF_FLAT && s->kind != MOEC_GGUF_STACK_BIAS && !s->router;
+}
+
+bool moec_gguf_model_codes(const moec_gguf_model *x, size_t i)
+{
+    return x->source[i].codes;
+}
+
+moec_status moec_gguf_model_set_type(moec_gguf_model *x, size_t i, uint32_t type, moec_err *err)
+{
+    moec_gguf_tensor *t = &x->source[i].what;
+    const moec_ggml_traits *traits = moec_ggml_type(type);
+    if (!traits || !moec_gguf_model_matrix(x, i))
+        return moec_fail(err, MOEC_EINVAL, "%s: no such type, or not a matrix that can be quantized", t->name);
+    if (t->dim[0] % traits->elements != 0)
+        return moec_fail(err, MOEC_EINVAL, "%s: its rows of %" PRId64 " are not whole blocks of %s", t->name, t->dim[0], traits->name);
+    t->type = type;
+    return MOEC_OK;
 }
 
 /* --- values ---------------------------------------------------------------------------------------------------------- */
@@ -333,6 +370,16 @@ moec_status moec_gguf_model_read(float *out, const moec_gguf_model *x, size_t i,
     return st;
 }
 
+void moec_gguf_model_drop(const moec_gguf_model *x, size_t i, int64_t lo, int64_t hi)
+{
+    const moec_gguf_source *s = &x->source[i];
+    const int64_t each = s->what.dim[1];
+    if (s->kind == MOEC_GGUF_MATRIX || s->kind == MOEC_GGUF_KEY_B || s->kind == MOEC_GGUF_VALUE_B)
+        moec_weight_drop(&s->weight);
+    for (int64_t e = lo / each; s->kind == MOEC_GGUF_STACK && e * each < hi; e++)
+        moec_weight_drop(matrix_of(s->layer, s->which, e));
+}
+
 static moec_status to_half(uint16_t *out, const float *in, int64_t n, bool bf16, const char *name, moec_err *err)
 {
     for (int64_t i = 0; i < n; i++) {
@@ -375,8 +422,10 @@ moec_status moec_gguf_model_rows(void *out, void *ctx, size_t t, int64_t lo, int
     moec_status st = MOEC_OK;
     if (s->what.type == MOEC_GGML_F32)
         return moec_gguf_model_read(out, x, t, lo, hi, err);
-    if (s->what.type == MOEC_GGML_MXFP4)
+    if (s->what.type == MOEC_GGML_MXFP4 && s->codes)
         return repack(out, s, lo, hi, err);
+    if (s->what.type != MOEC_GGML_F16 && s->what.type != MOEC_GGML_BF16)
+        return moec_fail(err, MOEC_EINVAL, "%s: its type is written by a quantizer", s->what.name);
     MOEC_TRY(moec_alloc((void **)&made, (size_t)(hi - lo), (size_t)n * sizeof *made, err));
     MOEC_TRY(moec_gguf_model_read(made, x, t, lo, hi, err));
     MOEC_TRY(to_half(out, made, n * (hi - lo), s->what.type == MOEC_GGML_BF16, s->what.name, err));

@@ -33,10 +33,20 @@ MOEC_API const moec_gguf_tensor *moec_gguf_model_at(const moec_gguf_model *x, si
 MOEC_API moec_status moec_gguf_model_read(float *out, const moec_gguf_model *x, size_t i, int64_t lo, int64_t hi, moec_err *err)
     MOEC_USE_RESULT;
 
+/** Can tensor i be given another type? Matrices of two dimensions or more, but routers. */
+MOEC_API bool moec_gguf_model_matrix(const moec_gguf_model *x, size_t i);
+/** Does the checkpoint have tensor i in MXFP4 codes, which stay the same where its type is MXFP4? */
+MOEC_API bool moec_gguf_model_codes(const moec_gguf_model *x, size_t i);
+/** Tensor i gets `type`, any that moec_ggml_type knows. MOEC_EINVAL: it is no matrix, or a row is not whole blocks. */
+MOEC_API moec_status moec_gguf_model_set_type(moec_gguf_model *x, size_t i, uint32_t type, moec_err *err) MOEC_USE_RESULT;
+/** Gives back the mapped pages of rows [lo, hi) that moec_gguf_model_read has touched, whole experts or matrices. */
+MOEC_API void moec_gguf_model_drop(const moec_gguf_model *x, size_t i, int64_t lo, int64_t hi);
+
 /** Puts the keys (general.*, ARCH.*) and then all tensors; `name` is general.name. Errors are told by moec_gguf_out_close.
  *  Tokenizer keys may be put before or behind. */
 MOEC_API void moec_gguf_model_describe(moec_gguf_out *g, const moec_gguf_model *x, const char *name);
 /** moec_gguf_rows_fn whose ctx is the moec_gguf_model, for a description that begins with its tensors.
+ *  Tensors are of the types of moec_gguf_model_new or keep their codes; MOEC_EINVAL: another type (run/gguf_quant.h writes these).
  *  MOEC_ENUMERIC also: a value is beyond F16. */
 MOEC_API moec_status moec_gguf_model_rows(void *out, void *ctx, size_t t, int64_t lo, int64_t hi, moec_err *err);
 

@@ -15,6 +15,8 @@ typedef struct moec_gguf_source {
     moec_weight weight;        /* MATRIX, KEY_B, VALUE_B */
     const moec_layer *layer;   /* STACK, STACK_BIAS */
     int which;                 /* of these: 0 gate, 1 up, 2 down */
+    bool router;               /* MATRIX */
+    bool codes;                /* STACK: MXFP4 in the checkpoint */
     int64_t heads;             /* FLAT, MATRIX: rows go in pairs within so many heads; 0: as they are */
 } moec_gguf_source;
 

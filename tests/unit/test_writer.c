@@ -550,6 +550,97 @@ static void test_made(void **state)
     moec_out_free(o);
 }
 
+typedef struct stopping {
+    uint64_t stop, made; /* fails from this byte on; bytes that were made */
+    uint64_t least;      /* first byte that was asked for */
+} stopping;
+
+static moec_status made_until(void *to, void *ctx, uint64_t from, size_t n, moec_err *err)
+{
+    stopping *s = ctx;
+    if (from >= s->stop)
+        return moec_fail(err, MOEC_EINTR, "interrupted");
+    for (size_t i = 0; i < n; i++)
+        ((unsigned char *)to)[i] = (unsigned char)((from + i) * 7 >> 3);
+    s->made += n;
+    s->least = from < s->least ? from : s->least;
+    return MOEC_OK;
+}
+
+enum { RAW = 5 << 20 };
+
+/* One file in place of a folder, run until byte `stop` of its data. */
+static moec_status one_file(stopping *s, const char *path, bool overwrite, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_out *o = NULL;
+    moec_writer *w = NULL;
+    const moec_writer_options opt = {.dir = path, .magic = "RAWF", .identity = "one", .overwrite = overwrite, .resume = true};
+    *err = (moec_err){MOEC_OK, ""};
+    s->made = 0;
+    s->least = RAW;
+    MOEC_TRY(moec_out_new(&o, err));
+    MOEC_TRY(moec_out_raw(o, "one.raw", "RAWF", 4, RAW, err));
+    MOEC_TRY(moec_out_made(o, made_until, s, 0, RAW, err));
+    MOEC_TRY(moec_out_close(o, err));
+    MOEC_TRY(moec_writer_open(&w, o, &opt, err));
+    MOEC_TRY(moec_writer_run(w, err));
+    MOEC_TRY(moec_writer_publish(w, err));
+done:
+    moec_writer_close(w);
+    moec_out_free(o);
+    return st;
+}
+
+/* What an interrupted run wrote of a file is not made again, unless it is damaged; the file goes to its name at the end. */
+static void test_one_file(void **state)
+{
+    (void)state;
+    clear();
+    moec_err err;
+    stopping s = {.stop = 3 << 20};
+    char *path = tiny_path(folder, "one.raw"), *tmp = tiny_path(folder, "one.raw.partial/one.raw.tmp"), *partial = tiny_path(folder, "one.raw.partial");
+    char *bytes;
+    size_t len;
+    moec_par_set_threads(1);
+    for (int damaged = 0; damaged < 2; damaged++) {
+        s.stop = 3 << 20;
+        assert_int_equal(one_file(&s, path, true, &err), MOEC_EINTR);
+        assert_true(moec_path_exists(tmp));
+        if (damaged) {
+            FILE *f = fopen(tmp, "r+b");
+            assert_true(f && fseek(f, 1000, SEEK_SET) == 0 && fputc(77, f) == 77 && fclose(f) == 0);
+        }
+        s.stop = UINT64_MAX;
+        if (one_file(&s, path, true, &err) != MOEC_OK)
+            fail_msg("%s", err.text);
+        if (damaged)
+            assert_int_equal(s.least, 0);
+        else
+            assert_true(s.least > (2 << 20) - 16 && s.made < (3 << 20) + 4096);
+        assert_false(moec_path_exists(partial));
+        assert_int_equal(moec_file_read(&bytes, &len, path, 1 << 30, NULL), MOEC_OK);
+        assert_int_equal(len, 4 + RAW);
+        assert_memory_equal(bytes, "RAWF", 4);
+        for (size_t i = 0; i < RAW; i++)
+            if ((unsigned char)bytes[4 + i] != (unsigned char)(i * 7 >> 3))
+                fail_msg("byte %zu", i);
+        moec_free(bytes);
+    }
+    assert_int_equal(one_file(&s, path, false, &err), MOEC_EEXIST);
+    assert_int_equal(moec_file_write(path, "precious", 8, NULL), MOEC_OK);
+    assert_int_equal(one_file(&s, path, true, &err), MOEC_EEXIST);
+    assert_non_null(strstr(err.text, "is not a RAWF file"));
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(mkdir(path, 0777), 0);
+    assert_int_equal(one_file(&s, path, true, &err), MOEC_EEXIST);
+    assert_int_equal(rmdir(path), 0);
+    moec_par_set_threads(0);
+    moec_free(partial);
+    moec_free(tmp);
+    moec_free(path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -557,6 +648,7 @@ int main(void)
         cmocka_unit_test(test_places),    cmocka_unit_test(test_overwrite), cmocka_unit_test(test_lock),
         cmocka_unit_test(test_resume),    cmocka_unit_test(test_check),  cmocka_unit_test(test_other_identity),
         cmocka_unit_test(test_full_disk), cmocka_unit_test(test_copy_range), cmocka_unit_test(test_made),
+        cmocka_unit_test(test_one_file),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

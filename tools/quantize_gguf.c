@@ -1,0 +1,381 @@
+/* See quantize_gguf.h. */
+#include "quantize_gguf.h"
+#include "output_gguf.h"
+#include "quantize_stats.h"
+#include "sources.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { NAME = 128, TRIES = 8, WORKER_BYTES = 4 << 20, BASE_BYTES = 64 << 20 };
+
+/* What a run has in hand. */
+typedef struct state {
+    const tool_gguf_job *j;
+    tool_sources s;
+    moec_corpus corpus;
+    moec_gguf_model *x;
+    moec_gguf_out *tokenizer;
+    moec_gguf_rules_list rules;
+    moec_gguf_types types;
+    moec_gguf_quant *quant;
+    moec_gguf_importance *importance;
+    char *stats;        /* file of the statistics */
+    char *asked;        /* by what types were chosen */
+    char name[NAME];    /* of the model, and of the files in a folder */
+    int64_t unseen;
+} state;
+
+/* --- the format ------------------------------------------------------------------------------------------------------ */
+
+const char tool_gguf_name[] = "gguf";
+
+void tool_gguf_format(moec_json *list)
+{
+    static const char about[] = "one file or a series, experts stacked: a block type for each tensor, attention, embeddings and head too";
+    static const char loads[] = "llama.cpp and what builds on it; vLLM with --pair-gate-up";
+    moec_json *types = moec_json_new_array(), *o = moec_json_new_object();
+    if (!list)
+        printf("%s\n    %s\n    loads in %s; one type for each tensor; types", tool_gguf_name, about, loads);
+    for (int b = 0; b < MOEC_BLOCK_COUNT; b++) {
+        if (!list)
+            printf(" %s", moec_blocks[b].name);
+        moec_json_push(types, moec_json_new_string(moec_blocks[b].name));
+    }
+    if (!list)
+        printf("\n\n");
+    moec_json_set(o, "name", moec_json_new_string(tool_gguf_name));
+    moec_json_set(o, "about", moec_json_new_string(about));
+    moec_json_set(o, "loads", moec_json_new_string(loads));
+    moec_json_set(o, "per", moec_json_new_string("tensor"));
+    moec_json_set(o, "types", types);
+    if (list)
+        moec_json_push(list, o);
+    else
+        moec_json_free(o);
+}
+
+/* --- what is asked --------------------------------------------------------------------------------------------------- */
+
+static moec_status check_job(const tool_gguf_job *j, moec_err *err)
+{
+    if (!j->model)
+        return moec_fail(err, MOEC_EINVAL, "quantize: MODEL is missing: the folder of the model");
+    if (j->bits > 0.0 && j->target > 0)
+        return moec_fail(err, MOEC_EINVAL, "--bits and --target-size say the same thing; give one");
+    if (j->sweep && !j->stats)
+        return moec_fail(err, MOEC_EINVAL, "quantize: --sweep chooses from measured costs; give --stats FILE, which a run with --text makes");
+    if (!j->sweep && !j->types && j->bits <= 0.0 && j->target == 0)
+        return moec_fail(err, MOEC_EINVAL, "quantize: how small? give --bits 4.5, --target-size 12GiB or --types q4_k");
+    if (!j->sweep && !j->output && !j->common->dry_run)
+        return moec_fail(err, MOEC_EINVAL, "quantize: -o OUT is missing: the %s to write", j->shard > 0 ? "folder" : "file");
+    if (j->weights && !j->stats && j->input->text.n == 0)
+        return moec_fail(err, MOEC_EINVAL, "--domain-weight: there are no statistics; give --stats FILE");
+    return MOEC_OK;
+}
+
+/* The last part of a path, without ".gguf" and slashes. */
+static void base_name(char out[NAME], const char *path)
+{
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/')
+        n--;
+    size_t at = n;
+    while (at > 0 && path[at - 1] != '/')
+        at--;
+    if (n - at > 5 && strncmp(path + n - 5, ".gguf", 5) == 0)
+        n -= 5;
+    snprintf(out, NAME, "%.*s", (int)(n - at), path + at);
+    if (!moec_path_is_plain(out))
+        snprintf(out, NAME, "model");
+}
+
+static moec_status read_request(state *a, moec_gguf_types_request *r, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const tool_gguf_job *j = a->j;
+    char budget[64] = "";
+    *r = (moec_gguf_types_request){.bits = j->bits, .target = j->target, .pair = j->pair};
+    if (j->types)
+        MOEC_TRY(moec_gguf_rules_read(&a->rules, j->types, err));
+    if (j->candidates)
+        MOEC_TRY(moec_gguf_candidates_read(&r->candidates, j->candidates, err));
+    if (j->bits > 0.0)
+        snprintf(budget, sizeof budget, "--bits %.17g", j->bits);
+    if (j->target > 0)
+        snprintf(budget, sizeof budget, "--target-size %" PRIu64, j->target);
+    const char *const part[] = {j->types ? "--types " : "", j->types ? j->types : "", j->candidates ? "--candidates " : "",
+                                j->candidates ? j->candidates : ""};
+    MOEC_TRY(moec_format(&a->asked, err, "%s%s%s%s%s%s%s%s", budget, budget[0] && j->types ? " " : "", part[0], part[1],
+                         j->candidates ? " " : "", part[2], part[3], j->pair ? " --pair-gate-up" : ""));
+done:
+    return st;
+}
+
+/* Hours of measuring must not end at an output that was there before. */
+static moec_status check_room(const state *a, moec_err *err)
+{
+    const moec_writer_options opt = {.dir = a->j->output, .magic = a->j->shard > 0 ? NULL : "GGUF", .source = a->j->model,
+                                     .overwrite = a->j->common->overwrite};
+    return moec_place_check(&opt, err);
+}
+
+/* --- statistics ------------------------------------------------------------------------------------------------------ */
+
+static moec_status measure(state *a, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    const tool_gguf_job *j = a->j;
+    const tool_common *c = j->common;
+    char *work = NULL;
+    if (j->input->text.n == 0)
+        return moec_fail(err, MOEC_EINVAL, "types for a budget are chosen by measured costs%s%s: give --text FILE to measure them now",
+                         a->s.stats ? ", which are not in " : "", a->s.stats ? a->stats : "");
+    if (c->dry_run)
+        return moec_fail(err, MOEC_EINVAL, "--dry-run reads no weights: give --stats FILE with measured costs, which a run with --text makes");
+    MOEC_TRY(tool_read_text(&a->corpus, j->input, a->s.model, c->seed, err));
+    if (!a->s.stats && c->resume && !c->overwrite)
+        MOEC_TRY(tool_found_stats(&a->s.stats, a->s.model, &a->corpus, (moec_compute)j->input->compute, a->stats, err));
+    if (!a->s.stats) {
+        const moec_calibrate_opts o = {.compute = (moec_compute)j->input->compute, .tier = 1, .max_memory = c->max_memory, .options = "{}",
+                                       .resume = c->resume, .checkpoint_every = 60.0, .keep_existing = !c->overwrite};
+        MOEC_TRY(tool_may_write(a->stats, TOOL_FILE_HDF5, c->overwrite, err));
+        MOEC_TRY(moec_calibrate(&a->s.stats, a->s.model, &a->corpus, a->stats, &o, err));
+    }
+    if (!a->s.stats->sensitivity) {
+        MOEC_TRY(moec_format(&work, err, "%s.types", a->stats));
+        const moec_gguf_measure_opts o = {.compute = (moec_compute)j->input->compute, .tokens = MOEC_GGUF_MEASURE_TOKENS,
+                                          .max_memory = c->max_memory, .work = work, .resume = c->resume};
+        MOEC_TRY(moec_gguf_measure(a->s.stats, a->s.model, &a->corpus, &o, err));
+        MOEC_TRY(moec_stats_save(a->s.stats, a->stats, err));
+        moec_say("%s: has the cost of every type now; any other size is chosen from it without a new run", a->stats);
+    }
+done:
+    moec_free(work);
+    return st;
+}
+
+/* Opens what is there; measures what a budget needs and is not. */
+static moec_status open_sources(state *a, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    uint64_t bytes;
+    const tool_gguf_job *j = a->j;
+    const bool budget = j->bits > 0.0 || j->target > 0 || j->sweep;
+    const bool wanted = budget || (j->input->text.n > 0 && !j->common->dry_run); /* of types by rules: for importance */
+    const bool there = j->stats && (moec_path_exists(j->stats) || !wanted || j->input->text.n == 0);
+    char *plain = NULL;
+    const tool_source_names names = {.model = j->model, .stats = there ? j->stats : NULL};
+    MOEC_TRY(tool_sources_open(&a->s, &names, err));
+    MOEC_TRY(moec_gguf_model_new(&a->x, a->s.model, MOEC_GGML_F16, err));
+    if (j->stats)
+        MOEC_TRY(moec_copy(&a->stats, j->stats, strlen(j->stats), err));
+    else if (j->output) {
+        MOEC_TRY(moec_copy(&plain, j->output, strlen(j->output), err));
+        for (size_t n = strlen(plain); n > 1 && plain[n - 1] == '/'; n--)
+            plain[n - 1] = '\0';
+        MOEC_TRY(moec_format(&a->stats, err, "%s.stats.h5", plain));
+    }
+    if (wanted && (!a->s.stats || !a->s.stats->sensitivity))
+        MOEC_TRY(measure(a, err));
+    if (a->s.stats) {
+        MOEC_TRY(moec_file_digest(&a->s.stats_digest, &bytes, a->stats, err));
+        if (j->weights)
+            MOEC_TRY(moec_within(err, moec_stats_set_weights(a->s.stats, j->weights, err), "--domain-weight"));
+        if (!a->s.stats->domain[0].data[MOEC_STAT_XIN_SQ])
+            moec_warn("%s: has no mean squares of experts' inputs (calibrate --tier 1 collects them): their columns weigh alike", a->stats);
+    }
+done:
+    moec_free(plain);
+    return st;
+}
+
+/* --- types ----------------------------------------------------------------------------------------------------------- */
+
+static moec_status describe(state *a, double bits, double cost, moec_err *err)
+{
+    const moec_sensitivity *s = a->s.stats ? a->s.stats->sensitivity : NULL;
+    const moec_gguf_quant_opts o = {.name = a->name, .asked = a->asked, .bits = bits, .cost = cost, .tokens = s ? s->tokens : 0,
+                                    .fingerprint = a->s.print.hex, .shard_bytes = a->j->shard};
+    moec_gguf_quant_free(a->quant);
+    a->quant = NULL;
+    return moec_gguf_quant_new(&a->quant, a->x, a->tokenizer, &o, err);
+}
+
+/* Data of all tensors, with their padding. */
+static uint64_t data_bytes(const moec_gguf_model *x)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < moec_gguf_model_count(x); i++) {
+        const moec_gguf_tensor *t = moec_gguf_model_at(x, i);
+        const moec_ggml_traits *traits = moec_ggml_type(t->type);
+        const uint64_t n = (uint64_t)(t->dim[0] / traits->elements) * traits->bytes * (uint64_t)(t->dim[1] * t->dim[2] * t->dim[3]);
+        sum += (n + MOEC_GGUF_ALIGNMENT - 1) / MOEC_GGUF_ALIGNMENT * MOEC_GGUF_ALIGNMENT;
+    }
+    return sum;
+}
+
+/* Several files have headers as their number is, and that depends on the types: what is too large is chosen again. */
+static moec_status choose(state *a, moec_gguf_types_request *r, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    r->sensitivity = a->s.stats ? a->s.stats->sensitivity : NULL;
+    r->rules = a->j->types ? &a->rules : NULL;
+    MOEC_TRY(describe(a, 0.0, r->sensitivity ? 0.0 : (double)NAN, err)); /* of any types: of the same length */
+    r->fixed = moec_gguf_quant_size(a->quant) - data_bytes(a->x);
+    for (int i = 0; i < TRIES; i++) {
+        moec_gguf_types_release(&a->types);
+        MOEC_TRY(moec_gguf_types_choose(&a->types, a->x, r, err));
+        MOEC_TRY(moec_gguf_types_set(a->x, &a->types, err));
+        MOEC_TRY(describe(a, a->types.bits, a->types.cost, err));
+        const uint64_t size = moec_gguf_quant_size(a->quant);
+        if (r->target == 0 || size <= r->target)
+            return MOEC_OK;
+        r->fixed += size - r->target;
+    }
+    st = moec_fail(err, MOEC_ENOFIT, "--target-size: %zu files of --shard-size do not fit; choose a larger one", moec_gguf_quant_files(a->quant));
+done:
+    return st;
+}
+
+static void print_sweep(const moec_json *list)
+{
+    char size[32];
+    printf("%10s %8s %14s %12s %12s %8s\n", "asked", "bits", "bytes", "files", "expected KL", "proven");
+    for (size_t i = 0; i < moec_json_len(list); i++) {
+        const moec_json *row = moec_json_at(list, i);
+        double bits = (double)NAN, cost = (double)NAN;
+        int64_t bytes = 0;
+        bool proven = false;
+        (void)moec_json_real(moec_json_get(row, "bits"), &bits);
+        (void)moec_json_real(moec_json_get(row, "expected_kl"), &cost);
+        (void)moec_json_int(moec_json_get(row, "file_bytes"), &bytes);
+        (void)moec_json_bool(moec_json_get(row, "proven"), &proven);
+        printf("%10s %8.3f %14" PRId64 " %12s %12.5g %8s\n", moec_json_string(moec_json_get(row, "asked")), bits, bytes,
+               moec_size_text(size, sizeof size, (uint64_t)bytes), cost, proven ? "yes" : "no");
+    }
+}
+
+/* Printed when all of it is there. */
+static moec_status sweep(state *a, const moec_gguf_types_request *asked, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    moec_json *list = moec_json_new_array();
+    char *copy = NULL, *rest = NULL;
+    MOEC_TRY(moec_copy(&copy, a->j->sweep, strlen(a->j->sweep), err));
+    for (char *word = strtok_r(copy, ",", &rest); word; word = strtok_r(NULL, ",", &rest)) {
+        moec_gguf_types_request r = *asked;
+        char *end;
+        r.bits = strtod(word, &end);
+        r.target = 0;
+        if (*end != '\0') {
+            r.bits = 0.0;
+            MOEC_TRY(moec_within(err, moec_size_parse(&r.target, word, err), "--sweep"));
+        }
+        if (!(r.bits > 0.0) && r.target == 0)
+            MOEC_TRY(moec_fail(err, MOEC_EINVAL, "--sweep %s: neither bits nor a size", word));
+        MOEC_TRY(moec_within(err, choose(a, &r, err), "--sweep %s", word));
+        moec_json *o = moec_json_new_object();
+        moec_json_set(o, "asked", moec_json_new_string(word));
+        moec_json_set(o, "bits", moec_json_new_real(a->types.bits));
+        moec_json_set(o, "file_bytes", moec_json_new_int((int64_t)moec_gguf_quant_size(a->quant)));
+        moec_json_set(o, "expected_kl", moec_json_new_real(a->types.cost));
+        moec_json_set(o, "bound", moec_json_new_real(a->types.bound));
+        moec_json_set(o, "proven", moec_json_new_bool(a->types.proven));
+        moec_json_push(list, o);
+    }
+    if (a->j->common->json) {
+        st = tool_print_json(list, err);
+        list = NULL;
+    } else {
+        print_sweep(list);
+    }
+done:
+    moec_json_free(list);
+    moec_free(copy);
+    return st;
+}
+
+/* --- the writing ----------------------------------------------------------------------------------------------------- */
+
+static moec_status check_memory(const state *a, moec_err *err)
+{
+    const moec_dims *d = &a->s.model->dims;
+    char x[32], y[32];
+    uint64_t need = BASE_BYTES + (uint64_t)moec_par_threads() * WORKER_BYTES;
+    if (a->s.stats)
+        need += (uint64_t)(d->experts * (d->hidden + d->expert_width) * d->layers) * sizeof(float);
+    if (a->j->common->max_memory == 0 || need <= a->j->common->max_memory)
+        return MOEC_OK;
+    return moec_fail(err, MOEC_ENOFIT, "--max-memory %s: %s are needed; fewer --threads need less",
+                     moec_size_text(x, sizeof x, a->j->common->max_memory), moec_size_text(y, sizeof y, need));
+}
+
+static moec_status write_it(state *a, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *identity = NULL;
+    const tool_gguf_job *j = a->j;
+    const uint64_t said = moec_gguf_quant_size(a->quant);
+    MOEC_TRY(check_memory(a, err));
+    if (a->s.stats) {
+        MOEC_TRY(moec_gguf_importance_new(&a->importance, a->x, a->s.stats, err));
+        a->unseen = moec_gguf_importance_unseen(a->importance);
+        moec_stats_free(a->s.stats); /* it may be large */
+        a->s.stats = NULL;
+    }
+    MOEC_TRY(moec_format(&identity, err, "%s %s %s", a->s.print.hex, a->importance ? a->s.stats_digest.hex : "-", j->weights ? j->weights : ""));
+    const moec_gguf_quant_where w = {.out = j->output, .source = j->model, .identity = identity, .overwrite = j->common->overwrite,
+                                     .resume = j->common->resume};
+    MOEC_TRY(moec_gguf_quant_write(a->quant, a->importance, &w, err));
+    if (j->shard == 0 && tool_file_bytes(j->output) != said)
+        st = moec_fail(err, MOEC_EIO, "%s: has %" PRIu64 " bytes, %" PRIu64 " were said", j->output, tool_file_bytes(j->output), said);
+done:
+    moec_free(identity);
+    return st;
+}
+
+moec_status tool_gguf_quantize(const tool_gguf_job *j, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    state a = {.j = j, .unseen = -1};
+    moec_gguf_types_request r;
+    const double began = moec_now();
+    int64_t tokens = 0;
+    MOEC_TRY(check_job(j, err));
+    MOEC_TRY(read_request(&a, &r, err));
+    if (!j->sweep && !j->common->dry_run)
+        MOEC_TRY(check_room(&a, err));
+    base_name(a.name, j->shard > 0 && j->output ? j->output : j->model);
+    MOEC_TRY(open_sources(&a, err));
+    MOEC_TRY(moec_gguf_out_new(&a.tokenizer, err));
+    MOEC_TRY(moec_gguf_tokenizer(a.tokenizer, a.s.model, err));
+    if (j->sweep) {
+        st = sweep(&a, &r, err);
+        goto done;
+    }
+    MOEC_TRY(choose(&a, &r, err));
+    tool_gguf_say_fallen(a.x, &a.types);
+    if (a.s.stats && a.s.stats->sensitivity)
+        tokens = a.s.stats->sensitivity->tokens;
+    if (!j->common->dry_run)
+        MOEC_TRY(write_it(&a, err));
+    const tool_gguf_result result = {.common = j->common, .x = a.x, .types = &a.types, .output = j->output, .bytes = moec_gguf_quant_size(a.quant),
+                                     .files = moec_gguf_quant_files(a.quant), .tokens = tokens, .unseen = a.unseen,
+                                     .tensors = j->common->dry_run, .seconds = moec_now() - began};
+    MOEC_TRY(tool_gguf_print(&result, err));
+done:
+    moec_gguf_importance_free(a.importance);
+    moec_gguf_quant_free(a.quant);
+    moec_gguf_types_release(&a.types);
+    moec_gguf_rules_release(&a.rules);
+    moec_gguf_out_free(a.tokenizer);
+    moec_gguf_model_free(a.x);
+    moec_corpus_release(&a.corpus);
+    moec_free(a.stats);
+    moec_free(a.asked);
+    tool_sources_release(&a.s);
+    return st;
+}
