@@ -74,7 +74,7 @@ if(TARGET moecompress)
         get_filename_component(name ${script} NAME_WE)
         add_test(NAME cli_${name} COMMAND sh ${script} $<TARGET_FILE:moecompress> ${CMAKE_CURRENT_SOURCE_DIR}
             WORKING_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
-        set_tests_properties(cli_${name} PROPERTIES LABELS cli TIMEOUT 900 SKIP_RETURN_CODE 77
+        set_tests_properties(cli_${name} PROPERTIES LABELS cli TIMEOUT 900 SKIP_RETURN_CODE 77 COST 10 # the longest first
             ENVIRONMENT "${moec_test_env}")
     endforeach()
 endif()

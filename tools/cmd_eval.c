@@ -21,7 +21,7 @@ static const moec_opt rows[] = {
     {"save-reference", 0, MOEC_TEXT(eval_params, save_reference), .value = "FILE",
      .help = "keep MODEL's final hidden states and head, exact, for later --reference"},
     {"plan", 0, MOEC_TEXT(eval_params, plan), .value = "FILE",
-     .help = "measure what a plan (prune --plan-only) would make of MODEL, without writing it"},
+     .help = "measure what a plan (--plan-only of prune, merge, factor and quantize) would make of MODEL, without writing it"},
     {"top-k", 0, MOEC_INT(eval_params, top_k), .fallback = "0", .lo = 0, .hi = 65535, .value = "N",
      .help = "measure MODEL with N experts a token instead of its own number; 0: its own"},
     {"read-bits", 0, MOEC_INT(eval_params, bits), .fallback = "0", .lo = 0, .hi = 8, .value = "N",

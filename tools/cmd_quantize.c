@@ -351,6 +351,11 @@ static void print_sweep(const moec_json *list)
         const moec_json *row = moec_json_at(list, i);
         const double cost = number(row, "cost"), bound = number(row, "bound");
         int64_t bytes = 0;
+        const char *why = moec_json_string(moec_json_get(row, "error"));
+        if (why) {
+            printf("%10s not possible: %s\n", moec_json_string(moec_json_get(row, "asked")), why);
+            continue;
+        }
         (void)moec_json_int(moec_json_get(row, "file_bytes"), &bytes);
         printf("%10s %8.3f %8.3f %12s", moec_json_string(moec_json_get(row, "asked")), number(row, "bits"), number(row, "bits_on_disk"),
                moec_size_text(size, sizeof size, (uint64_t)bytes));
@@ -366,9 +371,12 @@ static void print_sweep(const moec_json *list)
     printf("cost is the method's, and compares with its own rows alone; gap: how much less it could be at most\n");
 }
 
+/* A budget that cannot be met is a row, too, unless none can be. */
 static moec_status sweep(const quantize_params *p, const moec_quantize_request *asked, moec_err *err)
 {
     moec_status st = MOEC_OK;
+    moec_err why = {MOEC_OK, ""};
+    size_t met = 0;
     moec_json *list = moec_json_new_array(); /* printed when all of it is there */
     char *copy = NULL, *rest = NULL;
     MOEC_TRY(moec_copy(&copy, p->sweep, strlen(p->sweep), err));
@@ -381,8 +389,20 @@ static moec_status sweep(const quantize_params *p, const moec_quantize_request *
             r.bits = 0.0;
             MOEC_TRY(moec_within(err, moec_size_parse(&r.target, word, err), "--sweep"));
         }
-        MOEC_TRY(sweep_row(list, &r, word, err));
+        why = (moec_err){MOEC_OK, ""};
+        const moec_status row = sweep_row(list, &r, word, &why);
+        met += row == MOEC_OK;
+        if (row != MOEC_OK && row != MOEC_ENOFIT && row != MOEC_EINVAL)
+            MOEC_TRY(moec_fail(err, row, "%s", why.text));
+        if (row != MOEC_OK) {
+            moec_json *o = moec_json_new_object();
+            moec_json_set(o, "asked", moec_json_new_string(word));
+            moec_json_set(o, "error", moec_json_new_string(why.text));
+            moec_json_push(list, o);
+        }
     }
+    if (met == 0 && why.code != MOEC_OK)
+        MOEC_TRY(moec_fail(err, why.code, "%s", why.text));
     if (p->common.json) {
         st = tool_print_json(list, err);
         list = NULL;
@@ -396,6 +416,26 @@ done:
 }
 
 /* --- the verb ------------------------------------------------------------------------------------------------------------ */
+
+/* The groups that were asked for, and what is left of the budget. */
+static void say_use(const quantize_params *p, const moec_quantize_request *r, const moec_plan *plan)
+{
+    const moec_dims *d = &r->q->model->dims;
+    const struct {
+        const char *what;
+        int64_t cols;
+    } part[] = {{"gate and up", d->hidden}, {"down", d->expert_width}};
+    double bits, disk;
+    for (int i = 0; i < 2; i++) {
+        const int64_t group = moec_qformat_grid(r->format, &plan->quant, part[i].cols, 4).group;
+        if (p->group > 0 && group != p->group)
+            moec_warn("--group-size %" PRId64 " does not divide the %" PRId64 " columns of %s: groups of %" PRId64 " there", p->group,
+                      part[i].cols, part[i].what, group);
+    }
+    moec_quantize_means(&bits, &disk, plan, r->q->model);
+    if (p->bits > 0.0)
+        moec_say("budget %g bits, used %.4f", p->bits, bits);
+}
 
 static void say_solution(const moec_widths *w)
 {
@@ -476,7 +516,7 @@ static moec_status quantize(const quantize_params *p, const moec_method *me, con
     char *stats = NULL;
     const bool text = p->input.text.n > 0;
     tool_job job = {.common = &p->common, .output = p->output, .compat = p->compat, .plan_only = p->plan_only, .began = moec_now()};
-    const tool_source_names names = {.model = dir, .stats = p->stats, .weights = NULL, .protect = NULL}; /* set when they are whole */
+    const tool_source_names names = {.model = dir, .stats = p->stats, .weights = NULL, .protect = NULL, .plain = true}; /* set when they are whole */
     const moec_rounding how = p->rounding > 0 ? (moec_rounding)(p->rounding - 1) : moec_widths_rounding(me);
     MOEC_TRY(tool_sources_open(&s, &names, err));
     job.model = s.model;
@@ -535,6 +575,7 @@ static moec_status quantize(const quantize_params *p, const moec_method *me, con
     MOEC_TRY(moec_quantize_plan(&job.plan, &widths, &r, err));
     say_solution(&widths);
     job.plan->expert_shards = p->expert_shards || p->share;
+    say_use(p, &r, job.plan);
     const moec_quantize_opts o = {.corpus = text ? &corpus : NULL, .compute = (moec_compute)p->input.compute, .rounding = how,
                                   .gptq = {.damp = p->damp, .act_order = p->act_order, .sweeps = (int)p->sweeps},
                                   .weight_power = (int)p->power, .original = p->original && how == MOEC_ROUND_GPTQ,

@@ -107,7 +107,7 @@ static moec_status check_clients(const tool_job *j, moec_err *err)
         if (c[i].advice[0])
             moec_warn("%s loads it, but: %s", c[i].name, c[i].advice);
     moec_client before[MOEC_VERIFY_CLIENTS];
-    n = moec_clients(before, j->model);
+    n = j->plan->quant.format[0] ? 0 : moec_clients(before, j->model); /* few load codes: the report says who does */
     (void)moec_clients_of(c, j->model, j->plan);
     for (int i = 0; st == MOEC_OK && i < n; i++) {
         char names[200] = "";
@@ -293,14 +293,18 @@ static void print_repair(const moec_plan *p)
            fitted ? "; ratio 1: not changed" : "", fitted && moec_plan_merges(p) ? "; before: merged and not fitted" : "");
 }
 
+static bool computes(const tool_job *j)
+{
+    return j->repair || j->thin || j->factor || j->quantize;
+}
+
 static void print_cost(const tool_job *j, const moec_work_cost *c)
 {
-    char a[32], b[32];
-    if (!j->repair && !j->thin && !j->factor && !j->quantize)
+    char a[32];
+    if (!computes(j))
         return;
     const char *what = j->quantize ? "quantize" : j->factor ? "factor" : !j->repair ? "thin" : j->repair->merge ? "merge" : "repair";
-    printf("%-11s%s of disk beside the output, %s of memory", what, moec_size_text(a, sizeof a, c->disk),
-           moec_size_text(b, sizeof b, c->memory));
+    printf("%-11s%s of disk beside the output", what, moec_size_text(a, sizeof a, c->disk));
     if (c->token_passes > 0)
         printf(", %" PRIu64 " token passes", c->token_passes);
     printf("; its time is not estimated\n");
@@ -327,9 +331,10 @@ static void print_sizes(const tool_job *j, const moec_apply_result *r, const moe
     if (j->common->dry_run) {
         printf("disk       %s needed%s%s%s\n", moec_size_text(a, sizeof a, r->disk_bytes), j->output ? ", " : "",
                j->output ? moec_size_text(c, sizeof c, r->disk_free) : "", j->output ? " free" : "");
-        printf("memory     %s at most\n", moec_size_text(d, sizeof d, r->memory_bytes));
+        printf("memory     %s at most\n", moec_size_text(d, sizeof d, r->memory_bytes > cost->memory ? r->memory_bytes : cost->memory));
         print_cost(j, cost);
-        printf("time       about %.0f s on a disk of 500 MB/s\n", ceil(2.0 * (double)r->disk_bytes / nominal_rate));
+        printf("time       about %.0f s%s on a disk of 500 MB/s\n", ceil(2.0 * (double)r->disk_bytes / nominal_rate),
+               computes(j) ? " of writing" : "");
         return;
     }
     printf("files      %s in %s, verified\n", moec_size_text(a, sizeof a, r->disk_bytes), j->output);
@@ -433,8 +438,8 @@ static moec_status report(const tool_job *j, const moec_apply_result *r, const m
             return st;
         }
         moec_json_set(o, "dry_run", moec_json_new_bool(true));
-        moec_json_set(o, "estimate_is_of_writing_only", moec_json_new_bool(j->repair || j->thin || j->factor || j->quantize));
-        if (j->repair || j->thin || j->factor || j->quantize) {
+        moec_json_set(o, "estimate_is_of_writing_only", moec_json_new_bool(computes(j)));
+        if (computes(j)) {
             moec_json_set(o, "work_disk_bytes", moec_json_new_int((int64_t)cost->disk));
             moec_json_set(o, "work_memory_bytes", moec_json_new_int((int64_t)cost->memory));
             moec_json_set(o, "token_passes", moec_json_new_int((int64_t)cost->token_passes));

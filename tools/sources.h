@@ -15,10 +15,11 @@ typedef struct tool_sources {
 /* What is read; NULL: none. */
 typedef struct tool_source_names {
     const char *model, *base, *stats, *weights, *protect; /* weights: of the statistics' domains */
-    bool drop_mtp;
+    bool drop_mtp, plain; /* plain: the model must not be in codes of few bits */
 } tool_source_names;
 
-/** Opens them; the statistics are found to be this model's. MOEC_EINVAL: drop_mtp of a model without such layers; errors of what is
+/** Opens them; the statistics are found to be this model's. MOEC_EINVAL: drop_mtp of a model without such layers; MOEC_EFORMAT:
+ *  `plain` of one in codes; errors of what is
  *  opened. Release also after failure; zeroed before. */
 moec_status tool_sources_open(tool_sources *o, const tool_source_names *n, moec_err *err) MOEC_USE_RESULT;
 void tool_sources_release(tool_sources *o);

@@ -214,6 +214,24 @@ static int width_of(int64_t words, int64_t cols)
     return 0;
 }
 
+/* compressed-tensors' weight_shape: [rows, cols]. */
+static moec_status check_said(const moec_tensor *t, const moec_binder *b, const moec_weight *w, moec_err *err)
+{
+    int64_t said[2] = {-1, -1};
+    int32_t narrow[2];
+    if (t->rank == 1 && t->dim[0] == 2 && t->dtype == MOEC_I64) {
+        memcpy(said, t->data, sizeof said);
+    } else if (t->rank == 1 && t->dim[0] == 2 && t->dtype == MOEC_I32) {
+        memcpy(narrow, t->data, sizeof narrow);
+        said[0] = narrow[0];
+        said[1] = narrow[1];
+    }
+    if (said[0] != w->rows || said[1] != w->cols)
+        return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s says [%lld, %lld], its codes are [%lld, %lld]", moec_ckpt_dir(b->m->ckpt), t->name,
+                         (long long)said[0], (long long)said[1], (long long)w->rows, (long long)w->cols);
+    return MOEC_OK;
+}
+
 /* "X.qweight" with its qzeros, scales and g_idx; "X.weight_packed" with weight_scale, weight_zero_point. The width and the group
  * are what the shapes say: config.json says it by patterns of names. */
 static moec_status bind_codes(moec_weight *w, const moec_binder *b, const moec_tensor *t, int64_t rows, int64_t cols, moec_err *err)
@@ -236,6 +254,10 @@ static moec_status bind_codes(moec_weight *w, const moec_binder *b, const moec_t
         return moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is %s, expected [%lld, %lld] in 1 to 8 bits with its scales",
                          moec_ckpt_dir(b->m->ckpt), t->name, moec_shape_text(have, sizeof have, t->rank, t->dim), (long long)rows,
                          (long long)cols);
+    const moec_tensor *said = is_gptq ? NULL : beside(b, t, len, "weight_shape");
+    moec_status st = said ? check_said(said, b, w, err) : MOEC_OK;
+    if (st != MOEC_OK)
+        return st;
     const moec_tensor *order = beside(b, t, len, is_gptq ? "g_idx" : "weight_g_idx");
     return order ? check_order(order, b, w, err) : MOEC_OK;
 }

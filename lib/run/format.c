@@ -206,9 +206,10 @@ static moec_status check_experts(const moec_qformat *f, const moec_plan *p, cons
                              bits, f->name);
         if (bits != AS_IT_IS && !shape_fits(f, &p->quant, w->rows, w->cols))
             return moec_fail(err, MOEC_EFORMAT, "plan: layer %lld: %s holds matrices whose rows are a multiple of %lld, columns of "
-                             "%lld, groups of %lld, not [%lld, %lld] in groups of %lld; another --group-size, or --format fake",
+                             "%lld, groups of %lld, not [%lld, %lld] in groups of %lld; another --group-size%s",
                              (long long)l->index, f->name, (long long)f->row_multiple, (long long)f->col_multiple,
-                             (long long)f->group_multiple, (long long)w->rows, (long long)w->cols, (long long)p->quant.group);
+                             (long long)f->group_multiple, (long long)w->rows, (long long)w->cols, (long long)p->quant.group,
+                             f->dense ? "" : ", or --format fake");
         if (!f->dense && bits == AS_IT_IS && l->layout != MOEC_LAYOUT_SPLIT)
             return moec_fail(err, MOEC_EFORMAT, "plan: layer %lld: its experts are one tensor, and %s takes them apart only when all "
                              "are quantized", (long long)l->index, f->name);
@@ -252,7 +253,7 @@ moec_status moec_qformat_check(const moec_plan *p, const moec_model *m, moec_err
     if (!f)
         return moec_fail(err, MOEC_EFORMAT, "plan: quant: format %s is none that is known", q->format);
     if (q->zeros && !f->zeros)
-        return moec_fail(err, MOEC_EFORMAT, "plan: quant: format %s is written without zero points; fake has them", f->name);
+        return moec_fail(err, MOEC_EFORMAT, "plan: quant: format %s is written without zero points; gptq and fake have them", f->name);
     if (f->scale_type != MOEC_DTYPE_COUNT && !f->dense && q->scale_type != f->scale_type)
         return moec_fail(err, MOEC_EFORMAT, "plan: quant: scale_dtype is %s, format %s has %s", moec_plan_dtype_name(q->scale_type),
                          f->name, moec_plan_dtype_name(f->scale_type));

@@ -26,7 +26,7 @@ static moec_status check_request(const moec_quantize_request *r, moec_err *err)
         return moec_fail(err, MOEC_EINVAL, r->target > 0 ? "--bits and --target-size say the same thing; give one"
                                                          : "how small? give --bits 2.5 or --target-size 12GiB");
     if (r->zeros && !f->zeros)
-        return moec_fail(err, MOEC_EINVAL, "format %s has no zero points that its clients read; --format fake has", f->name);
+        return moec_fail(err, MOEC_EINVAL, "format %s has no zero points that its clients read; --format gptq and fake have", f->name);
     if (r->grain < f->grain && f->grain >= MOEC_WIDTHS_LAYER)
         return moec_fail(err, MOEC_EINVAL, "format %s: its clients load one width for %s; a mix inside would not load, or load wrong",
                          f->name, f->grain == MOEC_WIDTHS_MODEL ? "all routed experts" : "the experts of a layer");

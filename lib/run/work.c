@@ -69,12 +69,17 @@ done:
 moec_status moec_work_open(moec_work *w, const char *path, const char *identity, bool resume, bool guard, moec_err *err)
 {
     moec_status st = MOEC_OK;
+    moec_err why = {MOEC_OK, ""};
     const moec_digest id = moec_hash_bytes(identity, strlen(identity));
     *w = (moec_work){.folder.lock = -1};
     MOEC_TRY(moec_checkpoint_open(&w->folder, path, id.hex, resume, err));
     if (!w->folder.same)
         MOEC_TRY(clear(w, resume && guard, err));
-    MOEC_TRY(moec_override_open(&w->weights, w->folder.dir, false, err));
+    st = moec_override_open(&w->weights, w->folder.dir, false, &why);
+    if (st == MOEC_EFORMAT)
+        MOEC_TRY(moec_fail(err, st, "%s; --no-resume begins anew", why.text));
+    if (st != MOEC_OK)
+        MOEC_TRY(moec_fail(err, st, "%s", why.text));
     if (moec_override_count(w->weights) > 0)
         moec_say("%s: continuing", w->folder.dir);
 done:

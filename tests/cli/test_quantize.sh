@@ -142,21 +142,38 @@ for method in frequency pmq; do
     ok "$method: they are used" [ "$(bytes sized)" -ge 4475000 ]
     rm -r sized
 done
-expect 4 'with every routed expert at 2 bits the output has 3.9' quantize "$demo" --stats e.h5 $text --target-size 1MiB -o out
+expect 4 'with every routed expert at 2 bits the output has 3.8' quantize "$demo" --stats e.h5 $text --target-size 1MiB -o out
 expect 4 'weights have now, 9.03 MiB' quantize "$demo" --stats e.h5 $text --target-size 1GiB -o out
 expect 4 'the least that is possible is 2' quantize "$demo" --stats e.h5 $text --bits 1.5 -o out
 expect 4 'the least that is possible is 4' quantize "$demo" --stats e.h5 $text --bits 3 --format gptq-server -o out
 expect 2 'the widest to choose from is 3' quantize "$demo" --stats e.h5 $text --bits 3.5 --widths 2,3 -o out
 
 # --- the curve -------------------------------------------------------------------------------------------------------------
-prints '^ *2 +2\.000 .* 3\.9[0-9] MiB ' quantize "$demo" --stats e.h5 --sweep 2,2.5,3,5MiB
+prints '^ *2 +2\.000 .* 3\.7[0-9] MiB ' quantize "$demo" --stats e.h5 --sweep 2,2.5,3,5MiB
 ok "a row for each" [ "$(wc -l <stdout)" -eq 6 ]
 prints '"asked": "2.5"' quantize "$demo" --stats e.h5 --sweep 2,2.5,3,5MiB --json
 ok "more bits cost less" awk -F'[:,]' '/"cost"/ { if (n++ && $2 >= last) bad = 1; last = $2 } END { exit bad || n != 4 }' stdout
 prints ' - +-$' quantize "$demo" --stats e.h5 --method rtn --sweep 2,3
 expect 2 'give --stats' quantize "$demo" --sweep 2,3
 expect 2 "'abc' is not a size" quantize "$demo" --stats e.h5 --sweep 2,abc
-expect 4 'the least that is possible' quantize "$demo" --stats e.h5 --sweep 3,1
+prints '^ *1 not possible: .*the least that is possible' quantize "$demo" --stats e.h5 --sweep 3,1
+ok "the others are there" grep -qE '^ *3 +[0-9.]+ .*optimal' stdout
+prints '"error": ".*the least that is possible' quantize "$demo" --stats e.h5 --sweep 1,3 --json
+ok "and in JSON" [ "$(grep -c '"cost"' stdout)" -eq 1 ]
+expect 4 'the least that is possible' quantize "$demo" --stats e.h5 --sweep 1,1.5
+prints '^memory ' quantize "$demo" --stats e.h5 $text --bits 3 --dry-run
+ok "one figure of memory" [ "$(grep -c 'MiB at most\|of memory' stdout)" -eq 1 ]
+ok "and what it takes" grep -qE '^quantize .* of disk beside the output, [0-9]+ token passes; its time is not estimated$' stdout
+ok "no list of who does not load it" [ -z "$(grep 'will not' stderr)" ]
+expect 0 'budget 2.55 bits, used 2.5[0-9]*$' quantize "$demo" --stats e.h5 --rounding nearest --bits 2.55 --dry-run
+expect 0 'group-size 128 does not divide the 96 columns of down: groups of 32 there' \
+    quantize "$demo" --method rtn --format fake --bits 3 --group-size 128 --dry-run
+expect 3 'source is quantized' quantize of-gptq --stats e.h5 $text --bits 3 -o out
+ok "gptq has no order of columns, the others have" [ -z "$(grep g_idx of-gptq/model.safetensors.index.json)" ]
+ok "... gptq-dynamic" grep -q g_idx of-gptq-dynamic/model.safetensors.index.json
+quantize points --method rtn --bits 3 --zero-points
+ok "zero points are of the second form" grep -q '"auto_round:gptqmodel"' points/config.json
+prints '"ok": true' verify points "$demo" --json
 
 # --- widths, grains, protection, other matrices ------------------------------------------------------------------------------
 widths_of()  # widths_of FOLDER    the lists of bits in its manifest
@@ -282,6 +299,11 @@ for damage in layer-00001.safetensors layer-00001.json; do
     expect 3 '' quantize "$demo" --stats e.h5 $text --bits 3 -o hurt
     ok "$damage: nothing is written" [ ! -e hurt ]
 done
+rm -rf hurt.quantize.partial
+cp -r left.json.weights hurt.quantize.partial
+dd if=left.json.weights/layer-00001.safetensors of=hurt.quantize.partial/layer-00001.safetensors bs=1000 count=2 2>/dev/null
+expect 3 '; --no-resume begins anew' quantize "$demo" --stats e.h5 $text --bits 3 -o hurt
+cp left.json.weights/layer-00001.safetensors hurt.quantize.partial/
 rm hurt.quantize.partial/layer-00001.json
 expect 3 'is missing; --no-resume begins anew' quantize "$demo" --stats e.h5 $text --bits 3 -o hurt
 quantize hurt --stats e.h5 $text --bits 3 --no-resume
@@ -307,7 +329,7 @@ expect 2 'is not in 0 .. 8' quantize "$demo" $text --bits 9 -o out
 expect 2 'clients load one width for all routed experts' quantize "$demo" $text --format compressed-tensors --per expert --bits 3 -o out
 expect 2 'clients load one width for the experts of a layer' quantize "$demo" $text --format gptq-server --per expert --bits 4 -o out
 expect 2 'pmq knows errors of whole experts' quantize "$demo" --stats e.h5 $text --method pmq --per projection --bits 3 -o out
-expect 2 'no zero points' quantize "$demo" $text --zero-points --bits 3 -o out
+expect 2 'no zero points' quantize "$demo" $text --zero-points --format gptq-dynamic --bits 3 -o out
 expect 3 'another --group-size, or --format fake' quantize "$demo" $text --group-size 1 --bits 3 -o out
 expect 2 'reads no weights: calibrate --errors' quantize "$demo" $text --bits 3 --dry-run
 echo precious >foreign

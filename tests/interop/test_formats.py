@@ -6,9 +6,9 @@ Of small random families (--all: of every one that is said to load) dump_quantiz
 layers, experts and projections, and writes them as gptq, as compressed-tensors and as fake, the twin in float32. Then
   - a decoder of thirty lines in numpy gives the twin's weights from the packed ones, bit for bit;
   - our forward pass gives the same logits from both, bit for bit;
-  - transformers with auto-round, and with compressed-tensors, loads each without missing keys, an identity through every quantized
-    module gives the decoder's weights, and the logits are the twin's (FLIPS: routers choose by inputs that are rounded to float16, so that
-    the median over positions counts);
+  - transformers with auto-round, and with compressed-tensors, loads each without missing keys, gptq without unexpected
+    ones and also with zero points, an identity through every quantized module gives the decoder's weights, and the logits are the
+    twin's (FLIPS: routers choose by inputs that are rounded to float16, so that the median over positions counts);
   - a width altered in config.json does not load.
 Families that are not said to load are refused with a reason. The clients run in processes of their own: auto-round changes how
 transformers loads experts. Where they are not installed their part is left out. Exit 0: nothing differs.
@@ -46,10 +46,11 @@ def decode(t, module):
         return t[module + ".weight"].astype(np.float32)
     if module + ".qweight" in t:
         q, s, z = (t[module + x] for x in (".qweight", ".scales", ".qzeros"))
-        cols, rows = t[module + ".g_idx"].size, q.shape[1]
-        bits = q.shape[0] * 32 // cols
-        group = t[module + ".g_idx"].astype(np.int64)
-        zero = unpack(z, bits, rows) + 1
+        rows = q.shape[1]
+        bits = z.shape[1] * 32 // rows
+        cols = q.shape[0] * 32 // bits
+        group = t[module + ".g_idx"].astype(np.int64) if module + ".g_idx" in t else np.arange(cols) // (cols // s.shape[0])
+        zero = unpack(z, bits, rows) + int(t["less"])
         return (s.astype(np.float32)[group] * (unpack(q.T, bits, cols).T - zero[group]).astype(np.float32)).T
     q, s = t[module + ".weight_packed"], t[module + ".weight_scale"].astype(np.float32)
     rows, cols = t[module + ".weight_shape"]
@@ -72,7 +73,9 @@ def golden():
 def tensors(folder):
     import torch
     from safetensors import safe_open
-    out = {}
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+        said = json.load(f).get("quantization_config", {})
+    out = {"less": np.array(said.get("packing_format") != "auto_round:gptqmodel")}  # are zero points stored less one?
     for name in sorted(os.listdir(folder)):
         if name.endswith(".safetensors"):
             with safe_open(os.path.join(folder, name), "pt") as f:
@@ -95,7 +98,7 @@ def problems_of(folder, ids, twin, rounded):
     import torch
     model, info = load(folder, rounded)
     out = [f"{k} {sorted(v)[:2]}" for k, v in info.items() if k != "unexpected_keys" and v]
-    out += [f"unexpected {k}" for k in sorted(info["unexpected_keys"]) if not k.endswith("g_idx")][:2]
+    out += [f"unexpected {k}" for k in sorted(info["unexpected_keys"]) if not (rounded and k.endswith("g_idx"))][:2]
     t, worst, seen = tensors(folder), 0.0, 0
     want = modules_of(t)
     for name, module in model.named_modules():
@@ -274,6 +277,14 @@ def prepare(case, gptq, packed):
             gptq.append((case, dict(folder=out, ids=case.ids, twin=case.twin(twin, "fake-some"))))
             alter(out, out + "-wrong", another_width)
             gptq.append((case, dict(folder=out + "-wrong", must_fail=True)))
+        zeros = ["bits=2,3,4,8", "by=matrix", "group=32", "zeros=1", "others=4"]
+        out, twin_zeros = case.make("gptq", "gptq-zeros", *zeros), case.make("fake", "fake-zeros", *zeros, "dtype=f32")
+        if out and twin_zeros:
+            case.same(out, twin_zeros)
+            gptq.append((case, dict(folder=out, ids=case.ids, twin=case.twin(twin_zeros, "fake-zeros"))))
+        for fmt in ("gptq-server", "compressed-tensors"):
+            if case.quantize(fmt, "no", "bits=4", "by=model", "zeros=1").returncode == 0:
+                case.wrong.append(f"{fmt}: zero points are not refused")
         rounded = case.make("gptq-dynamic", "gptq-dynamic", *more)
         if rounded and twin:
             gptq.append((case, dict(folder=rounded, ids=case.ids, twin=case.twin(twin, "fake-some"), rounded=True)))

@@ -172,6 +172,8 @@ static void random_codes(moec_qcodes *c, const moec_qgrid *g, int64_t rows, int6
     must(moec_qcodes_new(c, g, rows, cols, &err), &err);
     for (int64_t i = 0; i < rows * cols; i++)
         c->code[i] = (uint8_t)(next(rng) >> 20 & ((1u << g->bits) - 1));
+    for (int64_t i = 0; i < rows * (cols / g->group) && g->zeros; i++)
+        c->zero[i] = (uint8_t)(next(rng) >> 20 & ((1u << g->bits) - 1));
     for (int64_t i = 0; i < rows * (cols / g->group); i++)
         c->scale[i] = (float)((int)(next(rng) >> 20 & 255) - 100) / 64.0F; /* of either sign, exact in every type */
 }
@@ -184,10 +186,13 @@ static void formats_go_there_and_back(void **state)
     const moec_qformat *f;
     for (size_t k = 0; (f = moec_qformat_at(k)) != NULL; k++) {
         assert_ptr_equal(moec_qformat_find(f->name), f);
-        for (int bits = 1; bits <= 8 && !f->dense && !f->nested; bits++) { /* nested: test_nested.c */
-            if (!(f->widths >> bits & 1))
+        for (int way = 2; way < 18 && !f->dense && !f->nested; way++) { /* nested: test_nested.c */
+            const int bits = way / 2;
+            const bool zeros = way % 2 == 1;
+            if (!(f->widths >> bits & 1) || (zeros && !f->zeros))
                 continue;
-            const moec_qgrid g = {.bits = bits, .group = 32, .scale_type = f->scale_type == MOEC_F16 ? MOEC_F16 : MOEC_BF16};
+            const moec_qgrid g = {.bits = bits, .group = 32, .zeros = zeros,
+                                  .scale_type = f->scale_type == MOEC_F16 ? MOEC_F16 : MOEC_BF16};
             moec_qcodes c, back;
             moec_piece piece[MOEC_PIECES];
             moec_tensor t[MOEC_PIECES];
@@ -209,17 +214,20 @@ static void formats_go_there_and_back(void **state)
             must(f->read(&back, (const void *const *)data, &err), &err);
             assert_memory_equal(back.code, c.code, (size_t)(rows * cols));
             assert_memory_equal(back.scale, c.scale, (size_t)(rows * cols / 32) * sizeof *c.scale);
+            if (zeros)
+                assert_memory_equal(back.zero, c.zero, (size_t)(rows * cols / 32));
             const moec_weight w = moec_qformat_view(f, at, &g, rows, cols);
             float want[96], got[96];
             must(moec_weight_check(&w, &err), &err);
             for (int64_t r = 0; r < rows; r++) {
                 moec_weight_read(got, cols, &w, r, 1, 0, cols);
                 for (int64_t i = 0; i < cols; i++)
-                    want[i] = c.scale[r * 3 + i / 32] * ((float)c.code[r * cols + i] - (float)(1 << (bits - 1)));
+                    want[i] = c.scale[r * 3 + i / 32] * ((float)c.code[r * cols + i] - moec_quant_zero(&c, r * 3 + i / 32));
                 assert_memory_equal(got, want, sizeof want);
             }
-            ((unsigned char *)data[n - 1])[0] ^= 1; /* order of columns; shape */
-            assert_int_equal(f->read(&back, (const void *const *)data, &err), MOEC_EFORMAT);
+            const bool bare = strcmp(piece[n - 1].suffix, "scales") == 0; /* no order of columns */
+            ((unsigned char *)data[bare ? 1 : n - 1])[0] ^= 1; /* zero points; order; shape */
+            assert_int_equal(f->read(&back, (const void *const *)data, &err), zeros ? MOEC_OK : MOEC_EFORMAT);
             for (int i = 0; i < n; i++)
                 moec_free(data[i]);
             moec_qcodes_release(&c);
@@ -333,7 +341,7 @@ static void what_does_not_load_is_refused(void **state)
     p = plan_of("gptq", "4");
     p->quant.scale_type = MOEC_F32;
     refused(p, "scale_dtype is f32, format gptq has f16");
-    p = plan_of("gptq", "4");
+    p = plan_of("gptq-dynamic", "4");
     p->quant.zeros = true;
     refused(p, "without zero points");
     p = plan_of("gptq", "4");
@@ -509,12 +517,15 @@ static void outputs_open_and_verify(void **state)
     assert_true(problems("hash") > 0);
     damage("model.layers.1.mlp.experts.3.up_proj.qzeros", 0, 0x10);
     assert_true(problems("zero point is not the middle") != UINT64_MAX || problems("NaN or infinite") != UINT64_MAX);
+    written("qwen3_moe", "gptq-dynamic", "23484", 0, "model.layers.1.mlp.experts.3.up_proj.g_idx");
     damage("model.layers.1.mlp.experts.3.up_proj.g_idx", 0, 1);
     assert_true(problems("not of neighbouring columns") != UINT64_MAX);
     written("mixtral", "gptq", "2x8", 0, "model.layers.0.mlp.experts.0.up_proj.weight"); /* what is left goes by the new names, too */
     written("mixtral", "gptq-server", "4", 0, "model.layers.0.mlp.experts.7.down_proj.g_idx");
     written("mixtral", "compressed-tensors", "5", 4, "model.layers.0.block_sparse_moe.experts.7.w3.weight_packed");
     written("deepseek_v3", "compressed-tensors", "3", 0, "model.layers.1.mlp.experts.0.gate_proj.weight_shape");
+    damage("model.layers.1.mlp.experts.0.gate_proj.weight_shape", 0, 1);
+    assert_true(problems("its codes are") != UINT64_MAX);
 }
 
 int main(void)
