@@ -37,7 +37,7 @@ while [ $# -gt 0 ]; do
 done
 if [ -z "$text" ]; then
     [ -e "$model/samples.txt" ] || usage
-    work=$out.text calib='' 
+    work=$out.text calib=''
     . "$root/recipes/halves.sh"
     text=$calib
 fi
@@ -47,6 +47,7 @@ step()
     printf '\n--- %s\n' "$1"
 }
 
+"$program" quantize "$model" --format gguf --types q8_0 --dry-run -q >/dev/null  # is it of a family and config that a GGUF can hold?
 from=$model
 if [ -n "$share" ]; then
     from=$out.pruned
@@ -55,10 +56,9 @@ if [ -n "$share" ]; then
     [ -e "$from" ] || "$program" prune "$model" --stats "$out.all.h5" --remove "$share" --repair "$repair" --seq-len "$length" \
         --tokens "$tokens" -o "$from" --text "$text"
 fi
-step "measure what each type costs each tensor"
-[ -e "$out.stats.h5" ] || "$program" calibrate "$from" --gguf --seq-len "$length" --tokens "$tokens" -o "$out.stats.h5" --text "$text"
-step "quantize"
-"$program" quantize "$from" --format gguf --target-size "$size" --stats "$out.stats.h5" -o "$out"
+step "measure what each type costs each tensor, and quantize"
+"$program" quantize "$from" --format gguf --target-size "$size" --stats "$out.stats.h5" --compute f32 --seq-len "$length" \
+    --tokens "$tokens" -o "$out" --text "$text"
 step "verify"
 "$program" verify "$out" "$from"
 if [ -n "$eval" ]; then

@@ -49,7 +49,7 @@ static void print(const moec_convert_result *r, const moec_model *m, const char 
     printf("%s: %s, %" PRIu64 " tensors in %s, %s in %" PRIu64 " file%s%s%s\n", out ? out : "would be", m->family->model_type, r->tensors,
            moec_dtypes[r->dtype].name, moec_size_text(size, sizeof size, r->bytes), r->shards, tool_s((int64_t)r->shards),
            r->tokenizer ? ", with a tokenizer" : ", without a tokenizer",
-           r->quantized ? "; values as they were quantized" : "");
+           !r->quantized ? "" : r->dtype == MOEC_F32 ? "; values as they were quantized" : "; values as they were quantized, rounded (--dtype f32 does not)");
 }
 
 static moec_status convert(const convert_params *p, const char *file, moec_err *err)

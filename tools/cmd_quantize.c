@@ -28,7 +28,7 @@ static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
 
 static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(quantize_params, output), .value = "OUT",
-     .help = "folder to write; with --plan-only the plan file, its weights go to OUT.weights"},
+     .help = "folder to write, with --format gguf a file; with --plan-only the plan file, its weights go to OUT.weights"},
     {"bits", 'b', MOEC_REAL(quantize_params, bits), .lo = 0, .hi = 16, .fallback = "0", .value = "B",
      .help = "mean width of the routed experts' weights, at most 8, scales not counted: 2.5; with --format gguf of all matrices, scales "
              "counted; 16, with --expert-shards or --share-with: all weights as they are"},
@@ -72,7 +72,7 @@ static const moec_opt rows[] = {
     TOOL_HEADING("GGUF"),
     {"types", 0, MOEC_TEXT(quantize_params, types), .value = "TYPE[,PATTERN=TYPE,..]",
      .help = "types of tensors: one for all, or those whose name a regular expression finds, the last that does; with a budget the others "
-             "are chosen: q4_k,ffn_down_exps=q6_k"},
+             "are chosen: q4_k,ffn_down_exps=q6_k,^output=q8_0 (without ^ attn_output too); --dry-run lists the names"},
     {"candidates", 0, MOEC_TEXT(quantize_params, candidates), .value = "TYPE,TYPE,..", .help = "types that are chosen from; when not given most (--formats)"},
     {"pair-gate-up", 0, MOEC_FLAG(quantize_params, pair), .help = "gate and up of a layer's experts have one type, which vLLM needs"},
     {"shard-size", 0, MOEC_SIZE(quantize_params, shard), .value = "SIZE",
@@ -614,6 +614,11 @@ static int run(const moec_verb *verb, int argc, char **argv)
                                    .stats = p.stats, .weights = p.weights, .sweep = p.sweep, .types = p.types, .candidates = p.candidates,
                                    .bits = p.bits, .target = p.target, .shard = p.shard, .pair = p.pair};
         MOEC_TRY(tool_gguf_quantize(&job, &err));
+        goto done;
+    }
+    const size_t length = p.output ? strlen(p.output) : 0;
+    if (length > 5 && strcmp(p.output + length - 5, ".gguf") == 0) {
+        st = moec_fail(&err, MOEC_EINVAL, "-o %s: --format %s writes a folder; a GGUF is written with --format gguf", p.output, p.format);
         goto done;
     }
     MOEC_TRY(check_options(&p, verb, gguf_alone, &err));

@@ -94,7 +94,9 @@ static moec_status verify(const verify_params *p, const moec_opt_list *words, ui
         goto done;
     }
     if (source)
-        MOEC_TRY(tool_is_folder(source, err));
+        if (moec_ckpt_gguf(source->ckpt))
+            MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: a folder is not compared with a GGUF; eval %s --base %s measures how they differ",
+                               words->at[1], words->at[0], words->at[1]));
     const moec_verify_options opt = {.source = source, .data = true};
     MOEC_TRY(moec_verify(&r, words->at[0], &opt, err));
     *problems = r->problems;

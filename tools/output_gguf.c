@@ -169,10 +169,12 @@ moec_status tool_gguf_print(const tool_gguf_result *r, moec_err *err)
         }
     printf("\nbits        %.4f of a matrix's weight\n", t->bits);
     if (!isnan(t->cost))
-        printf("expected KL %.5g nats a token, measured over %" PRId64 " tokens matrix by matrix%s\n", t->cost, r->tokens,
-               isnan(t->bound) ? "" : t->proven ? "; no choice of the same size is expected to be better" : "; the time for a proof was over");
+        printf("expected KL %.5g nats a token from the model that is quantized, measured over %" PRId64 " tokens matrix by matrix%s\n",
+               t->cost, r->tokens,
+               isnan(t->bound) ? "" : t->proven ? ";\n            no choice of the same size is expected to be better"
+                                                : ";\n            the time for a proof was over");
     if (r->unseen > 0)
-        printf("unseen      %" PRId64 " expert%s that no token of the statistics reached: weighed like their layer\n", r->unseen, tool_s(r->unseen));
+        printf("unseen      %" PRId64 " expert%s that no token of the statistics reached: weighed like the layer\n", r->unseen, tool_s(r->unseen));
     printf("%-11s %" PRIu64 " bytes (%s) in %zu file%s%s%s\n", r->common->dry_run ? "would be" : "written", r->bytes,
            moec_size_text(size, sizeof size, r->bytes), r->files, tool_s((int64_t)r->files), r->output ? ": " : "", r->output ? r->output : "");
     printf("peak        %s of memory, %.1f s\n", moec_size_text(peak, sizeof peak, moec_peak_memory()), r->seconds);

@@ -124,7 +124,24 @@ static moec_status check_room(const state *a, moec_err *err)
 
 /* --- statistics ------------------------------------------------------------------------------------------------------ */
 
-static moec_status measure(state *a, moec_err *err)
+static moec_status describe(state *a, double bits, double cost, moec_err *err);
+static uint64_t data_bytes(const moec_gguf_model *x);
+
+/* Hours of measuring must not end at a size that no types have. */
+static moec_status check_budget(state *a, const moec_gguf_types_request *asked, moec_err *err)
+{
+    moec_gguf_types_request r = *asked;
+    if (a->j->sweep || (r.bits <= 0.0 && r.target == 0))
+        return MOEC_OK;
+    r.rules = a->j->types ? &a->rules : NULL;
+    const moec_status st = describe(a, 0.0, 0.0, err);
+    if (st != MOEC_OK)
+        return st;
+    r.fixed = moec_gguf_quant_size(a->quant) - data_bytes(a->x);
+    return moec_gguf_types_possible(a->x, &r, err);
+}
+
+static moec_status measure(state *a, const moec_gguf_types_request *asked, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const tool_gguf_job *j = a->j;
@@ -133,14 +150,19 @@ static moec_status measure(state *a, moec_err *err)
     if (j->input->text.n == 0)
         return moec_fail(err, MOEC_EINVAL, "types for a budget are chosen by measured costs%s%s: give --text FILE to measure them now",
                          a->s.stats ? ", which are not in " : "", a->s.stats ? a->stats : "");
+    MOEC_TRY(check_budget(a, asked, err));
     if (c->dry_run)
-        return moec_fail(err, MOEC_EINVAL, "--dry-run reads no weights: give --stats FILE with measured costs, which a run with --text makes");
+        return moec_fail(err, MOEC_EINVAL, "--dry-run reads no weights: give --stats FILE with measured costs, which a run with --text makes; "
+                         "how long that takes says calibrate --gguf --dry-run");
     MOEC_TRY(tool_read_text(&a->corpus, j->input, a->s.model, c->seed, err));
-    if (!a->s.stats && c->resume && !c->overwrite)
+    if (!a->s.stats && c->resume) /* --overwrite means the output; what hours measured on the same text stays */
         MOEC_TRY(tool_found_stats(&a->s.stats, a->s.model, &a->corpus, (moec_compute)j->input->compute, a->stats, err));
     if (!a->s.stats) {
         const moec_calibrate_opts o = {.compute = (moec_compute)j->input->compute, .tier = 1, .max_memory = c->max_memory, .options = "{}",
                                        .resume = c->resume, .checkpoint_every = 60.0, .keep_existing = !c->overwrite};
+        if (!c->overwrite && moec_path_exists(a->stats) && !moec_calibrate_unfinished(a->stats))
+            MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: is already there, of another model, text or --compute; --stats chooses by it without --text, "
+                               "another -o or --overwrite measures anew", a->stats));
         MOEC_TRY(tool_may_write(a->stats, TOOL_FILE_HDF5, c->overwrite, err));
         MOEC_TRY(moec_calibrate(&a->s.stats, a->s.model, &a->corpus, a->stats, &o, err));
     }
@@ -158,7 +180,7 @@ done:
 }
 
 /* Opens what is there; measures what a budget needs and is not. */
-static moec_status open_sources(state *a, moec_err *err)
+static moec_status open_sources(state *a, const moec_gguf_types_request *asked, moec_err *err)
 {
     moec_status st = MOEC_OK;
     uint64_t bytes;
@@ -170,6 +192,10 @@ static moec_status open_sources(state *a, moec_err *err)
     const tool_source_names names = {.model = j->model, .stats = there ? j->stats : NULL};
     MOEC_TRY(tool_sources_open(&a->s, &names, err));
     MOEC_TRY(moec_gguf_model_new(&a->x, a->s.model, MOEC_GGML_F16, err));
+    MOEC_TRY(moec_gguf_out_new(&a->tokenizer, err));
+    MOEC_TRY(moec_gguf_tokenizer(a->tokenizer, a->s.model, err));
+    if (moec_ckpt_gguf(a->s.model->ckpt) && a->s.model->packed)
+        moec_warn("%s: is quantized already, and what it lost adds to what this loses; the original loses less", j->model);
     if (j->stats)
         MOEC_TRY(moec_copy(&a->stats, j->stats, strlen(j->stats), err));
     else if (j->output) {
@@ -179,7 +205,7 @@ static moec_status open_sources(state *a, moec_err *err)
         MOEC_TRY(moec_format(&a->stats, err, "%s.stats.h5", plain));
     }
     if (wanted && (!a->s.stats || !a->s.stats->sensitivity))
-        MOEC_TRY(measure(a, err));
+        MOEC_TRY(measure(a, asked, err));
     if (a->s.stats) {
         MOEC_TRY(moec_file_digest(&a->s.stats_digest, &bytes, a->stats, err));
         if (j->weights)
@@ -246,6 +272,11 @@ static void print_sweep(const moec_json *list)
     printf("%10s %8s %14s %12s %12s %8s\n", "asked", "bits", "bytes", "files", "expected KL", "proven");
     for (size_t i = 0; i < moec_json_len(list); i++) {
         const moec_json *row = moec_json_at(list, i);
+        const char *why = moec_json_string(moec_json_get(row, "error"));
+        if (why) {
+            printf("%10s not possible: %s\n", moec_json_string(moec_json_get(row, "asked")), why);
+            continue;
+        }
         double bits = (double)NAN, cost = (double)NAN;
         int64_t bytes = 0;
         bool proven = false;
@@ -264,6 +295,8 @@ static moec_status sweep(state *a, const moec_gguf_types_request *asked, moec_er
     moec_status st = MOEC_OK;
     moec_json *list = moec_json_new_array();
     char *copy = NULL, *rest = NULL;
+    moec_err why = {MOEC_OK, ""};
+    size_t met = 0;
     MOEC_TRY(moec_copy(&copy, a->j->sweep, strlen(a->j->sweep), err));
     for (char *word = strtok_r(copy, ",", &rest); word; word = strtok_r(NULL, ",", &rest)) {
         moec_gguf_types_request r = *asked;
@@ -276,9 +309,18 @@ static moec_status sweep(state *a, const moec_gguf_types_request *asked, moec_er
         }
         if (!(r.bits > 0.0) && r.target == 0)
             MOEC_TRY(moec_fail(err, MOEC_EINVAL, "--sweep %s: neither bits nor a size", word));
-        MOEC_TRY(moec_within(err, choose(a, &r, err), "--sweep %s", word));
+        why = (moec_err){MOEC_OK, ""};
+        const moec_status row = choose(a, &r, &why);
+        if (row != MOEC_OK && row != MOEC_ENOFIT)
+            MOEC_TRY(moec_fail(err, row, "--sweep %s: %s", word, why.text));
         moec_json *o = moec_json_new_object();
         moec_json_set(o, "asked", moec_json_new_string(word));
+        if (row != MOEC_OK) {
+            moec_json_set(o, "error", moec_json_new_string(why.text));
+            moec_json_push(list, o);
+            continue;
+        }
+        met++;
         moec_json_set(o, "bits", moec_json_new_real(a->types.bits));
         moec_json_set(o, "file_bytes", moec_json_new_int((int64_t)moec_gguf_quant_size(a->quant)));
         moec_json_set(o, "expected_kl", moec_json_new_real(a->types.cost));
@@ -286,6 +328,8 @@ static moec_status sweep(state *a, const moec_gguf_types_request *asked, moec_er
         moec_json_set(o, "proven", moec_json_new_bool(a->types.proven));
         moec_json_push(list, o);
     }
+    if (met == 0 && why.code != MOEC_OK)
+        MOEC_TRY(moec_fail(err, why.code, "--sweep: %s", why.text));
     if (a->j->common->json) {
         st = tool_print_json(list, err);
         list = NULL;
@@ -349,9 +393,7 @@ moec_status tool_gguf_quantize(const tool_gguf_job *j, moec_err *err)
     if (!j->sweep && !j->common->dry_run)
         MOEC_TRY(check_room(&a, err));
     base_name(a.name, j->shard > 0 && j->output ? j->output : j->model);
-    MOEC_TRY(open_sources(&a, err));
-    MOEC_TRY(moec_gguf_out_new(&a.tokenizer, err));
-    MOEC_TRY(moec_gguf_tokenizer(a.tokenizer, a.s.model, err));
+    MOEC_TRY(open_sources(&a, &r, err));
     if (j->sweep) {
         st = sweep(&a, &r, err);
         goto done;

@@ -39,7 +39,8 @@ bool tool_begin(int *exit_code, void *params, moec_opt_list *words, const moec_v
 int tool_end(moec_status st, const moec_err *err)
 {
     if (st != MOEC_OK)
-        fprintf(stderr, "moecompress: error: %s\n", err->text[0] ? err->text : "failed without a reason");
+        fprintf(stderr, "moecompress: error: %s%s\n", err->text[0] ? err->text : "failed without a reason",
+                st == MOEC_EINTR && strcmp(err->text, "interrupted") == 0 ? "; run the same command again to continue" : "");
     return moec_exit_code(st);
 }
 

@@ -182,6 +182,20 @@ static moec_status no_config(const char *dir, moec_err *err)
         if (there)
             return moec_fail(err, MOEC_EFORMAT, "%s: no config.json, not a checkpoint folder but %s", dir, known[i].advice);
     }
+    char **names = NULL;
+    size_t n = 0;
+    const moec_status st = moec_dir_list(&names, &n, dir, err);
+    if (st != MOEC_OK)
+        return st;
+    for (size_t i = 0; i < n; i++) {
+        const size_t length = strlen(names[i]);
+        if (length > 5 && strcmp(names[i] + length - 5, ".gguf") == 0) { /* the first of them, of those in order */
+            (void)moec_fail(err, MOEC_EFORMAT, "%s: no config.json, not a checkpoint folder; give the GGUF in it: %s/%s", dir, dir, names[i]);
+            moec_names_free(names, n);
+            return MOEC_EFORMAT;
+        }
+    }
+    moec_names_free(names, n);
     return moec_fail(err, MOEC_EFORMAT, "%s: no config.json, not a checkpoint folder (a Hugging Face folder with config.json and "
                      "safetensors)", dir);
 }

@@ -196,7 +196,8 @@ static bool has_tokenizer(char why[WHY], const form *f, const struct client_row 
 static bool is_folder(char why[WHY], const form *f, const struct client_row *c)
 {
     (void)c;
-    snprintf(why, WHY, "loads folders, and this is a GGUF: moecompress convert makes one of it");
+    snprintf(why, WHY, "%s; moecompress convert makes a folder",
+             c->bit == TRANSFORMERS ? "gguf_file= misses how wide experts are" : "not looked at as a GGUF");
     return moec_ckpt_gguf(f->m->ckpt) == NULL;
 }
 

@@ -25,8 +25,8 @@ static moec_status check_layers(const moec_gguf_model *x, moec_err *err)
     const moec_model *m = x->m;
     const int64_t dense = dense_layers(m);
     if (dense > 0 && !x->rules->dense_first)
-        return moec_fail(err, MOEC_EINVAL, "%" PRId64 " layers have no experts; llama.cpp's %s has them in every layer", dense,
-                         x->rules->arch);
+        return moec_fail(err, MOEC_EINVAL, "%" PRId64 " layer%s no experts; llama.cpp's %s has them in every layer", dense,
+                         dense == 1 ? " has" : "s have", x->rules->arch);
     for (int64_t i = 0; i < m->dims.layers; i++) {
         const moec_layer *l = &m->layer[i];
         if ((l->expert == NULL) != (i < dense))

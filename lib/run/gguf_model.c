@@ -207,7 +207,7 @@ static moec_status no_such_family(const moec_model *m, moec_err *err)
     for (int i = 0; (f = moec_family_at(i)) != NULL; i++)
         if (f->gguf.arch && at < sizeof list)
             at += (size_t)snprintf(list + at, sizeof list - at, "%s%s", at > 0 ? ", " : "", f->model_type);
-    return moec_fail(err, MOEC_EINVAL, "%s: no GGUF is written of this family yet; of these it is: %s", m->family->model_type, list);
+    return moec_fail(err, MOEC_EINVAL, "%s: no GGUF is written of this family yet (llama.cpp's own converter may do it); of these it is: %s", m->family->model_type, list);
 }
 
 moec_status moec_gguf_model_new(moec_gguf_model **out, const moec_model *m, uint32_t type, moec_err *err)

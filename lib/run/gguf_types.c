@@ -215,7 +215,7 @@ static moec_status fill_options(choice *c, size_t i, moec_block rule, bool named
         add_option(o, NO_TYPE, bytes_of(t, NO_TYPE), 0.0);
     for (int b = 0; budget && b < MOEC_BLOCK_COUNT; b++) {
         const moec_block type = moec_blocks_fall_back((moec_block)b, t->dim[0]);
-        const double cost = set >> b & 1 ? moec_sensitivity_cost(s, type) : (double)NAN;
+        const double cost = !(set >> b & 1) ? (double)NAN : s ? moec_sensitivity_cost(s, type) : 0.0;
         if (!isfinite(cost) || cost < 0.0 || (codes && bytes_of(t, type) >= bytes_of(t, NO_TYPE)))
             continue;
         add_option(o, type, bytes_of(t, type), cost);
@@ -410,7 +410,8 @@ static void take(choice *c, const int64_t *pick, const sums *s)
     out->bits = s->values > 0.0 ? 8.0 * (double)bytes / s->values : 0.0;
 }
 
-moec_status moec_gguf_types_choose(moec_gguf_types *out, const moec_gguf_model *x, const moec_gguf_types_request *r, moec_err *err)
+/* Without `solved` the budget is held against what is possible, and that is all. */
+static moec_status choose(moec_gguf_types *out, const moec_gguf_model *x, const moec_gguf_types_request *r, bool solved, moec_err *err)
 {
     moec_status st = MOEC_OK;
     const size_t n = moec_gguf_model_count(x);
@@ -420,7 +421,7 @@ moec_status moec_gguf_types_choose(moec_gguf_types *out, const moec_gguf_model *
     if (r->bits > 0 || r->target > 0) {
         if (r->bits > 0 && r->target > 0)
             return moec_fail(err, MOEC_EINVAL, "--bits and --target-size say the same thing; give one");
-        if (!r->sensitivity)
+        if (!r->sensitivity && solved)
             return moec_fail(err, MOEC_EINVAL, "types for a budget are chosen by measured costs, which the statistics do not hold");
     }
     MOEC_TRY(MOEC_NEW(out->type, n, err));
@@ -434,6 +435,8 @@ moec_status moec_gguf_types_choose(moec_gguf_types *out, const moec_gguf_model *
     const sums s = sum_up(&c);
     if (r->bits > 0 || r->target > 0) {
         MOEC_TRY(budget_of(&budget, &c, &s, err));
+        if (!solved)
+            goto done;
         MOEC_TRY(solve(pick, &c, budget, err));
     }
     take(&c, pick, &s);
@@ -445,6 +448,21 @@ done:
     moec_free(c.of);
     if (st != MOEC_OK)
         moec_gguf_types_release(out);
+    return st;
+}
+
+moec_status moec_gguf_types_choose(moec_gguf_types *out, const moec_gguf_model *x, const moec_gguf_types_request *r, moec_err *err)
+{
+    return choose(out, x, r, true, err);
+}
+
+moec_status moec_gguf_types_possible(const moec_gguf_model *x, const moec_gguf_types_request *r, moec_err *err)
+{
+    moec_gguf_types t = {.type = NULL};
+    moec_gguf_types_request plain = *r;
+    plain.sensitivity = NULL;
+    const moec_status st = choose(&t, x, &plain, false, err);
+    moec_gguf_types_release(&t);
     return st;
 }
 

@@ -55,6 +55,8 @@ typedef struct moec_gguf_types {
  *  Cost: moec_lp_solve of a group a matrix. */
 MOEC_API moec_status moec_gguf_types_choose(moec_gguf_types *out, const moec_gguf_model *x, const moec_gguf_types_request *r, moec_err *err)
     MOEC_USE_RESULT;
+/** Whether the budget of a request is possible, before costs are measured: sensitivity is not looked at. Errors of moec_gguf_types_choose. */
+MOEC_API moec_status moec_gguf_types_possible(const moec_gguf_model *x, const moec_gguf_types_request *r, moec_err *err) MOEC_USE_RESULT;
 MOEC_API void moec_gguf_types_release(moec_gguf_types *t);
 /** Gives the tensors of the model their types. Errors of moec_gguf_model_set_type. */
 MOEC_API moec_status moec_gguf_types_set(moec_gguf_model *x, const moec_gguf_types *t, moec_err *err) MOEC_USE_RESULT;
