@@ -97,7 +97,7 @@ static const char *clients_text(char text[TEXT], const moec_family *f)
     if (f->loads_sglang)
         add(text, ", ", "SGLang");
     if (f->loads_llama_cpp)
-        add(text, ", ", "llama.cpp");
+        add(text, ", ", f->gguf.arch ? "llama.cpp (GGUF written)" : "llama.cpp");
     return text;
 }
 
@@ -110,14 +110,14 @@ static void print_markdown(void)
 {
     const moec_family *f;
     char type[TEXT], attention[TEXT], routing[TEXT];
-    printf("| models | `model_type` | attention | routing | read, calibrated, pruned | transformers | vLLM | SGLang | llama.cpp |\n"
-           "|---|---|---|---|---|---|---|---|---|\n");
+    printf("| models | `model_type` | attention | routing | read, calibrated, pruned | transformers | vLLM | SGLang | llama.cpp | GGUF written |\n"
+           "|---|---|---|---|---|---|---|---|---|---|\n");
     for (int i = 0; (f = moec_family_at(i)) != NULL; i++) {
         attention_text(attention, f);
         routing_text(routing, f);
-        printf("| %s | %s | %s | %s | yes | %s | %s | %s | %s |\n", f->models, type_text(type, f, "`"), attention, routing,
+        printf("| %s | %s | %s | %s | yes | %s | %s | %s | %s | %s |\n", f->models, type_text(type, f, "`"), attention, routing,
                f->loads_transformers ? "yes" : f->remote_code ? "own code" : "no", loads(f->loads_vllm),
-               loads(f->loads_sglang), loads(f->loads_llama_cpp));
+               loads(f->loads_sglang), loads(f->loads_llama_cpp), f->gguf.arch ? f->gguf.arch : "no");
     }
 }
 
@@ -147,6 +147,7 @@ static moec_json *to_json(void)
         moec_json_set(clients, "llama.cpp", moec_json_new_bool(f->loads_llama_cpp));
         moec_json_set(o, "own_code", moec_json_new_bool(f->remote_code));
         moec_json_set(o, "clients", clients);
+        moec_json_set(o, "gguf", f->gguf.arch ? moec_json_new_string(f->gguf.arch) : moec_json_new_null());
         moec_json_push(all, o);
     }
     return all;
