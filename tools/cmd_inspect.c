@@ -566,7 +566,7 @@ const moec_verb moec_verb_inspect = {
     .brief = "family, layers, experts, sizes, dtypes, and which programs load it",
     .about = "Says what a model is and what it weighs: its family, layers, experts, parameters (all; those a token uses, "
              "without the embedding table; those in routed experts), bytes, number formats, shards, which programs load it and why, and whatever about "
-             "it is unusual. MODEL is a folder with config.json and safetensors. Only headers are read, no weights.",
+             "it is unusual. MODEL is a folder with config.json and safetensors, or a GGUF. Only headers are read, no weights.",
     .examples = "moecompress inspect ~/models/Qwen3-30B-A3B\n"
                 "moecompress inspect ~/models/Qwen3-30B-A3B --json",
     .opts = rows,

@@ -186,11 +186,18 @@ static moec_status check_params(const quantize_params *p, const moec_opt_list *w
 /* Options without a meaning where a GGUF is written, and where none is. */
 static const char *const gguf_takes_not[] = {"method", "widths", "per", "group-size", "attention-bits", "shared-bits", "dense-bits", "protect",
                                              "alpha", "beta", "gamma", "gains", "rounding", "weight-power", "damp", "act-order", "sweeps",
-                                             "original-target", "zero-points", "dtype", "record", "compat", "plan-only", NULL};
+                                             "original-target", "zero-points", "dtype", "record", "compat", "plan-only", "expert-shards", "share-with",
+                                             NULL};
 static const char *const gguf_alone[] = {"types", "candidates", "pair-gate-up", "shard-size", NULL};
+/* And where no weight is changed: --bits 16. */
+static const char *const whole_takes_not[] = {"format", "stats", "domain-weight", "sweep", "target-size", "method", "widths", "per", "group-size",
+                                              "attention-bits", "shared-bits", "dense-bits", "protect", "alpha", "beta", "gamma", "gains",
+                                              "rounding", "weight-power", "damp", "act-order", "sweeps", "original-target", "zero-points",
+                                              "dtype", "record", NULL};
 
 /* Refuses those that have another value than when they are not given. */
-static moec_status check_options(const quantize_params *p, const moec_verb *verb, const char *const *names, moec_err *err)
+static moec_status check_options(const quantize_params *p, const moec_verb *verb, const char *const *names, const char *with, const char *value,
+                                 moec_err *err)
 {
     quantize_params plain;
     moec_opt_list words = {0};
@@ -203,7 +210,7 @@ static moec_status check_options(const quantize_params *p, const moec_verb *verb
         if (st == MOEC_OK)
             st = moec_json_dump(&b, moec_json_get(usual, *names), 0, err);
         if (st == MOEC_OK && strcmp(a, b) != 0)
-            st = moec_fail(err, MOEC_EINVAL, "--%s means nothing with --format %s", *names, p->format);
+            st = moec_fail(err, MOEC_EINVAL, "--%s means nothing with --%s %s", *names, with, value);
         moec_free(a);
         moec_free(b);
     }
@@ -494,6 +501,7 @@ static moec_status write_whole(const quantize_params *p, const char *dir, moec_e
     tool_job job = {.common = &p->common, .output = p->output, .compat = p->compat, .plan_only = p->plan_only, .began = moec_now()};
     const tool_source_names names = {.model = dir};
     MOEC_TRY(tool_sources_open(&s, &names, err));
+    MOEC_TRY(tool_is_folder(s.model, err)); /* said now, not after hours of measuring */
     job.model = s.model;
     job.fingerprint = s.print.hex;
     MOEC_TRY(moec_plan_whole(&job.plan, s.model, err));
@@ -519,6 +527,7 @@ static moec_status quantize(const quantize_params *p, const moec_method *me, con
     const tool_source_names names = {.model = dir, .stats = p->stats, .weights = NULL, .protect = NULL, .plain = true}; /* set when they are whole */
     const moec_rounding how = p->rounding > 0 ? (moec_rounding)(p->rounding - 1) : moec_widths_rounding(me);
     MOEC_TRY(tool_sources_open(&s, &names, err));
+    MOEC_TRY(tool_is_folder(s.model, err)); /* said now, not after hours of measuring */
     job.model = s.model;
     job.fingerprint = s.print.hex;
     moec_request q = {.model = s.model, .fingerprint = s.print.hex,
@@ -609,7 +618,7 @@ static int run(const moec_verb *verb, int argc, char **argv)
     if (p.formats)
         return tool_end(list_formats(&p, &err), &err);
     if (strcmp(p.format, tool_gguf_name) == 0) {
-        MOEC_TRY(check_options(&p, verb, gguf_takes_not, &err));
+        MOEC_TRY(check_options(&p, verb, gguf_takes_not, "format", p.format, &err));
         const tool_gguf_job job = {.common = &p.common, .input = &p.input, .model = words.n > 0 ? words.at[0] : NULL, .output = p.output,
                                    .stats = p.stats, .weights = p.weights, .sweep = p.sweep, .types = p.types, .candidates = p.candidates,
                                    .bits = p.bits, .target = p.target, .shard = p.shard, .pair = p.pair};
@@ -621,9 +630,11 @@ static int run(const moec_verb *verb, int argc, char **argv)
         st = moec_fail(&err, MOEC_EINVAL, "-o %s: --format %s writes a folder; a GGUF is written with --format gguf", p.output, p.format);
         goto done;
     }
-    MOEC_TRY(check_options(&p, verb, gguf_alone, &err));
+    MOEC_TRY(check_options(&p, verb, gguf_alone, "format", p.format, &err));
     MOEC_TRY(moec_method_take(&me, MOEC_QUANTIZE, MOEC_GRAIN_EXPERTS, p.method, &err));
     MOEC_TRY(check_params(&p, &words, &err));
+    if (p.bits == 16.0)
+        MOEC_TRY(check_options(&p, verb, whole_takes_not, "bits", "16", &err));
     MOEC_TRY(p.bits == 16.0 ? write_whole(&p, words.at[0], &err) : quantize(&p, me, words.at[0], &err));
 done:
     return tool_end(st, &err);

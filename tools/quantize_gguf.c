@@ -210,7 +210,7 @@ static moec_status open_sources(state *a, const moec_gguf_types_request *asked, 
         MOEC_TRY(moec_file_digest(&a->s.stats_digest, &bytes, a->stats, err));
         if (j->weights)
             MOEC_TRY(moec_within(err, moec_stats_set_weights(a->s.stats, j->weights, err), "--domain-weight"));
-        if (!a->s.stats->domain[0].data[MOEC_STAT_XIN_SQ])
+        if (a->s.stats->n_domains < 1 || !a->s.stats->domain[0].data[MOEC_STAT_XIN_SQ])
             moec_warn("%s: has no mean squares of experts' inputs (calibrate --tier 1 collects them): their columns weigh alike", a->stats);
     }
 done:
@@ -280,6 +280,11 @@ static void print_sweep(const moec_json *list)
         double bits = (double)NAN, cost = (double)NAN;
         int64_t bytes = 0;
         bool proven = false;
+        const char *why = moec_json_string(moec_json_get(row, "error"));
+        if (why) {
+            printf("%10s not possible: %s\n", moec_json_string(moec_json_get(row, "asked")), why);
+            continue;
+        }
         (void)moec_json_real(moec_json_get(row, "bits"), &bits);
         (void)moec_json_real(moec_json_get(row, "expected_kl"), &cost);
         (void)moec_json_int(moec_json_get(row, "file_bytes"), &bytes);
@@ -289,14 +294,14 @@ static void print_sweep(const moec_json *list)
     }
 }
 
-/* Printed when all of it is there. */
+/* Printed when all of it is there. A budget that cannot be met is a row, too, unless none can be. */
 static moec_status sweep(state *a, const moec_gguf_types_request *asked, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    moec_json *list = moec_json_new_array();
-    char *copy = NULL, *rest = NULL;
     moec_err why = {MOEC_OK, ""};
     size_t met = 0;
+    moec_json *list = moec_json_new_array();
+    char *copy = NULL, *rest = NULL;
     MOEC_TRY(moec_copy(&copy, a->j->sweep, strlen(a->j->sweep), err));
     for (char *word = strtok_r(copy, ",", &rest); word; word = strtok_r(NULL, ",", &rest)) {
         moec_gguf_types_request r = *asked;
@@ -310,14 +315,14 @@ static moec_status sweep(state *a, const moec_gguf_types_request *asked, moec_er
         if (!(r.bits > 0.0) && r.target == 0)
             MOEC_TRY(moec_fail(err, MOEC_EINVAL, "--sweep %s: neither bits nor a size", word));
         why = (moec_err){MOEC_OK, ""};
-        const moec_status row = choose(a, &r, &why);
+        const moec_status row = moec_within(&why, choose(a, &r, &why), "--sweep %s", word);
         if (row != MOEC_OK && row != MOEC_ENOFIT)
-            MOEC_TRY(moec_fail(err, row, "--sweep %s: %s", word, why.text));
+            MOEC_TRY(moec_fail(err, row, "%s", why.text));
         moec_json *o = moec_json_new_object();
         moec_json_set(o, "asked", moec_json_new_string(word));
+        moec_json_push(list, o);
         if (row != MOEC_OK) {
             moec_json_set(o, "error", moec_json_new_string(why.text));
-            moec_json_push(list, o);
             continue;
         }
         met++;
@@ -326,10 +331,9 @@ static moec_status sweep(state *a, const moec_gguf_types_request *asked, moec_er
         moec_json_set(o, "expected_kl", moec_json_new_real(a->types.cost));
         moec_json_set(o, "bound", moec_json_new_real(a->types.bound));
         moec_json_set(o, "proven", moec_json_new_bool(a->types.proven));
-        moec_json_push(list, o);
     }
     if (met == 0 && why.code != MOEC_OK)
-        MOEC_TRY(moec_fail(err, why.code, "--sweep: %s", why.text));
+        MOEC_TRY(moec_fail(err, why.code, "%s", why.text));
     if (a->j->common->json) {
         st = tool_print_json(list, err);
         list = NULL;

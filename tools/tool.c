@@ -55,7 +55,7 @@ static moec_status is_ours(bool *yes, const char *path, tool_file kind, moec_err
     static const char hdf5[] = "\211HDF\r\n\032\n";
     static const char *const word[] = {
         [TOOL_FILE_PLAN] = "\"moecompress_plan\"", [TOOL_FILE_REFERENCE] = "moecompress reference",
-        [TOOL_FILE_PATTERNS] = "\"moecompress_patterns\"", [TOOL_FILE_RECORD] = "\"loss_nearest\"", [TOOL_FILE_IMATRIX] = "imatrix",
+        [TOOL_FILE_PATTERNS] = "\"moecompress_patterns\"", [TOOL_FILE_RECORD] = "\"loss_nearest\"", [TOOL_FILE_IMATRIX] = "imatrix.datasets",
         [TOOL_FILE_THRESHOLDS] = "\"format\": \"moecompress-"};
     char front[1024];
     FILE *f = fopen(path, "rb");
@@ -72,7 +72,8 @@ static moec_status is_ours(bool *yes, const char *path, tool_file kind, moec_err
         if (front[i] == '\0')
             front[i] = ' ';
     *yes = n == 0 || strstr(front, word[kind]) != NULL ||
-           (kind == TOOL_FILE_IMATRIX && strstr(front, ".ffn_gate_exps.weight") != NULL); /* the form without a magic */
+           (kind == TOOL_FILE_IMATRIX && n > 12 && memcmp(front + 8, "blk.", 4) == 0 && /* the form without a magic: two numbers, a name */
+            strstr(front, ".ffn_gate_exps.weight") != NULL);
     return MOEC_OK;
 }
 

@@ -167,7 +167,7 @@ static moec_status take_tensor(moec_gguf_tensor *t, cursor *c)
 {
     moec_status st = MOEC_OK;
     uint32_t rank = 0;
-    size_t blocks = 1, bytes = 0;
+    size_t blocks = 1, bytes = 0, values = 1;
     MOEC_TRY(take_name(&t->name, c, MOEC_GGUF_MAX_NAME, "name of a tensor"));
     MOEC_TRY(take_u32(&rank, c, t->name));
     if (rank > MOEC_GGUF_MAX_RANK)
@@ -181,6 +181,9 @@ static moec_status take_tensor(moec_gguf_tensor *t, cursor *c)
         if (n > INT64_MAX)
             return moec_fail(c->err, MOEC_EFORMAT, "%s: tensor %s: a dimension is too large", c->what, t->name);
         t->dim[i] = (int64_t)n;
+        /* An empty dimension must not hide that the others overflow: whoever counts rows multiplies some of them. */
+        if (!moec_mul_size(&values, values, n > 0 ? (size_t)n : 1) || values > INT64_MAX)
+            return moec_fail(c->err, MOEC_EFORMAT, "%s: tensor %s: its size overflows", c->what, t->name);
     }
     MOEC_TRY(take_u32(&t->type, c, t->name));
     MOEC_TRY(take_u64(&t->begin, c, t->name));
@@ -191,10 +194,9 @@ static moec_status take_tensor(moec_gguf_tensor *t, cursor *c)
         return moec_fail(c->err, MOEC_EFORMAT, "%s: tensor %s: rows of %lld, but %s comes in blocks of %lld", c->what, t->name,
                          (long long)t->dim[0], type->name, (long long)type->elements);
     blocks = (size_t)(t->dim[0] / type->elements);
-    bool fits = true;
     for (int i = 1; i < MOEC_GGUF_MAX_RANK; i++)
-        fits = fits && moec_mul_size(&blocks, blocks, (size_t)t->dim[i]);
-    if (!fits || !moec_mul_size(&bytes, blocks, type->bytes) || bytes > INT64_MAX / 2)
+        blocks *= (size_t)t->dim[i]; /* at most as many as values */
+    if (!moec_mul_size(&bytes, blocks, type->bytes) || bytes > INT64_MAX / 2)
         return moec_fail(c->err, MOEC_EFORMAT, "%s: tensor %s: its size overflows", c->what, t->name);
     t->bytes = bytes;
 done:

@@ -151,8 +151,10 @@ static moec_status make(void *ctx, moec_variant *v, int number, moec_err *err)
         put_experts(&v->model.layer[p->unit], moec__gguf_source(p->u, row)->which, to);
     else if (!global)
         v->model.layer[p->unit].mat[r->mat] = moec_weight_of(to);
-    else if (!r->head)
+    else if (!r->head) {
         v->model.embed = to;
+        v->model.embedding = moec_weight_of(to); /* the model's own may be in blocks */
+    }
     if (global && (r->head || m->dims.tied))
         v->model.head = moec_weight_of(to);
 done:

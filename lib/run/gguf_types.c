@@ -220,8 +220,8 @@ static moec_status fill_options(choice *c, size_t i, moec_block rule, bool named
             continue;
         add_option(o, type, bytes_of(t, type), cost);
     }
-    return o->n > 0 ? MOEC_OK : moec_fail(err, MOEC_EINVAL, "%s: no candidate has a measured cost; measure the statistics with --tokens "
-                                          "above 0, or name its type in --types", t->name);
+    return o->n > 0 ? MOEC_OK : moec_fail(err, MOEC_EINVAL, "%s: no candidate has a measured cost; calibrate --gguf with "
+                                          "--gguf-tokens above 0, or name its type in --types", t->name);
 }
 
 /* up of the experts whose gate is tensor i, 0: there is none. */

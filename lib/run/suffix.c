@@ -125,6 +125,7 @@ typedef struct set {
 static void reset(moec_variant *v, const moec_model *m, int64_t at)
 {
     v->model.embed = m->embed;
+    v->model.embedding = m->embedding;
     v->model.head = m->head;
     if (at < 0 || at >= m->dims.layers)
         return;

@@ -47,6 +47,8 @@ done
 prints '"kl": 0.0' eval whole --base "$demo" --text b.txt --seq-len 64 --max-windows 1 --json
 expect 2 'is not in 0 .. 8; 16 leaves' quantize "$demo" --bits 16 -o no
 expect 2 'is not in 0 .. 8' quantize "$demo" --bits 9 --share-with low -o no
+expect 2 '.-attention-bits means nothing with --bits 16' quantize "$demo" --bits 16 --attention-bits 4 --expert-shards -o no
+expect 2 '.-dtype means nothing with --bits 16' quantize "$demo" --bits 16 --dtype f32 --share-with low -o no
 expect 2 'no such folder' quantize "$demo" --bits 16 --share-with nowhere -o no
 expect 2 'is the output' quantize "$demo" --bits 16 --share-with low -o low --overwrite
 expect 0 'no shard is the same' quantize "$demo" --bits 16 --share-with nested -o apart

@@ -25,6 +25,8 @@ expect 3 'm.gguf: is already there; --overwrite' stats export stats.h5 --imatrix
 prints '"entries": [0-9]+' stats export stats.h5 --imatrix m.gguf --overwrite --json
 expect 3 'not an importance matrix of moecompress' stats export stats.h5 --imatrix a.txt --overwrite
 expect 3 'not an importance matrix of moecompress' stats export stats.h5 --imatrix stats.h5 --overwrite
+echo 'notes about the imatrix of blk.0.ffn_gate_exps.weight' >notes.txt
+expect 3 'not an importance matrix of moecompress' stats export stats.h5 --imatrix notes.txt --overwrite
 
 expect 0 '' stats export stats.h5 --imatrix again.gguf --threads 1
 ok 'the same bytes again' cmp m.gguf again.gguf

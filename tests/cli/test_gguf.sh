@@ -75,6 +75,8 @@ ok "so many files fit too" [ "$(size tparts/*)" -le 3145728 ]
 gguf rest.gguf $stats --bits 5.5 --types 'token_embd=q8_0' --pair-gate-up --candidates iq4_nl,q8_0
 prints '^ *5,?5? *5.000|^ *5 +[45]\.' quantize "$demo" --format gguf $stats --sweep 4.5,5,3MiB
 prints '"expected_kl"' quantize "$demo" --format gguf $stats --sweep 4.5,6 --json
+prints '^ *1 not possible: .*below the least' quantize "$demo" --format gguf $stats --sweep 5,1
+expect 4 'below the least' quantize "$demo" --format gguf $stats --sweep 1,2
 prints '"expected_kl"' quantize "$demo" --format gguf $stats --candidates q8_0 --bits 8.5 --dry-run --json
 one=$(value expected_kl)
 prints '"expected_kl"' quantize "$demo" --format gguf $stats --bits 8.5 --dry-run --json
@@ -84,6 +86,16 @@ gguf plain.gguf --types iq4_nl
 gguf weighed.gguf --types iq4_nl $stats
 ok "statistics weigh the columns" [ "$(cmp -l plain.gguf weighed.gguf 2>/dev/null | wc -l)" -gt 10000 ]
 prints 'good' verify weighed.gguf "$demo"
+
+# --- a source that is a GGUF with embeddings in blocks: as the folder with its values -------------------------------------------
+prints 'in F32' convert again.gguf --dtype f32 -o back
+for model in again.gguf back; do
+    expect 0 '' calibrate $model --text text.txt --seq-len 32 --max-windows 2 --gguf --gguf-tokens 32 -o from.$model.h5
+    prints '"expected_kl"' quantize $model --format gguf --stats from.$model.h5 --bits 6 --dry-run --json
+    value expected_kl >>kl.txt
+    value tensor_bytes >>kl.txt
+done
+ok "both cost the same ($(paste -s -d' ' kl.txt))" [ "$(head -n 2 kl.txt)" = "$(tail -n 2 kl.txt)" ]
 
 # --- interrupted ------------------------------------------------------------------------------------------------------------
 start quantize "$demo" --format gguf -q $stats --bits 5 --threads 1 -o cut.gguf
@@ -106,6 +118,14 @@ ok "and named" grep -q '^problem: blk.3.ffn_down_exps.weight' stdout
 head -c 100000 b.gguf >cut.gguf
 run verify cut.gguf "$demo"
 ok "a file that is cut short" [ "$code" -eq 3 ]
+# a tensor of no bytes with 2^40 experts: nothing is allocated or counted for them
+printf 'GGUF\003\0\0\0\001\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\001\0\0\0\0\0\0\0a\003\0\0\0' >hollow.gguf
+printf '\0\0\0\0\0\0\0\0\001\0\0\0\0\0\0\0\0\0\0\0\0\001\0\0\0\0\0\0\0\0\0\0\0\0\0\0' >>hollow.gguf
+head -c 23 /dev/zero >>hollow.gguf
+prints 'good; 1 tensors' verify hollow.gguf
+mkfifo pipe
+run verify pipe
+ok "a pipe is not waited for" [ "$code" -eq 3 ]
 cp -r "$demo" changed
 sed -i 's/"rope_theta": *[0-9.]*/"rope_theta": 5000.0/; s/"rms_norm_eps": *[-0-9.e]*/"rms_norm_eps": 0.001/' changed/config.json
 run verify b.gguf changed
@@ -126,7 +146,12 @@ expect 2 'no rule of --types names it' $g --types 'ffn=q4_0' -o x.gguf
 expect 2 'no type .q7' $g $stats --bits 5 --candidates q4_0,q7 -o x.gguf
 expect 2 '.-widths means nothing with --format gguf' $g --types q8_0 --widths 2,3 -o x.gguf
 expect 2 '.-attention-bits means nothing with --format gguf' $g --types q8_0 --attention-bits 4 -o x.gguf
+expect 2 '.-expert-shards means nothing with --format gguf' $g --types q8_0 --expert-shards -o x.gguf
+expect 2 '.-share-with means nothing with --format gguf' $g --types q8_0 --share-with changed -o x.gguf
 expect 2 '.-types means nothing with --format gptq' quantize "$demo" --types q8_0 --bits 3 -o x
+gguf half.gguf --types f16
+expect 3 'half.gguf: a GGUF is read but not rewritten' quantize half.gguf --text text.txt --bits 3 -o x
+expect 3 'half.gguf: a GGUF is read but not rewritten' quantize half.gguf --bits 16 --expert-shards -o x
 expect 2 'is not in 0 .. 8' quantize "$demo" --bits 9 --text text.txt -o x
 expect 4 'is below the least that these candidates and rules take, [0-9]+ bytes' $g $stats --target-size 1MiB -o x.gguf
 expect 4 'is below the least.*4.250' $g $stats --bits 3 -o x.gguf
