@@ -14,7 +14,7 @@
 
 enum { ALIGN = MOEC_GGUF_ALIGNMENT, OPTIONS = MOEC_BLOCK_COUNT + 1 };
 static const moec_block NO_TYPE = MOEC_BLOCK_COUNT;
-static const double solve_seconds = 60.0;
+static const double solve_seconds = 0.0; /* no limit, lest the choice depend on the load of the machine */
 
 /* --- what is written by hand ----------------------------------------------------------------------------------------- */
 
