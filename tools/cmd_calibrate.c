@@ -284,6 +284,12 @@ static moec_status measure_errors(moec_stats *stats, const calibrate_params *p, 
     return st == MOEC_OK ? moec_stats_save(stats, p->output, err) : st;
 }
 
+static moec_gguf_measure_opts gguf_opts(const calibrate_params *p)
+{
+    return (moec_gguf_measure_opts){.compute = (moec_compute)p->input.compute, .tokens = p->gguf_tokens,
+                                    .max_memory = p->common.max_memory, .resume = p->common.resume};
+}
+
 /* And what types of a GGUF cost. */
 static moec_status measure_gguf(moec_stats *stats, const calibrate_params *p, const moec_model *m, const moec_corpus *corpus,
                                 moec_err *err)
@@ -292,18 +298,17 @@ static moec_status measure_gguf(moec_stats *stats, const calibrate_params *p, co
     const int n = snprintf(work, sizeof work, "%s.gguf", p->output);
     if (n < 0 || (size_t)n >= sizeof work)
         return moec_fail(err, MOEC_EINVAL, "-o: the name is too long");
-    const moec_gguf_measure_opts o = {.compute = (moec_compute)p->input.compute, .tokens = p->gguf_tokens,
-                                      .max_memory = p->common.max_memory, .work = work, .resume = p->common.resume};
+    moec_gguf_measure_opts o = gguf_opts(p);
+    o.work = work;
     moec_status st = moec_gguf_measure(stats, m, corpus, &o, err);
     return st == MOEC_OK ? moec_stats_save(stats, p->output, err) : st;
 }
 
 /* Refused now, and not behind the calibration. */
-static moec_status check_gguf(const moec_model *m, moec_err *err)
+static moec_status check_gguf(const calibrate_params *p, const moec_model *m, const moec_corpus *corpus, moec_err *err)
 {
-    moec_gguf_model *x;
-    const moec_status st = moec_gguf_model_new(&x, m, MOEC_GGML_F16, err);
-    moec_gguf_model_free(x);
+    const moec_gguf_measure_opts o = gguf_opts(p);
+    const moec_status st = moec_gguf_measure_fit(m, corpus, &o, err);
     return st == MOEC_OK ? st : moec_within(err, st, "--gguf");
 }
 
@@ -323,9 +328,9 @@ static moec_status calibrate(const calibrate_params *p, const char *dir, moec_er
     if (!p->errors && !p->gguf) /* what is there may be completed, which is found out with the text */
         MOEC_TRY(check_outputs(p, false, err));
     MOEC_TRY(moec_model_open(&model, dir, err));
-    if (p->gguf)
-        MOEC_TRY(check_gguf(model, err));
     MOEC_TRY(tool_read_text(&corpus, &p->input, model, p->common.seed, err));
+    if (p->gguf)
+        MOEC_TRY(check_gguf(p, model, &corpus, err));
     if (p->common.dry_run) {
         st = dry_run(p, model, &corpus, err);
         goto done;

@@ -155,6 +155,10 @@ static moec_status measure(state *a, const moec_gguf_types_request *asked, moec_
         return moec_fail(err, MOEC_EINVAL, "--dry-run reads no weights: give --stats FILE with measured costs, which a run with --text makes; "
                          "how long that takes says calibrate --gguf --dry-run");
     MOEC_TRY(tool_read_text(&a->corpus, j->input, a->s.model, c->seed, err));
+    MOEC_TRY(moec_format(&work, err, "%s.types", a->stats));
+    const moec_gguf_measure_opts m = {.compute = (moec_compute)j->input->compute, .tokens = MOEC_GGUF_MEASURE_TOKENS,
+                                      .max_memory = c->max_memory, .work = work, .resume = c->resume};
+    MOEC_TRY(moec_gguf_measure_fit(a->s.model, &a->corpus, &m, err)); /* not behind the calibration */
     if (!a->s.stats && c->resume) /* --overwrite means the output; what hours measured on the same text stays */
         MOEC_TRY(tool_found_stats(&a->s.stats, a->s.model, &a->corpus, (moec_compute)j->input->compute, a->stats, err));
     if (!a->s.stats) {
@@ -167,10 +171,7 @@ static moec_status measure(state *a, const moec_gguf_types_request *asked, moec_
         MOEC_TRY(moec_calibrate(&a->s.stats, a->s.model, &a->corpus, a->stats, &o, err));
     }
     if (!a->s.stats->sensitivity) {
-        MOEC_TRY(moec_format(&work, err, "%s.types", a->stats));
-        const moec_gguf_measure_opts o = {.compute = (moec_compute)j->input->compute, .tokens = MOEC_GGUF_MEASURE_TOKENS,
-                                          .max_memory = c->max_memory, .work = work, .resume = c->resume};
-        MOEC_TRY(moec_gguf_measure(a->s.stats, a->s.model, &a->corpus, &o, err));
+        MOEC_TRY(moec_gguf_measure(a->s.stats, a->s.model, &a->corpus, &m, err));
         MOEC_TRY(moec_stats_save(a->s.stats, a->stats, err));
         moec_say("%s: has the cost of every type now; any other size is chosen from it without a new run", a->stats);
     }
@@ -191,11 +192,11 @@ static moec_status open_sources(state *a, const moec_gguf_types_request *asked, 
     char *plain = NULL;
     const tool_source_names names = {.model = j->model, .stats = there ? j->stats : NULL};
     MOEC_TRY(tool_sources_open(&a->s, &names, err));
+    if (a->s.model->packed)
+        moec_warn("%s: is quantized already, and errors add up; the unquantized release gives a better file", j->model);
     MOEC_TRY(moec_gguf_model_new(&a->x, a->s.model, MOEC_GGML_F16, err));
     MOEC_TRY(moec_gguf_out_new(&a->tokenizer, err));
     MOEC_TRY(moec_gguf_tokenizer(a->tokenizer, a->s.model, err));
-    if (moec_ckpt_gguf(a->s.model->ckpt) && a->s.model->packed)
-        moec_warn("%s: is quantized already, and what it lost adds to what this loses; the original loses less", j->model);
     if (j->stats)
         MOEC_TRY(moec_copy(&a->stats, j->stats, strlen(j->stats), err));
     else if (j->output) {

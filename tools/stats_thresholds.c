@@ -11,7 +11,7 @@ static moec_status read_two(double *a, double *b, const char *text, const char *
     *a = strtod(text, &end);
     if (end != text && *end == ',') {
         *b = strtod(end + 1, &last);
-        if (last != end + 1 && *last == '\0')
+        if (last != end + 1 && *last == '\0' && isfinite(*a) && isfinite(*b))
             return MOEC_OK;
     }
     return moec_fail(err, MOEC_EINVAL, "--%s %s: is two numbers, 0.6,0.9", option, text);

@@ -143,8 +143,10 @@ static moec_status collect(moec_gguf *g, const char *path, moec_err *err)
         if (by_name(&g->sorted[i - 1], &g->sorted[i]) == 0)
             return moec_fail(err, MOEC_EFORMAT, "%s: tensor %s is in two files", path, g->sorted[i]->name);
     const moec_gguf_value *v = moec_gguf_find(&g->file[0].ix, "split.tensors.count");
-    if (v && g->files > 1 && (!moec_gguf_int(v, &total) || total < 0 || (uint64_t)total != n))
-        st = moec_fail(err, MOEC_EFORMAT, "%s: its %zu files hold %zu tensors, not split.tensors.count", path, g->files, n);
+    /* Of a single file it may be 0, and of one that is torn from a series it is too large. */
+    if (v && (!moec_gguf_int(v, &total) || total < 0 || (g->files > 1 ? (uint64_t)total != n : (uint64_t)total > n)))
+        st = moec_fail(err, MOEC_EFORMAT, "%s: %s %zu tensors, not split.tensors.count", path,
+                       g->files > 1 ? "its files hold" : "it holds", n);
 done:
     return st;
 }

@@ -112,7 +112,10 @@ static moec_status find_family(moec_gguf_reader *r, moec_err *err)
     char *arch = NULL, known[400];
     int64_t score;
     const moec_family *f;
-    moec_status st = moec_gguf_text(&arch, moec_gguf_find(r->ix, "general.architecture"), err);
+    const moec_gguf_value *v = moec_gguf_find(r->ix, "general.architecture");
+    if (!v)
+        return moec_fail(err, MOEC_EFORMAT, "%s: key general.architecture is missing: no model", r->path);
+    moec_status st = moec_gguf_text(&arch, v, err);
     if (st != MOEC_OK)
         return moec_within(err, st, "%s: general.architecture", r->path);
     moec_plain_line(arch);

@@ -241,6 +241,18 @@ static void release(moec_gguf_measuring *u)
     moec_free(u->squares);
 }
 
+moec_status moec_gguf_measure_fit(const moec_model *m, const moec_corpus *corpus, const moec_gguf_measure_opts *o, moec_err *err)
+{
+    moec_gguf_measuring u = {.m = m, .corpus = corpus, .o = o};
+    if (o->tokens < 0)
+        return moec_fail(err, MOEC_EINVAL, "measure: the tokens must not be negative");
+    moec_status st = list_rows(&u, err);
+    if (st == MOEC_OK && o->tokens > 0)
+        st = moec__gguf_kl_fit(&u, err);
+    release(&u);
+    return st;
+}
+
 moec_status moec_gguf_measure(moec_stats *s, const moec_model *m, const moec_corpus *corpus, const moec_gguf_measure_opts *o, moec_err *err)
 {
     moec_status st = MOEC_OK;

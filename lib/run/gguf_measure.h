@@ -34,4 +34,9 @@ enum { MOEC_GGUF_MEASURE_TOKENS = 4096 }; /* what tools offer; less where the mo
 MOEC_API moec_status moec_gguf_measure(moec_stats *s, const moec_model *m, const moec_corpus *corpus, const moec_gguf_measure_opts *o,
                                        moec_err *err) MOEC_USE_RESULT;
 
+/** Whether KL will fit o->max_memory, which is better known before a calibration than behind it; nothing is read or run. MOEC_ENOFIT:
+ *  it will not. MOEC_EINVAL: no GGUF is written of this model, or o->tokens < 0. */
+MOEC_API moec_status moec_gguf_measure_fit(const moec_model *m, const moec_corpus *corpus, const moec_gguf_measure_opts *o,
+                                           moec_err *err) MOEC_USE_RESULT;
+
 #endif

@@ -9,6 +9,7 @@
 #include "run/gguf_quant.h"
 #include "run/gguf_tokenizer.h"
 
+#include <ctype.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
@@ -31,17 +32,34 @@ static bool ends_so(const char *name, const char *end)
     return n > k && strcmp(name + n - k, end) == 0;
 }
 
-/* The file itself, or in a folder the first of a series or the only one; NULL: there is none. */
-static char *file_of(const char *path)
+/* Does the name belong to a file behind the first of a series, "-00002-of-00005.gguf"? */
+static bool goes_on(const char *name)
+{
+    static const char form[] = "-#####-of-#####.gguf";
+    const size_t n = strlen(name), k = sizeof form - 1;
+    if (n <= k)
+        return false;
+    for (size_t i = 0; i < k; i++)
+        if (form[i] == '#' ? !isdigit((unsigned char)name[n - k + i]) : name[n - k + i] != form[i])
+            return false;
+    return strncmp(name + n - k, "-00001", 6) != 0;
+}
+
+/* The file itself, or in a folder the first of a series or the only one; NULL: there is none, or (*several) it is not the only one. */
+static char *file_of(bool *several, const char *path)
 {
     char **names = NULL, *out = NULL;
     size_t n = 0;
     moec_err err = {MOEC_OK, ""};
     if (moec_path_is_dir(path)) {
         if (moec_dir_list(&names, &n, path, &err) == MOEC_OK)
-            for (size_t i = 0; i < n && !out; i++) /* sorted: the first of a series stands first */
-                if (ends_so(names[i], ".gguf") && moec_path_join(&out, path, names[i], &err) != MOEC_OK)
+            for (size_t i = 0; i < n; i++) { /* sorted: the first of a series stands first */
+                if (!ends_so(names[i], ".gguf"))
+                    continue;
+                *several = *several || (out && !goes_on(names[i]));
+                if (!out && moec_path_join(&out, path, names[i], &err) != MOEC_OK)
                     out = NULL;
+            }
         moec_names_free(names, n);
         return out;
     }
@@ -56,7 +74,8 @@ bool moec_verify_gguf_is(const char *path)
     if (moec_path_is_dir(path) && moec_path_join(&config, path, "config.json", &err) == MOEC_OK)
         model = moec_path_exists(config);
     moec_free(config);
-    char *file = model ? NULL : file_of(path);
+    bool several = false;
+    char *file = model ? NULL : file_of(&several, path);
     moec_free(file);
     return file != NULL;
 }
@@ -300,7 +319,8 @@ moec_status moec_verify_gguf(moec_verify_gguf_report **out, const char *path, co
     moec_gguf *g = NULL;
     moec_gguf_model *x = NULL;
     moec_err why = {MOEC_OK, ""};
-    char *file = file_of(path);
+    bool several = false;
+    char *file = file_of(&several, path);
     *out = NULL;
     MOEC_TRY(MOEC_NEW(r, 1, err));
     r->against_source = source != NULL;
@@ -308,6 +328,10 @@ moec_status moec_verify_gguf(moec_verify_gguf_report **out, const char *path, co
         MOEC_TRY(moec_gguf_model_new(&x, source, MOEC_GGML_F16, err));
     if (!file) {
         st = moec_fail(err, MOEC_EINVAL, "%s: no GGUF file, and no folder with one", path);
+        goto done;
+    }
+    if (several) {
+        st = moec_fail(err, MOEC_EINVAL, "%s: holds more than one GGUF; name the file, of a series the first", path);
         goto done;
     }
     st = moec_gguf_open(&g, file, &why);

@@ -84,6 +84,7 @@ expect 2 '0 to 64 are possible' stats export two.h5 --thresholds adapmoe --sensi
 expect 1 'nowhere.csv' stats export two.h5 --thresholds adapmoe --sensitivities nowhere.csv -o no.json
 expect 0 '' stats export two.h5 --thresholds hobbit --shares 0.67,0.3 -o shares.json
 expect 2 'is two numbers' stats export two.h5 --thresholds hobbit --shares 0.67 -o no.json
+expect 2 'is two numbers' stats export two.h5 --thresholds hobbit --cuts nan,nan -o no.json
 expect 2 'T1 <= T2' stats export two.h5 --thresholds hobbit --cuts 0.9,0.6 -o no.json
 expect 2 'give one' stats export two.h5 --thresholds hobbit --cuts 0.6,0.9 --shares 0.6,0.3 -o no.json
 expect 2 'experts a layer: 2' stats export two.h5 --thresholds premoe --keep 1 -o no.json

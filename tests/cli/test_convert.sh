@@ -41,6 +41,8 @@ head -c 2000 "$small" >cut.gguf
 expect 3 'cut.gguf' convert cut.gguf -o bad
 sed 's/qwen3moe/qwen9moe/g' "$small" >arch.gguf
 expect 3 'qwen9moe, which is not read' convert arch.gguf -o bad
+sed 's/general.architecture/general.architectura/' "$small" >none.gguf
+expect 3 'general.architecture is missing: no model' inspect none.gguf
 sed 's/expert_used_count/expert_usex_count/' "$small" >key.gguf
 expect 3 'expert_used_count is missing' inspect key.gguf
 echo 'no model' >text.gguf

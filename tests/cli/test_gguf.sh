@@ -104,7 +104,7 @@ sleep 0.12
 kill -INT $victim 2>/dev/null
 wait $victim
 code=$?
-ok "interrupted or done ($code)" [ $code -eq 5 ] || [ $code -eq 0 ] || [ $code -eq 130 ]
+ok "interrupted or done ($code)" [ $((code == 5 || code == 0 || code == 130)) -eq 1 ]
 [ -f cut.gguf ] || gguf cut.gguf $stats --bits 5
 ok "the same after it" cmp b.gguf cut.gguf
 
@@ -132,6 +132,10 @@ run verify b.gguf changed
 ok "another config" [ "$code" -eq 3 ]
 ok "is named" grep -q '^problem: key qwen3moe' stdout
 
+cp a.gguf parts/other.gguf
+expect 2 'more than one GGUF' verify parts
+expect 0 'is quantized already, and errors add up' quantize a.gguf --format gguf --types q4_0 --dry-run
+
 # --- bad input --------------------------------------------------------------------------------------------------------------
 g="quantize $demo --format gguf"
 expect 2 'MODEL is missing' quantize --format gguf --types q8_0 -o x.gguf
@@ -157,6 +161,8 @@ expect 4 'is below the least that these candidates and rules take, [0-9]+ bytes'
 expect 4 'is below the least.*4.250' $g $stats --bits 3 -o x.gguf
 expect 4 'above the model at F16' $g $stats --target-size 1GiB -o x.gguf
 expect 4 'max-memory' $g --types q8_0 --max-memory 1MiB -o x.gguf
+expect 4 'max-memory' calibrate "$demo" --gguf --text text.txt --seq-len 64 --max-memory 50MiB -o x.h5
+expect 4 'max-memory' $g --bits 5 --text text.txt --seq-len 64 --max-memory 50MiB -o x.gguf
 expect 3 'already there' $g --types q8_0 -o a.gguf
 expect 3 'not a GGUF file; it is not replaced' $g --types q8_0 --overwrite -o text.txt
 expect 2 'lies inside the source' $g --types q8_0 -o "$demo/x.gguf"

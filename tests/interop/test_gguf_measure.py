@@ -262,6 +262,20 @@ def verbs(c, first):
         check(a.read() == b.read(), "a completed file has other bytes")
 
 
+def of_blocks(c):
+    """A GGUF whose matrices are in blocks, embedding too, costs what the folder of its values does."""
+    packed, plain, kl = os.path.join(c.tmp, "packed.gguf"), os.path.join(c.tmp, "plain"), []
+    run(c.build, "quantize", c.folder, "--format", "gguf", "--types", "q8_0", "-q", "-o", packed)
+    run(c.build, "convert", packed, "--dtype", "f32", "-q", "-o", plain)
+    for model in (packed, plain):
+        p = run(c.build, "calibrate", model, *c.args, "-o", model + ".h5", "--gguf", "--gguf-tokens", "32", "-q")
+        check(p.returncode == 0, f"{model}: {p.stderr.strip()}")
+        if p.returncode == 0:
+            with h5py.File(model + ".h5") as f:
+                kl.append(f["gguf/kl"][:])
+    check(len(kl) == 2 and np.array_equal(*kl), "KL of a GGUF's matrices is not that of its values")
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--build", required=True)
@@ -285,6 +299,7 @@ def main():
             if name == NAMES[0]:
                 same_bytes(c, first)
                 verbs(c, first)
+                of_blocks(c)
     print("ok" if models.failed == 0 else f"{models.failed} failures")
     return 1 if models.failed else 0
 
