@@ -180,6 +180,25 @@ done:
     return st;
 }
 
+/* The statistics are lean but while they are measured. */
+static moec_status reopen(state *a, bool lean, moec_err *err)
+{
+    moec_stats_free(a->s.stats);
+    a->s.stats = NULL;
+    return (lean ? moec_stats_load_lean : moec_stats_load)(&a->s.stats, a->stats, err);
+}
+
+static moec_status measure_whole(state *a, const moec_gguf_types_request *asked, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    if (a->s.stats && a->j->input->text.n > 0 && !a->j->common->dry_run)
+        MOEC_TRY(reopen(a, false, err));
+    MOEC_TRY(measure(a, asked, err));
+    MOEC_TRY(reopen(a, true, err));
+done:
+    return st;
+}
+
 /* Opens what is there; measures what a budget needs and is not. */
 static moec_status open_sources(state *a, const moec_gguf_types_request *asked, moec_err *err)
 {
@@ -190,7 +209,7 @@ static moec_status open_sources(state *a, const moec_gguf_types_request *asked, 
     const bool wanted = budget || (j->input->text.n > 0 && !j->common->dry_run); /* of types by rules: for importance */
     const bool there = j->stats && (moec_path_exists(j->stats) || !wanted || j->input->text.n == 0);
     char *plain = NULL;
-    const tool_source_names names = {.model = j->model, .stats = there ? j->stats : NULL};
+    const tool_source_names names = {.model = j->model, .stats = there ? j->stats : NULL, .lean = true};
     MOEC_TRY(tool_sources_open(&a->s, &names, err));
     if (a->s.model->packed)
         moec_warn("%s: is quantized already, and errors add up; the unquantized release gives a better file", j->model);
@@ -206,7 +225,7 @@ static moec_status open_sources(state *a, const moec_gguf_types_request *asked, 
         MOEC_TRY(moec_format(&a->stats, err, "%s.stats.h5", plain));
     }
     if (wanted && (!a->s.stats || !a->s.stats->sensitivity))
-        MOEC_TRY(measure(a, asked, err));
+        MOEC_TRY(measure_whole(a, asked, err));
     if (a->s.stats) {
         MOEC_TRY(moec_file_digest(&a->s.stats_digest, &bytes, a->stats, err));
         if (j->weights) {
@@ -214,7 +233,7 @@ static moec_status open_sources(state *a, const moec_gguf_types_request *asked, 
             if (budget)
                 moec_warn("--domain-weight: columns are weighed by it; what types cost was measured with the weights that were in force then");
         }
-        if (a->s.stats->n_domains < 1 || !a->s.stats->domain[0].data[MOEC_STAT_XIN_SQ])
+        if (!moec_stats_holds(a->s.stats, MOEC_STAT_XIN_SQ))
             moec_warn("%s: has no mean squares of experts' inputs (calibrate --tier 1 collects them): their columns weigh alike", a->stats);
     }
 done:
@@ -349,11 +368,10 @@ done:
 
 static moec_status check_memory(const state *a, moec_err *err)
 {
-    const moec_dims *d = &a->s.model->dims;
     char x[32], y[32];
     uint64_t need = BASE_BYTES + (uint64_t)moec_par_threads() * WORKER_BYTES;
     if (a->s.stats)
-        need += (uint64_t)(d->experts * (d->hidden + d->expert_width) * d->layers) * sizeof(float);
+        need += moec_stats_memory(a->s.stats) + moec_gguf_importance_memory(a->x, a->s.stats);
     if (a->j->common->max_memory == 0 || need <= a->j->common->max_memory)
         return MOEC_OK;
     return moec_fail(err, MOEC_ENOFIT, "--max-memory %s: %s are needed; fewer --threads need less",
@@ -370,7 +388,7 @@ static moec_status write_it(state *a, moec_err *err)
     if (a->s.stats) {
         MOEC_TRY(moec_gguf_importance_new(&a->importance, a->x, a->s.stats, err));
         a->unseen = moec_gguf_importance_unseen(a->importance);
-        moec_stats_free(a->s.stats); /* it may be large */
+        moec_stats_free(a->s.stats);
         a->s.stats = NULL;
     }
     MOEC_TRY(moec_format(&identity, err, "%s %s %s", a->s.print.hex, a->importance ? a->s.stats_digest.hex : "-", j->weights ? j->weights : ""));

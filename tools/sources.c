@@ -15,7 +15,7 @@ moec_status tool_sources_open(tool_sources *o, const tool_source_names *n, moec_
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: the source is quantized, and errors would add up; use the unquantized release",
                            moec_ckpt_dir(o->model->ckpt)));
     if (n->stats) {
-        MOEC_TRY(moec_stats_load(&o->stats, n->stats, err));
+        MOEC_TRY((n->lean ? moec_stats_load_lean : moec_stats_load)(&o->stats, n->stats, err));
         MOEC_TRY(moec_file_digest(&o->stats_digest, &bytes, n->stats, err));
         MOEC_TRY(moec_within(err, moec_stats_check(o->stats, o->model, err), "%s", n->stats)); /* before anyone counts on its shape */
     }

@@ -16,6 +16,7 @@ typedef struct tool_sources {
 typedef struct tool_source_names {
     const char *model, *base, *stats, *weights, *protect; /* weights: of the statistics' domains */
     bool drop_mtp, plain; /* plain: the model must not be in codes of few bits */
+    bool lean;            /* the statistics by moec_stats_load_lean */
 } tool_source_names;
 
 /** Opens them; the statistics are found to be this model's. MOEC_EINVAL: drop_mtp of a model without such layers; MOEC_EFORMAT:

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -19,6 +20,48 @@ moec_status moec_fail_errno(moec_err *err, int errnum, const char *what)
     const char *text = strerror_r(errnum, reason, sizeof reason); /* GNU form: may not use the buffer */
     moec_status code = errnum == ENOSPC || errnum == EDQUOT || errnum == EFBIG ? MOEC_ENOFIT : MOEC_EIO;
     return moec_fail(err, code, "%s: %s", what, text);
+}
+
+const char *moec_scratch_dir(void)
+{
+    const char *dir = getenv("TMPDIR");
+    return dir && *dir ? dir : "/tmp";
+}
+
+moec_status moec_file_scratch(void **out, size_t n, const char *what, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char text[192], *path = NULL;
+    int fd = -1;
+    *out = NULL;
+    snprintf(text, sizeof text, "%.60s: a temporary file for %.100s", moec_scratch_dir(), what);
+    if (n > INT64_MAX)
+        return moec_fail_errno(err, EFBIG, text);
+    MOEC_TRY(moec_format(&path, err, "%s/moecompress-XXXXXX", moec_scratch_dir()));
+    fd = mkstemp(path);
+    int cause = fd < 0 ? errno : 0;
+    if (cause == 0) {
+        (void)unlink(path);
+        cause = ftruncate(fd, (off_t)n) != 0 ? errno : posix_fallocate(fd, 0, (off_t)n); /* a full disk shows here, not as a signal */
+        if (cause == EOPNOTSUPP || cause == EINVAL)
+            cause = 0;
+    }
+    void *map = cause == 0 ? mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) : MAP_FAILED;
+    if (map != MAP_FAILED)
+        *out = map;
+    else
+        st = moec_fail_errno(err, cause != 0 ? cause : errno, text);
+done:
+    if (fd >= 0)
+        close(fd);
+    moec_free(path);
+    return st;
+}
+
+void moec_file_scratch_free(void *at, size_t n)
+{
+    if (at)
+        munmap(at, n);
 }
 
 moec_status moec_file_read(char **out, size_t *len, const char *path, size_t max_bytes, moec_err *err)

@@ -19,6 +19,14 @@ MOEC_API moec_status moec_file_publish(const char *tmp, const char *path, moec_e
 /** MOEC_ENOFIT for ENOSPC and EDQUOT, else MOEC_EIO; text "what: strerror". */
 MOEC_API moec_status moec_fail_errno(moec_err *err, int errnum, const char *what);
 
+/** Where temporary files go: $TMPDIR, else /tmp. */
+MOEC_API const char *moec_scratch_dir(void);
+/** n >= 1 bytes of zeros in a file there that has no name, mapped to be read and written: pages are given back when memory is
+ *  short or moec_pages_drop is called, and what was written stays. Its space is taken at once. Release with moec_file_scratch_free.
+ *  MOEC_ENOFIT, MOEC_EIO: "DIR: a temporary file for WHAT: ...". */
+MOEC_API moec_status moec_file_scratch(void **out, size_t n, const char *what, moec_err *err) MOEC_USE_RESULT;
+MOEC_API void moec_file_scratch_free(void *at, size_t n); /* NULL-safe */
+
 /** "dir/name" (name alone when dir is NULL or empty). MOEC_ENOMEM. Free with moec_free. */
 MOEC_API moec_status moec_path_join(char **out, const char *dir, const char *name, moec_err *err) MOEC_USE_RESULT;
 /** Last component of a path; borrowed. */

@@ -34,7 +34,7 @@ MOEC_API bool moec_mul_size(size_t *out, size_t a, size_t b) MOEC_USE_RESULT;
 /** out = a+b; false on overflow. */
 MOEC_API bool moec_add_size(size_t *out, size_t a, size_t b) MOEC_USE_RESULT;
 
-/** Gives the pages of a read-only file mapping back to the system; the next touch reads them again. Neighbouring bytes on
+/** Gives the pages of a file mapping (read-only, or of moec_file_scratch) back to the system; the next touch reads them again. Neighbouring bytes on
  *  the first and last page come along, which no reader can notice. */
 MOEC_API void moec_pages_drop(const void *at, size_t n);
 /** Starts reading them without waiting and without adding to resident memory. */

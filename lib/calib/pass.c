@@ -1,6 +1,7 @@
 /* See pass.h. */
 #include "calib/pass.h"
 
+#include "base/file.h"
 #include "base/mem.h"
 #include "base/opt.h"
 #include "base/par.h"
@@ -198,7 +199,7 @@ moec_status moec_pass_new(moec_pass **out, const moec_model *m, const moec_corpu
     p->o = *o;
     MOEC_TRY(cut_chunks(p, corpus, err));
     MOEC_TRY(moec_pass_estimate(&p->plan, m, p->n_tokens, p->max_seq, o, err));
-    const char *tmp = getenv("TMPDIR"), *dir = o->dir ? o->dir : tmp && *tmp ? tmp : "/tmp";
+    const char *dir = o->dir ? o->dir : moec_scratch_dir();
     moec_note("%d threads, %d chunks at a time of %lld in all, hidden states %s%s, about %.2f GiB of memory", p->plan.threads,
               p->plan.workers, (long long)p->n_chunks,
               p->plan.on_disk ? "on disk" : "in memory", p->plan.lean ? ", experts given back after use" : "",

@@ -106,6 +106,7 @@ void moec_stats_free(moec_stats *s)
         free_domain(&s->domain[i]);
     moec_free(s->domain);
     moec_sensitivity_free(s->sensitivity);
+    moec__stats_lean_free(s->lean);
     moec_stats_meta_release(&s->meta);
     moec_free(s);
 }
@@ -376,7 +377,7 @@ moec_status moec_stats_merge(moec_stats *into, const moec_stats *from, char **dr
     merge_plan p = {.n_domains = 0};
     if (dropped)
         *dropped = NULL;
-    moec_status st = check_same(&into->meta, &from->meta, err);
+    moec_status st = into->lean || from->lean ? moec__stats_lean_refuse(err) : check_same(&into->meta, &from->meta, err);
     if (st == MOEC_OK)
         st = plan_merge(&p, into, from, err);
     if (st != MOEC_OK) {

@@ -114,6 +114,7 @@ typedef struct moec_stats {
     int n_domains;
     moec_stats_domain *domain;
     moec_sensitivity *sensitivity; /* of all domains together; NULL: not measured. Dropped where files are merged */
+    struct moec_stats_lean *lean;  /* of moec_stats_load_lean: the open file; else NULL */
 } moec_stats;
 
 /** Statistics of no tokens: every cell at its kind's `start`, every kind up to meta->tier (0 or 1) collected. `meta` is copied;
@@ -139,14 +140,28 @@ MOEC_API void *moec_stat_at(const moec_stats *s, int domain, moec_stat kind, int
  *  a leading '.' and control characters are written %XX. /meta's attribute kinds lists what is collected. The file's first
  *  512 bytes (an HDF5 user block) hold a checksum of the rest.
  *  Written aside as PATH.tmp and renamed. MOEC_EIO, MOEC_ENOFIT (disk full); MOEC_ENUMERIC: a cell is not finite or below
- *  its kind's bound (the text names domain, kind, layer and expert); nothing is written then. */
+ *  its kind's bound (the text names domain, kind, layer and expert); MOEC_EINVAL: of moec_stats_load_lean. Nothing is written then. */
 MOEC_API moec_status moec_stats_save(const moec_stats *s, const char *path, moec_err *err) MOEC_USE_RESULT;
 /** MOEC_EIO; MOEC_EFORMAT: not ours, damaged (the checksum differs), another format version, a missing attribute or
  *  dataset, a dataset of another type or shape than the attributes say, sizes out of range, a count or sum that is
  *  negative or not finite. Kinds that are not known are passed over, those that the file does not list are NULL: files of
  *  older and newer programs can be read. Memory: what is read, at most some 1100 times the file's length. */
 MOEC_API moec_status moec_stats_load(moec_stats **out, const char *path, moec_err *err) MOEC_USE_RESULT;
-/** The same from bytes in memory; `what` is what errors call them. */
+/** The same, but of the kinds only SELECTED is read: the others stay in the file, which is open until moec_stats_free, and their
+ *  data is NULL. They are there in the right form, their values are checked when they are fetched. Such statistics can be asked by
+ *  moec_stats_fetch, moec_stats_holds and moec_stats_check; they are not for methods, moec_stats_save and moec_stats_merge.
+ *  Memory: 8 L E bytes a domain, and the sensitivity. */
+MOEC_API moec_status moec_stats_load_lean(moec_stats **out, const char *path, moec_err *err) MOEC_USE_RESULT;
+/** True when every domain, of which there is one at least, has the kind, in memory or in the file. */
+MOEC_API bool moec_stats_holds(const moec_stats *s, moec_stat kind);
+/** Rows first .. first + n - 1 of the block that moec_stat_at gives (of its first axis: experts where there are any; a block without
+ *  axes has one row) into `out`, from memory or from the file. Not for use inside parallel loops. MOEC_EFORMAT: not collected, a value
+ *  that moec_stats_load would refuse, or the file cannot be read any more; MOEC_EINVAL: beyond the block. */
+MOEC_API moec_status moec_stats_fetch(void *out, const moec_stats *s, int domain, moec_stat kind, int64_t moe_layer, int64_t first,
+                                      int64_t n, moec_err *err) MOEC_USE_RESULT;
+/** Bytes of all cells in memory. */
+MOEC_API uint64_t moec_stats_memory(const moec_stats *s);
+/** The same as moec_stats_load from bytes in memory; `what` is what errors call them. */
 MOEC_API moec_status moec_stats_load_memory(moec_stats **out, const void *bytes, size_t len, const char *what,
                                             moec_err *err) MOEC_USE_RESULT;
 
@@ -156,7 +171,8 @@ MOEC_API moec_status moec_stats_load_memory(moec_stats **out, const void *bytes,
  *  byte order; compute modes that differ become "mixed". Kinds that one of both lacks, and those of tier 2 where
  *  moec_stats_quant_group differs, are dropped, and sensitivity always ("gguf"), with their names in *dropped, separated by blanks, or "" (`dropped` may be NULL;
  *  free with moec_free).
- *  MOEC_EFORMAT when the models, router rules or shapes differ (the text says which); MOEC_ENOMEM. `into` is unchanged on
+ *  MOEC_EFORMAT when the models, router rules or shapes differ (the text says which); MOEC_EINVAL: one is of
+ *  moec_stats_load_lean; MOEC_ENOMEM. `into` is unchanged on
  *  failure. */
 MOEC_API moec_status moec_stats_merge(moec_stats *into, const moec_stats *from, char **dropped, moec_err *err)
     MOEC_USE_RESULT;

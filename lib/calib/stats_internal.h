@@ -46,6 +46,23 @@ void moec__stat_reset(moec_stat kind, void *cells, int64_t n);
 /** Every cell finite and not below its bound; fails with `code`, naming domain, kind, layer and expert. */
 MOEC_API moec_status moec__stats_values_check(const moec_stats *s, moec_status code, moec_err *err) MOEC_USE_RESULT;
 
+/** The same of n cells of a kind in domain d, the first of which is cell `from` of its whole array. */
+moec_status moec__stats_cells_check(const moec_stats *s, int d, moec_stat kind, const void *cells, int64_t from, int64_t n,
+                                    moec_status code, moec_err *err) MOEC_USE_RESULT;
+
+/* Kinds that stay in the file. Everything is owned. */
+struct moec_stats_lean {
+    moec_h5 *file;
+    char **group; /* [n_groups] path of each domain */
+    size_t n_groups;
+    bool there[MOEC_STAT_COUNT];
+};
+void moec__stats_lean_free(struct moec_stats_lean *v); /* NULL-safe */
+/** MOEC_EINVAL: for who needs whole statistics. */
+moec_status moec__stats_lean_refuse(moec_err *err) MOEC_USE_RESULT;
+/** Path of a kind in the file, below that of its domain. Free with moec_free. */
+moec_status moec__stat_path(char **out, const char *group, moec_stat kind, moec_err *err) MOEC_USE_RESULT;
+
 /** /gguf of a file; s->sensitivity is there. */
 moec_status moec__stats_gguf_put(moec_h5 *h, const moec_stats *s, moec_err *err) MOEC_USE_RESULT;
 moec_status moec__stats_gguf_get(moec_sensitivity **out, moec_h5 *h, moec_err *err) MOEC_USE_RESULT;

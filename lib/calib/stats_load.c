@@ -83,22 +83,29 @@ static moec_status get_kinds(bool has[MOEC_STAT_COUNT], bool *gguf, const moec_s
     return MOEC_OK;
 }
 
+moec_status moec__stat_path(char **out, const char *group, moec_stat kind, moec_err *err)
+{
+    return moec_format(out, err, "%s/t%d/%s", group, moec_stat_kinds[kind].tier, moec_stat_kinds[kind].name);
+}
+
+/* out NULL: it is only looked at. */
 static moec_status get_kind(void **out, moec_h5 *h, const char *group, const moec_stats_meta *m, moec_stat kind,
                             moec_err *err)
 {
-    const moec_stat_kind *k = &moec_stat_kinds[kind];
     char *path;
     int64_t dim[MOEC_STATS_MAX_RANK];
+    const moec_dtype type = moec__cell_dtype(moec_stat_kinds[kind].cell);
     int rank = moec__stat_dims(m, kind, dim);
-    moec_status st = moec_format(&path, err, "%s/t%d/%s", group, k->tier, k->name);
+    moec_status st = moec__stat_path(&path, group, kind, err);
     if (st == MOEC_OK)
-        st = moec_h5_get_array(out, h, path, moec__cell_dtype(k->cell), rank, dim, err);
+        st = out ? moec_h5_get_array(out, h, path, type, rank, dim, err) : moec_h5_get_part(NULL, h, path, type, rank, dim, NULL, NULL, err);
     moec_free(path);
     return st;
 }
 
+/* lean: where kinds stay in the file. */
 static moec_status get_domain(moec_stats_domain *d, moec_h5 *h, const char *link, const moec_stats_meta *m,
-                              const bool has[MOEC_STAT_COUNT], moec_err *err)
+                              const bool has[MOEC_STAT_COUNT], struct moec_stats_lean *lean, moec_err *err)
 {
     moec_status st = MOEC_OK;
     char *group = NULL;
@@ -117,13 +124,17 @@ static moec_status get_domain(moec_stats_domain *d, moec_h5 *h, const char *link
     MOEC_TRY(get_field(d->digest, sizeof d->digest, h, group, "digest", err));
     for (int k = 0; k < MOEC_STAT_COUNT; k++)
         if (has[k])
-            MOEC_TRY(get_kind(&d->data[k], h, group, m, (moec_stat)k, err));
+            MOEC_TRY(get_kind(lean && k != MOEC_STAT_SELECTED ? NULL : &d->data[k], h, group, m, (moec_stat)k, err));
+    if (lean) {
+        lean->group[lean->n_groups++] = group;
+        group = NULL;
+    }
 done:
     moec_free(group);
     return st;
 }
 
-moec_status moec__stats_read(moec_stats **out, moec_h5 *file, moec_err *err)
+static moec_status read_all(moec_stats **out, moec_h5 *file, bool lean, moec_err *err)
 {
     moec_status st = MOEC_OK;
     moec_stats *s = NULL;
@@ -136,9 +147,14 @@ moec_status moec__stats_read(moec_stats **out, moec_h5 *file, moec_err *err)
     MOEC_TRY(get_kinds(has, &gguf, &s->meta, file, err));
     MOEC_TRY(moec_h5_list(&link, &n, file, "/domains", MOEC_STATS_MAX_DOMAINS, LINK_BYTES, err));
     MOEC_TRY(MOEC_NEW(s->domain, n, err));
+    if (lean) {
+        MOEC_TRY(MOEC_NEW(s->lean, 1, err));
+        MOEC_TRY(MOEC_NEW(s->lean->group, n, err));
+        memcpy(s->lean->there, has, sizeof has);
+    }
     for (size_t i = 0; i < n; i++) {
         s->n_domains++;
-        MOEC_TRY(get_domain(&s->domain[i], file, link[i], &s->meta, has, err));
+        MOEC_TRY(get_domain(&s->domain[i], file, link[i], &s->meta, has, s->lean, err));
     }
     if (gguf)
         MOEC_TRY(moec__stats_gguf_get(&s->sensitivity, file, err));
@@ -151,6 +167,17 @@ done:
     return st;
 }
 
+moec_status moec__stats_read(moec_stats **out, moec_h5 *file, moec_err *err)
+{
+    return read_all(out, file, false, err);
+}
+
+/* Not every text of what is below names the file. */
+static moec_status named(moec_status st, const char *what, moec_err *err)
+{
+    return st != MOEC_OK && err && !strstr(err->text, what) ? moec_within(err, st, "%s", what) : st;
+}
+
 static moec_status read_and_close(moec_stats **out, moec_h5 *h, const char *what, moec_err *err)
 {
     moec_status st = moec__stats_read(out, h, err), closed = moec_h5_close(h, st == MOEC_OK ? err : NULL);
@@ -159,8 +186,7 @@ static moec_status read_and_close(moec_stats **out, moec_h5 *h, const char *what
         *out = NULL;
         st = closed;
     }
-    /* Not every text below names the file. */
-    return st != MOEC_OK && err && !strstr(err->text, what) ? moec_within(err, st, "%s", what) : st;
+    return named(st, what, err);
 }
 
 moec_status moec_stats_load(moec_stats **out, const char *path, moec_err *err)
@@ -171,6 +197,25 @@ moec_status moec_stats_load(moec_stats **out, const char *path, moec_err *err)
     if (st == MOEC_OK)
         st = moec_h5_open(&h, path, err);
     return st == MOEC_OK ? read_and_close(out, h, path, err) : st;
+}
+
+moec_status moec_stats_load_lean(moec_stats **out, const char *path, moec_err *err)
+{
+    moec_h5 *h = NULL;
+    *out = NULL;
+    moec_status st = moec_seal_check(path, MOEC_STATS_TITLE, err);
+    if (st == MOEC_OK)
+        st = moec_h5_open(&h, path, err);
+    if (st != MOEC_OK)
+        return st;
+    st = named(read_all(out, h, true, err), path, err);
+    if (st != MOEC_OK) {
+        const moec_status closed = moec_h5_close(h, NULL);
+        (void)closed; /* the first failure is the cause */
+        return st;
+    }
+    (*out)->lean->file = h;
+    return MOEC_OK;
 }
 
 moec_status moec_stats_load_memory(moec_stats **out, const void *bytes, size_t len, const char *what, moec_err *err)

@@ -125,28 +125,37 @@ static void place_text(char *buf, size_t cap, const moec_stats_meta *m, moec_sta
         snprintf(buf, cap, "layer %lld", (long long)layer);
 }
 
+moec_status moec__stats_cells_check(const moec_stats *s, int d, moec_stat kind, const void *cells, int64_t from, int64_t n,
+                                    moec_status code, moec_err *err)
+{
+    const moec_stat_kind *row = &moec_stat_kinds[kind];
+    double value = 0;
+    char place[64];
+    if (!bad_cell[row->cell])
+        return MOEC_OK;
+    const int64_t at = bad_cell[row->cell](&value, cells, n, row->low, (double)(s->meta.hidden - 1));
+    if (at < 0)
+        return MOEC_OK;
+    place_text(place, sizeof place, &s->meta, kind, from + at);
+    return moec_fail(err, code, "domain %s: %s: %s: is %g, expected a finite number%s", s->domain[d].name, row->name, place, value,
+                     row->cell == MOEC_CELL_I32 ? " of a channel"
+                     : row->low == 0            ? " that is not negative"
+                                                : "");
+}
+
 moec_status moec__stats_values_check(const moec_stats *s, moec_status code, moec_err *err)
 {
+    moec_status st = MOEC_OK;
     const moec_stats_meta *m = &s->meta;
     for (int d = 0; d < s->n_domains; d++)
-        for (int k = 0; k < MOEC_STAT_COUNT; k++) {
-            const moec_stat_kind *row = &moec_stat_kinds[k];
-            const void *data = s->domain[d].data[k];
-            double value = 0;
-            char place[64];
-            if (!data || !bad_cell[row->cell])
-                continue;
-            int64_t n = moec_stat_cells(m, (moec_stat)k) * moec_stat_blocks(m, (moec_stat)k);
-            int64_t at = bad_cell[row->cell](&value, data, n, row->low, (double)(m->hidden - 1));
-            if (at < 0)
-                continue;
-            place_text(place, sizeof place, m, (moec_stat)k, at);
-            return moec_fail(err, code, "domain %s: %s: %s: is %g, expected a finite number%s", s->domain[d].name,
-                             row->name, place, value, row->cell == MOEC_CELL_I32 ? " of a channel"
-                             : row->low == 0                                     ? " that is not negative"
-                                                                                 : "");
-        }
-    return s->sensitivity ? moec__stats_gguf_check(s->sensitivity, code, err) : MOEC_OK;
+        for (int k = 0; k < MOEC_STAT_COUNT; k++)
+            if (s->domain[d].data[k])
+                MOEC_TRY(moec__stats_cells_check(s, d, (moec_stat)k, s->domain[d].data[k], 0,
+                                                 moec_stat_cells(m, (moec_stat)k) * moec_stat_blocks(m, (moec_stat)k), code, err));
+    if (s->sensitivity)
+        st = moec__stats_gguf_check(s->sensitivity, code, err);
+done:
+    return st;
 }
 
 /* ---- the file ----------------------------------------------------------------------------------------------------- */
@@ -282,6 +291,8 @@ moec_status moec_stats_save(const moec_stats *s, const char *path, moec_err *err
     moec_status st = MOEC_OK;
     char *tmp = NULL;
     bool made = false;
+    if (s->lean)
+        return moec__stats_lean_refuse(err);
     MOEC_TRY(moec__stats_meta_check(&s->meta, MOEC_EINVAL, err));
     MOEC_TRY(check_domains(s, err));
     MOEC_TRY(moec__stats_values_check(s, MOEC_ENUMERIC, err));

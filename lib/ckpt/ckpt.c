@@ -431,6 +431,16 @@ uint64_t moec_ckpt_bytes(const moec_ckpt *c)
     return sum;
 }
 
+void moec_ckpt_drop(const moec_ckpt *c)
+{
+    for (size_t s = 0; c->of.gguf && s < moec_gguf_files(c->of.gguf); s++)
+        moec_gguf_drop(c->of.gguf, s);
+    if (c->of.made)
+        moec_pages_drop(c->of.made, c->of.made_bytes);
+    for (size_t s = 0; s < c->n_shards; s++)
+        moec_pages_drop(c->shard[s].map, c->shard[s].size);
+}
+
 moec_status moec_ckpt_fingerprint(moec_digest *out, const moec_ckpt *c, moec_err *err)
 {
     moec_hash *h;

@@ -67,6 +67,9 @@ MOEC_API const moec_json *moec_ckpt_index(const moec_ckpt *c);               /* 
 /** Sum of all tensor bytes. */
 MOEC_API uint64_t moec_ckpt_bytes(const moec_ckpt *c);
 
+/** Gives the mapped pages of all files back. A page that is touched brings its neighbours, of which those of other tensors may stay. */
+MOEC_API void moec_ckpt_drop(const moec_ckpt *c);
+
 /** Identity of the model: config.json without its whitespace is not enough and all bytes are too many, so this hashes, in
  *  name order, every tensor's name, dtype, shape and 64 bytes at its start, middle and end.
  *  Cost: three pages read per tensor. */

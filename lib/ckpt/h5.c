@@ -96,8 +96,7 @@ static moec_status lib_fail(const moec_h5 *h, moec_status code, const char *path
 
 static moec_status bad(const moec_h5 *h, const char *path, const char *name, const char *what, moec_err *err)
 {
-    return moec_fail(err, MOEC_EFORMAT, "%s: %s%s%s: %s", h->name, path, name ? " attribute " : "", name ? name : "",
-                     what);
+    return moec_fail(err, MOEC_EFORMAT, "%s: %s%s%s: %s", h->name, path, name ? " attribute " : "", name ? name : "", what);
 }
 
 /* ---- the file driver for writing ----------------------------------------------------------------------------------
@@ -173,18 +172,8 @@ static haddr_t sink_get_eof(const H5FD_t *file, H5FD_mem_t type)
 /* The library seldom reads while it writes; what is not there reads as zeros. */
 static herr_t sink_read(H5FD_t *file, H5FD_mem_t type, hid_t transfer, haddr_t at, size_t size, void *to)
 {
-    const sink *f = (const sink *)file;
     (void)type, (void)transfer;
-    for (size_t done = 0; done < size;) {
-        ssize_t n = pread(f->fd, (char *)to + done, size - done, (off_t)(at + done));
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0) {
-            memset((char *)to + done, 0, size - done);
-            break;
-        }
-        done += (size_t)n;
-    }
+    moec__h5_bytes_get(to, ((const sink *)file)->fd, at, size);
     return 0;
 }
 
@@ -192,12 +181,8 @@ static herr_t sink_write(H5FD_t *file, H5FD_mem_t type, hid_t transfer, haddr_t 
 {
     sink *f = (sink *)file;
     (void)type, (void)transfer;
-    for (size_t done = 0; done < size && f->owner->errnum == 0;) {
-        ssize_t n = pwrite(f->fd, (const char *)from + done, size - done, (off_t)(at + done));
-        if (n < 0 && errno != EINTR)
-            f->owner->errnum = errno;
-        done += n > 0 ? (size_t)n : 0;
-    }
+    if (f->owner->errnum == 0)
+        f->owner->errnum = moec__h5_bytes_put(f->fd, at, from, size);
     f->eof = at + size > f->eof ? at + size : f->eof;
     return 0;
 }
@@ -326,8 +311,7 @@ moec_status moec_h5_open_image(moec_h5 **out, const void *bytes, size_t len, con
     (*out)->left = len;
     hid_t access = access_list();
     /* The library copies the bytes; its parameter is not const. */
-    if (access >= 0 && H5Pset_fapl_core(access, 1 << 20, false) >= 0 &&
-        H5Pset_file_image(access, (void *)(uintptr_t)bytes, len) >= 0)
+    if (access >= 0 && H5Pset_fapl_core(access, 1 << 20, false) >= 0 && H5Pset_file_image(access, (void *)(uintptr_t)bytes, len) >= 0)
         (*out)->file = H5Fopen(what, H5F_ACC_RDONLY, access);
     if ((*out)->file < 0) {
         st = lib_fail(*out, MOEC_EFORMAT, "", "not an HDF5 file", err);
@@ -409,14 +393,12 @@ static moec_status put_array(moec_h5 *h, const char *path, moec_dtype dtype, int
     return st;
 }
 
-moec_status moec_h5_put_array(moec_h5 *h, const char *path, moec_dtype dtype, int rank, const int64_t *dim,
-                              const void *values, moec_err *err)
+moec_status moec_h5_put_array(moec_h5 *h, const char *path, moec_dtype dtype, int rank, const int64_t *dim, const void *values, moec_err *err)
 {
     return put_array(h, path, dtype, rank, dim, true, values, err);
 }
 
-moec_status moec_h5_put_plain(moec_h5 *h, const char *path, moec_dtype dtype, int rank, const int64_t *dim,
-                              const void *values, moec_err *err)
+moec_status moec_h5_put_plain(moec_h5 *h, const char *path, moec_dtype dtype, int rank, const int64_t *dim, const void *values, moec_err *err)
 {
     return put_array(h, path, dtype, rank, dim, false, values, err);
 }
@@ -580,9 +562,9 @@ static const char *storage_fault(hid_t layout, size_t cell)
     return NULL;
 }
 
-/* All that can be known of a dataset before its values are read. */
+/* All that can be known of a dataset before its values are read; `claim`: its stored bytes cannot be claimed again. */
 static moec_status check_array(moec_h5 *h, hid_t d, const char *path, moec_dtype dtype, int rank, const int64_t *dim,
-                               size_t bytes, moec_err *err)
+                               size_t bytes, bool claim, moec_err *err)
 {
     type_row type = {-1, -1};
     char is[128], want[128];
@@ -598,8 +580,7 @@ static moec_status check_array(moec_h5 *h, hid_t d, const char *path, moec_dtype
         goto done;
     }
     if (!same_extents(space, rank, dim)) {
-        st = moec_fail(err, MOEC_EFORMAT, "%s: %s: %s, expected %s", h->name, path, extents(is, sizeof is, space),
-                       moec_shape_text(want, sizeof want, rank, dim));
+        st = moec_fail(err, MOEC_EFORMAT, "%s: %s: %s, expected %s", h->name, path, extents(is, sizeof is, space), moec_shape_text(want, sizeof want, rank, dim));
         goto done;
     }
     fault = storage_fault(layout, (size_t)moec_dtypes[dtype].bytes);
@@ -611,7 +592,7 @@ static moec_status check_array(moec_h5 *h, hid_t d, const char *path, moec_dtype
     if (stored > h->left || (bytes > SLACK && (bytes - SLACK) / EXPANSION > stored))
         st = moec_fail(err, MOEC_EFORMAT, "%s: %s: %zu bytes cannot come from %llu stored ones", h->name, path, bytes,
                        (unsigned long long)stored);
-    else
+    else if (claim)
         h->left -= stored;
 done:
     H5Pclose(layout);
@@ -620,39 +601,63 @@ done:
     return st;
 }
 
-moec_status moec_h5_get_array(void **out, moec_h5 *h, const char *path, moec_dtype dtype, int rank, const int64_t *dim,
-                              moec_err *err)
+/* An array, or with `first` a part of it, into `out`; into fresh memory where `made` is not NULL. Neither: only looks. */
+static moec_status get_values(void **made, void *out, moec_h5 *h, const char *path, moec_dtype dtype, int rank, const int64_t *dim,
+                              const int64_t *first, const int64_t *count, moec_err *err)
 {
     type_row type = {-1, -1};
-    size_t n = 1, bytes;
-    hid_t d;
-    *out = NULL;
+    const bool part = first && rank > 0;
+    hsize_t from[MOEC_MAX_RANK] = {0}, of[MOEC_MAX_RANK] = {0};
+    hid_t d, file = H5S_ALL, memory = H5S_ALL;
     if (rank < 0 || rank > MOEC_MAX_RANK || !type_of(&type, dtype))
         return moec_fail(err, MOEC_EINVAL, "%s: rank %d of %s cannot be read", path, rank, moec_dtypes[dtype].name);
-    for (int i = 0; i < rank; i++)
-        if (dim[i] < 1 || !moec_mul_size(&n, n, (size_t)dim[i]))
+    size_t bytes = (size_t)moec_dtypes[dtype].bytes;
+    for (int i = 0; i < rank; i++) {
+        if (dim[i] < 1 || !moec_mul_size(&bytes, bytes, (size_t)dim[i]))
             return bad(h, path, NULL, "extents out of range", err);
-    if (!moec_mul_size(&bytes, n, (size_t)moec_dtypes[dtype].bytes))
-        return bad(h, path, NULL, "extents out of range", err);
+        if (part && (first[i] < 0 || count[i] < 1 || count[i] > dim[i] || first[i] > dim[i] - count[i]))
+            return moec_fail(err, MOEC_EINVAL, "%s: %s: a part beyond its extents was asked for", h->name, path);
+        from[i] = part ? (hsize_t)first[i] : 0;
+        of[i] = part ? (hsize_t)count[i] : 0;
+    }
     moec_status st = open_object(&d, h, path, H5I_DATASET, err);
     if (st != MOEC_OK)
         return st;
-    MOEC_TRY(check_array(h, d, path, dtype, rank, dim, bytes, err));
-    MOEC_TRY(moec_alloc(out, n, (size_t)moec_dtypes[dtype].bytes, err));
-    if (H5Dread(d, type.memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, *out) < 0)
+    MOEC_TRY(check_array(h, d, path, dtype, rank, dim, bytes, made != NULL, err));
+    if (made)
+        MOEC_TRY(moec_alloc(&out, bytes, 1, err));
+    if (part) {
+        file = H5Dget_space(d);
+        memory = space_of(rank, count);
+    }
+    if (out && ((part && H5Sselect_hyperslab(file, H5S_SELECT_SET, from, NULL, of, NULL) < 0) ||
+                H5Dread(d, type.memory, memory, file, H5P_DEFAULT, out) < 0))
         st = lib_fail(h, MOEC_EFORMAT, path, "cannot be read", err);
 done:
+    H5Sclose(memory); /* of H5S_ALL as of -1 nothing */
+    H5Sclose(file);
     H5Dclose(d);
-    if (st != MOEC_OK) {
-        moec_free(*out);
-        *out = NULL;
-    }
+    if (made && st != MOEC_OK)
+        moec_free(out);
+    else if (made)
+        *made = out;
     return st;
 }
 
+moec_status moec_h5_get_array(void **out, moec_h5 *h, const char *path, moec_dtype dtype, int rank, const int64_t *dim, moec_err *err)
+{
+    *out = NULL;
+    return get_values(out, NULL, h, path, dtype, rank, dim, NULL, NULL, err);
+}
+
+moec_status moec_h5_get_part(void *out, moec_h5 *h, const char *path, moec_dtype dtype, int rank, const int64_t *dim,
+                             const int64_t *first, const int64_t *count, moec_err *err)
+{
+    return get_values(NULL, out, h, path, dtype, rank, dim, out ? first : NULL, count, err);
+}
+
 /* Opens an attribute and checks type (disk, or any fixed text when disk < 0) and count (n < 0: one plain value). */
-static moec_status open_attribute(hid_t *out, moec_h5 *h, const char *path, const char *name, hid_t disk, int64_t n,
-                                  moec_err *err)
+static moec_status open_attribute(hid_t *out, moec_h5 *h, const char *path, const char *name, hid_t disk, int64_t n, moec_err *err)
 {
     hid_t o, a = -1, space = -1, type = -1;
     *out = -1;
@@ -681,8 +686,7 @@ static moec_status open_attribute(hid_t *out, moec_h5 *h, const char *path, cons
     return st;
 }
 
-static moec_status get_numbers(void *out, moec_h5 *h, const char *path, const char *name, hid_t disk, hid_t memory,
-                               int64_t n, moec_err *err)
+static moec_status get_numbers(void *out, moec_h5 *h, const char *path, const char *name, hid_t disk, hid_t memory, int64_t n, moec_err *err)
 {
     hid_t a;
     moec_status st = open_attribute(&a, h, path, name, disk, n, err);
@@ -694,8 +698,7 @@ static moec_status get_numbers(void *out, moec_h5 *h, const char *path, const ch
     return st;
 }
 
-moec_status moec_h5_get_int(int64_t *out, moec_h5 *h, const char *path, const char *name, int64_t low, int64_t high,
-                            moec_err *err)
+moec_status moec_h5_get_int(int64_t *out, moec_h5 *h, const char *path, const char *name, int64_t low, int64_t high, moec_err *err)
 {
     moec_status st = get_numbers(out, h, path, name, H5T_STD_I64LE, H5T_NATIVE_INT64, -1, err);
     if (st == MOEC_OK && (*out < low || *out > high))
@@ -757,8 +760,7 @@ static H5_index_t index_of(hid_t group)
     return order & H5P_CRT_ORDER_TRACKED ? H5_INDEX_CRT_ORDER : H5_INDEX_NAME;
 }
 
-moec_status moec_h5_list(char ***out, size_t *n, moec_h5 *h, const char *path, size_t max_n, size_t max_len,
-                         moec_err *err)
+moec_status moec_h5_list(char ***out, size_t *n, moec_h5 *h, const char *path, size_t max_n, size_t max_len, moec_err *err)
 {
     hid_t g;
     H5G_info_t info;

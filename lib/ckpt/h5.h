@@ -56,6 +56,11 @@ MOEC_API moec_status moec_h5_put_text(moec_h5 *h, const char *path, const char *
 /** An array of exactly this type and these extents; *out is allocated, free with moec_free. MOEC_ENOMEM. */
 MOEC_API moec_status moec_h5_get_array(void **out, moec_h5 *h, const char *path, moec_dtype dtype, int rank,
                                        const int64_t *dim, moec_err *err) MOEC_USE_RESULT;
+/** Values first[i] <= index < first[i] + count[i] of an array of exactly this type and these extents, in C order, into `out`, which
+ *  has room for them; NULL: only looks whether the array is there and could be read. Cost: the array's metadata at every call; of
+ *  packed arrays whole chunks. MOEC_EINVAL: a part beyond the array. */
+MOEC_API moec_status moec_h5_get_part(void *out, moec_h5 *h, const char *path, moec_dtype dtype, int rank, const int64_t *dim,
+                                      const int64_t *first, const int64_t *count, moec_err *err) MOEC_USE_RESULT;
 MOEC_API moec_status moec_h5_get_int(int64_t *out, moec_h5 *h, const char *path, const char *name, int64_t low,
                                      int64_t high, moec_err *err) MOEC_USE_RESULT;
 /** Exactly n values. */

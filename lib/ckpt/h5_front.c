@@ -1,4 +1,5 @@
-/* Looks at the first bytes of an HDF5 file, since the library itself is not safe with every form of one; chunk sizes. */
+/* Looks at the first bytes of an HDF5 file, since the library itself is not safe with every form of one; bytes in and
+ * out of a file; chunk sizes. */
 #include "ckpt/h5_front.h"
 
 #include "base/file.h"
@@ -38,6 +39,31 @@ moec_status moec__h5_front_read(uint64_t *size, const char *path, moec_err *err)
         return moec_fail_errno(err, errnum, path);
     *size = (uint64_t)s.st_size;
     return moec__h5_front_check(front, (size_t)n, path, err);
+}
+
+void moec__h5_bytes_get(void *to, int fd, uint64_t at, size_t size)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t n = pread(fd, (char *)to + done, size - done, (off_t)(at + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) {
+            memset((char *)to + done, 0, size - done);
+            break;
+        }
+        done += (size_t)n;
+    }
+}
+
+int moec__h5_bytes_put(int fd, uint64_t at, const void *from, size_t size)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t n = pwrite(fd, (const char *)from + done, size - done, (off_t)(at + done));
+        if (n < 0 && errno != EINTR)
+            return errno;
+        done += n > 0 ? (size_t)n : 0;
+    }
+    return 0;
 }
 
 void moec__h5_chunk(unsigned long long *chunk, int rank, const int64_t *dim, size_t cell)

@@ -9,15 +9,11 @@
 #include "num/blocks.h"
 
 #include <ctype.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 enum { NAME = 256 };
 
@@ -367,24 +363,10 @@ static moec_status fill_all(job *j, moec_err *err)
     moec_status st = MOEC_OK;
     float *line = NULL;
     int64_t longest = 1;
-    FILE *file = NULL;
+    void *map = NULL;
     if (j->n_made == 0)
         return MOEC_OK;
-    file = tmpfile();
-    if (!file || ftruncate(fileno(file), (off_t)j->bytes) != 0) {
-        st = moec_fail_errno(err, errno, "a temporary file");
-        goto done;
-    }
-    int full = posix_fallocate(fileno(file), 0, (off_t)j->bytes);
-    if (full != 0 && full != EOPNOTSUPP && full != EINVAL) {
-        st = moec_fail_errno(err, full, "a temporary file for what a GGUF has in another form");
-        goto done;
-    }
-    void *map = mmap(NULL, (size_t)j->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fileno(file), 0);
-    if (map == MAP_FAILED) {
-        st = moec_fail_errno(err, errno, "a temporary file");
-        goto done;
-    }
+    MOEC_TRY(moec_file_scratch(&map, (size_t)j->bytes, "what a GGUF has in another form", err));
     j->parts.made = map;
     j->parts.made_bytes = (size_t)j->bytes;
     for (size_t i = 0; i < j->n_made; i++)
@@ -397,8 +379,6 @@ static moec_status fill_all(job *j, moec_err *err)
         fill(at, line, &j->made[i], &j->r);
     }
 done:
-    if (file)
-        fclose(file);
     moec_free(line);
     return st;
 }

@@ -378,6 +378,8 @@ void moec_gguf_model_drop(const moec_gguf_model *x, size_t i, int64_t lo, int64_
         moec_weight_drop(&s->weight);
     for (int64_t e = lo / each; s->kind == MOEC_GGUF_STACK && e * each < hi; e++)
         moec_weight_drop(matrix_of(s->layer, s->which, e));
+    if (hi == each * s->what.dim[2] * s->what.dim[3])
+        moec_ckpt_drop(x->m->ckpt); /* what was mapped around matrices that were dropped before: 64 KiB for each of some 40,000 */
 }
 
 static moec_status to_half(uint16_t *out, const float *in, int64_t n, bool bf16, const char *name, moec_err *err)

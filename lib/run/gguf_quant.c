@@ -60,6 +60,8 @@ moec_status moec_gguf_quant_rows(void *out, void *ctx, size_t t, int64_t lo, int
     const bool plain = what->type == MOEC_GGML_F32 || (what->type == MOEC_GGML_MXFP4 && moec_gguf_model_codes(s->x, t));
     const moec_status st = plain ? moec_gguf_model_rows(out, s->x, t, lo, hi, err) : quantize_rows(out, s, t, lo, hi, err);
     moec_gguf_model_drop(s->x, t, lo, hi);
+    if (s->importance)
+        moec_gguf_importance_drop(s->importance, t, hi);
     return st;
 }
 

@@ -621,6 +621,29 @@ static void clock_and_version(void **state)
     assert_non_null(strchr(moec_version(), '.'));
 }
 
+/* Pages that are given back hold what was written when they are touched again. */
+static void scratch_keeps_its_bytes(void **state)
+{
+    (void)state;
+    enum { BYTES = 100001 };
+    unsigned char *at;
+    void *none;
+    moec_err err = {MOEC_OK, ""};
+    assert_int_equal(moec_file_scratch((void **)&at, BYTES, "a test", &err), MOEC_OK);
+    for (int i = 0; i < BYTES; i++)
+        assert_int_equal(at[i], 0);
+    for (int i = 0; i < BYTES; i++)
+        at[i] = (unsigned char)(i * 7);
+    moec_pages_drop(at + 5000, 60001);
+    for (int i = 0; i < BYTES; i++)
+        assert_int_equal(at[i], (unsigned char)(i * 7));
+    moec_file_scratch_free(at, BYTES);
+    moec_file_scratch_free(NULL, BYTES);
+    assert_int_equal(moec_file_scratch(&none, (size_t)INT64_MAX - 4095, "far too much", &err), MOEC_ENOFIT);
+    assert_null(none);
+    assert_non_null(strstr(err.text, "a temporary file for far too much"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -646,6 +669,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(files_are_written_whole, make_folder, drop_folder),
         cmocka_unit_test(paths_are_taken_apart),
         cmocka_unit_test_setup_teardown(folders_are_made_listed_removed, make_folder, drop_folder),
+        cmocka_unit_test(scratch_keeps_its_bytes),
         cmocka_unit_test(hashes_are_xxh3),
         cmocka_unit_test(near_words_are_found),
         cmocka_unit_test(clock_and_version),
