@@ -73,7 +73,8 @@ static const moec_opt rows[] = {
     {"types", 0, MOEC_TEXT(quantize_params, types), .value = "TYPE[,PATTERN=TYPE,..]",
      .help = "types of tensors: one for all, or those whose name a regular expression finds, the last that does; with a budget the others "
              "are chosen: q4_k,ffn_down_exps=q6_k,^output=q8_0 (without ^ attn_output too); --dry-run lists the names"},
-    {"candidates", 0, MOEC_TEXT(quantize_params, candidates), .value = "TYPE,TYPE,..", .help = "types that are chosen from; when not given most (--formats)"},
+    {"candidates", 0, MOEC_TEXT(quantize_params, candidates), .value = "TYPE,TYPE,..", .help = "types that are chosen from; when not given "
+     "q2_k to q6_k, q8_0, iq4_xs, iq4_nl, q4_1, q5_0, q5_1, mxfp4, f16, and below 3 bits tq1_0 and tq2_0, which few of llama.cpp's backends but the CPU's have"},
     {"pair-gate-up", 0, MOEC_FLAG(quantize_params, pair), .help = "gate and up of a layer's experts have one type, which vLLM needs"},
     {"shard-size", 0, MOEC_SIZE(quantize_params, shard), .value = "SIZE",
      .help = "several files of at most so much data, in the folder OUT, as llama.cpp splits them"},

@@ -175,6 +175,11 @@ moec_status tool_gguf_print(const tool_gguf_result *r, moec_err *err)
                                                 : ";\n            the time for a proof was over");
     if (r->unseen > 0)
         printf("unseen      %" PRId64 " expert%s that no token of the statistics reached: weighed like the layer\n", r->unseen, tool_s(r->unseen));
+    bool ternary = false;
+    for (int k = 0; k < KINDS; k++)
+        ternary = ternary || sum[k][MOEC_GGML_TQ1_0].tensors > 0 || sum[k][MOEC_GGML_TQ2_0].tensors > 0;
+    if (ternary)
+        printf("ternary     TQ1_0, TQ2_0: llama.cpp's CPU backend has them, most others do not; --candidates without them gives a file for all\n");
     printf("%-11s %" PRIu64 " bytes (%s) in %zu file%s%s%s\n", r->common->dry_run ? "would be" : "written", r->bytes,
            moec_size_text(size, sizeof size, r->bytes), r->files, tool_s((int64_t)r->files), r->output ? ": " : "", r->output ? r->output : "");
     printf("peak        %s of memory, %.1f s\n", moec_size_text(peak, sizeof peak, moec_peak_memory()), r->seconds);

@@ -155,7 +155,7 @@ static moec_status measure(state *a, const moec_gguf_types_request *asked, moec_
         return moec_fail(err, MOEC_EINVAL, "--dry-run reads no weights: give --stats FILE with measured costs, which a run with --text makes; "
                          "how long that takes says calibrate --gguf --dry-run");
     MOEC_TRY(tool_read_text(&a->corpus, j->input, a->s.model, c->seed, err));
-    MOEC_TRY(moec_format(&work, err, "%s.types", a->stats));
+    MOEC_TRY(moec_format(&work, err, "%s.gguf", a->stats));
     const moec_gguf_measure_opts m = {.compute = (moec_compute)j->input->compute, .tokens = MOEC_GGUF_MEASURE_TOKENS,
                                       .max_memory = c->max_memory, .work = work, .resume = c->resume};
     MOEC_TRY(moec_gguf_measure_fit(a->s.model, &a->corpus, &m, err)); /* not behind the calibration */

@@ -96,11 +96,13 @@ typedef struct search {
     const float *x, *m; /* [filled] */
     float *room;        /* [filled] for x */
     int64_t n, filled;
-    float mass;                  /* sum of m */
+    float mass, square;          /* sums of m and, where there are no zero points, of m x^2 */
     float top, power;            /* x = w power */
     float least, most;           /* of x and 0 */
     float s, z, error;           /* the best of what was tried: s of x, rounded to the type as a scale of w */
 } search;
+
+enum { STARTS = 3 }; /* at once */
 
 static float power_of(float most)
 {
@@ -114,57 +116,60 @@ static float rounded(const search *t, float s)
     return moec_quant_scale(s / t->power, t->grid->scale_type) * t->power;
 }
 
-/* Judges a scale as it will be stored. Returns the best scale for the codes that it gives, 0: it cannot be judged. */
-static float judge(search *t, float s, float z)
+/* Judges grids at once, each scale as it is stored. */
+static void judge(search *t, moec_grid_sums *sums, const float *s, const float *z, int count)
 {
-    const float stored = rounded(t, s);
-    if (!isfinite(stored) || !isfinite(1.0f / stored) || !isfinite(stored / t->power))
-        return 0.0f;
-    const moec_grid_sums sums = moec_grid_measure(t->x, t->m, t->filled, stored, z, t->top);
-    if (sums.error < t->error) {
-        t->error = sums.error;
-        t->s = stored;
-        t->z = z;
-    }
-    return sums.qq > 0.0f ? stored + sums.rq / sums.qq : 0.0f;
+    moec_grid_measure(sums, t->x, t->m, t->filled, s, z, t->top, count);
+    for (int k = 0; k < count; k++)
+        if (sums[k].error < t->error) {
+            t->error = sums[k].error;
+            t->s = s[k];
+            t->z = z[k];
+        }
 }
 
-/* Codes and their best scale in turn, as in Lloyd's algorithm, from a scale on. */
-static void refine(search *t, float s, float z)
+/* Whether a rounded scale can be judged. */
+static bool sound(const search *t, float s)
+{
+    return isfinite(s) && isfinite(1.0f / s) && isfinite(s / t->power);
+}
+
+/* Codes and their best scale in turn, as in Lloyd's algorithm, from each of some scales on; s and z are lost. */
+static void refine(search *t, float *s, float *z, int count)
 {
     enum { ROUNDS = 4 };
-    for (int k = 0; k < ROUNDS && s != 0.0f; k++) {
-        const float next = judge(t, s, z);
-        if ((next > 0.0f) != (s > 0.0f) || rounded(t, next) == rounded(t, s))
-            return;
-        s = next;
+    for (int k = 0; k < ROUNDS && count > 0; k++) {
+        moec_grid_sums sums[STARTS];
+        int left = 0;
+        judge(t, sums, s, z, count);
+        for (int i = 0; i < count; i++) {
+            if (!(sums[i].qq > 0.0f))
+                continue;
+            const float best = s[i] + sums[i].rq / sums[i].qq, next = rounded(t, best);
+            if ((best > 0.0f) != (s[i] > 0.0f) || next == s[i] || !sound(t, next))
+                continue;
+            s[left] = next;
+            z[left++] = z[i];
+        }
+        count = left;
     }
 }
 
-/* Scales between `low` and `high` in even ratios with one zero point, each judged by the error with the best scale for its codes;
- * then the best of them refined. */
-static void scan(search *t, float low, float high, float sign, float z, float *found, float *error)
+/* The error with the best scale for the codes. */
+static float least_error(const moec_grid_sums *sums)
 {
-    enum { STEPS = 6 };
-    const float ratio = powf(high / low, 1.0f / (STEPS - 1));
-    float s = low;
-    for (int k = 0; k < STEPS; k++, s *= ratio) {
-        const moec_grid_sums sums = moec_grid_measure(t->x, t->m, t->filled, sign * s, z, t->top);
-        const float left = sums.qq > 0.0f ? sums.error - sums.rq * (sums.rq / sums.qq) : INFINITY;
-        if (left < *error) {
-            *error = left;
-            *found = sign * s + sums.rq / sums.qq;
-        }
-    }
+    return sums->qq > 0.0f ? sums->error - sums->rq * (sums->rq / sums->qq) : INFINITY;
 }
 
 /* Weighted mean of what has zero points, 0 of what has none, and the deviation from it. Measuring by a grid of one point, 0 or 1, is
  * the fastest loop at hand. */
-static void spread(const search *t, float *mean, float *deviation)
+static void spread(search *t, float *mean, float *deviation)
 {
-    const float point = t->grid->zeros ? 1.0f : 0.0f;
-    const moec_grid_sums at = moec_grid_measure(t->x, t->m, t->filled, 1.0f, -point, 0.0f);
+    const float point = t->grid->zeros ? 1.0f : 0.0f, one = 1.0f, z = -point;
+    moec_grid_sums at;
+    moec_grid_measure(&at, t->x, t->m, t->filled, &one, &z, 0.0f, 1);
     const float off = t->grid->zeros ? at.rq / at.qq : 0.0f;
+    t->square = at.error;
     *mean = point + off;
     *deviation = sqrtf(fmaxf(at.error / t->mass - off * off, 0.0f));
 }
@@ -173,15 +178,31 @@ static void spread(const search *t, float *mean, float *deviation)
  * bits; for more by the same calculation). */
 static const float gaussian_step[MOEC_QUANT_BITS + 1] = {0, 1.596f, 0.9957f, 0.586f, 0.3352f, 0.1881f, 0.1041f, 0.0569f, 0.0308f};
 
-/* The side that has one level more is that of s < 0 or of s > 0. */
+/* Scales between `low` and `high` in even ratios, each judged by the error with the best scale for its codes; then the best of them
+ * refined, once with the side that has one level more that of s > 0 and once that of s < 0, but for a side that is clearly worse. */
 static void search_signs(search *t, float low, float high)
 {
-    const float z = (t->top + 1.0f) / 2.0f;
-    for (float sign = -1.0f; sign <= 1.0f; sign += 2.0f) {
-        float s = 0.0f, error = INFINITY;
-        scan(t, low, high, sign, z, &s, &error);
-        refine(t, s, z);
-    }
+    enum { STEPS = 6 };
+    static const float WORTH = 2.0f; /* times the least error so far: a side above that does not come down to it */
+    const float z = (t->top + 1.0f) / 2.0f, ratio = powf(high / low, 1.0f / (STEPS - 1));
+    float s[STEPS] = {low}, xq[STEPS][2], qq[STEPS][2], found[2] = {0.0f, 0.0f}, starts[2], zeros[2] = {z, z}, gain[2] = {0.0f, 0.0f};
+    int count = 0;
+    for (int k = 1; k < STEPS; k++)
+        s[k] = s[k - 1] * ratio;
+    moec_grid_scan(xq, qq, t->x, t->m, t->filled, s, t->top, STEPS);
+    for (int k = 0; k < STEPS; k++)
+        for (int i = 0; i < 2; i++) {
+            const float best = xq[k][i] / qq[k][i];
+            if (qq[k][i] > 0.0f && best * xq[k][i] > gain[i]) {
+                gain[i] = best * xq[k][i];
+                found[i] = rounded(t, i == 0 ? best : -best);
+            }
+        }
+    const float error = fmaxf(t->square - fmaxf(gain[0], gain[1]), 0.0f), limit = WORTH * error + 1e-6f * t->square; /* what float32 loses */
+    for (int i = 1; i >= 0; i--)
+        if (gain[i] > 0.0f && t->square - gain[i] <= limit && sound(t, found[i]))
+            starts[count++] = found[i];
+    refine(t, starts, zeros, count);
 }
 
 /* Zero points that put the middle of the grid where the middle of the range or the mean of the values is. */
@@ -191,27 +212,30 @@ static void search_zeros(search *t, float low, float high, float mean)
     const float ratio = powf(high / low, 1.0f / (STEPS - 1)), middle = (t->least + t->most) / 2.0f;
     float s = low, best[2] = {0.0f, 0.0f}, error = INFINITY;
     for (int k = 0; k < STEPS; k++, s *= ratio) {
-        const float at = t->top / 2.0f - mean / s;
-        const float zeros[] = {floorf(at), floorf(at) + 1.0f, rintf(t->top / 2.0f - middle / s)};
-        for (size_t i = 0; i < MOEC_COUNT(zeros); i++) {
-            const float z = fminf(fmaxf(zeros[i], 0.0f), t->top);
-            if (i == 2 && (z == zeros[0] || z == zeros[1]))
-                continue;
-            const moec_grid_sums sums = moec_grid_measure(t->x, t->m, t->filled, s, z, t->top);
-            const float left = sums.qq > 0.0f ? sums.error - sums.rq * (sums.rq / sums.qq) : INFINITY;
-            if (left < error && s + sums.rq / sums.qq > 0.0f) {
+        const float at = fminf(fmaxf(floorf(t->top / 2.0f - mean / s), 0.0f), t->top), same[STARTS] = {s, s, s};
+        const float zeros[STARTS] = {at, fminf(at + 1.0f, t->top), fminf(fmaxf(rintf(t->top / 2.0f - middle / s), 0.0f), t->top)};
+        moec_grid_sums sums[STARTS];
+        const int count = zeros[2] == zeros[0] || zeros[2] == zeros[1] ? 2 : 3;
+        moec_grid_measure(sums, t->x, t->m, t->filled, same, zeros, t->top, count);
+        for (int i = 0; i < count; i++) {
+            const float left = least_error(&sums[i]);
+            if (left < error && s + sums[i].rq / sums[i].qq > 0.0f) {
                 error = left;
-                best[0] = s + sums.rq / sums.qq;
-                best[1] = z;
+                best[0] = s + sums[i].rq / sums[i].qq;
+                best[1] = zeros[i];
             }
         }
     }
-    refine(t, best[0], best[1]);
-    const float s0 = t->s, z0 = t->z;
-    if (z0 > 0.0f)
-        refine(t, s0, z0 - 1.0f);
-    if (z0 < t->top)
-        refine(t, s0, z0 + 1.0f);
+    best[0] = rounded(t, best[0]);
+    if (error < INFINITY && sound(t, best[0]))
+        refine(t, &best[0], &best[1], 1);
+    float starts[] = {t->s, t->s}, zeros[2];
+    int count = 0;
+    if (t->z > 0.0f)
+        zeros[count++] = t->z - 1.0f;
+    if (t->z < t->top)
+        zeros[count++] = t->z + 1.0f;
+    refine(t, starts, zeros, count);
 }
 
 static void extremes(float *least, float *most, const float *w, int64_t n)
@@ -265,6 +289,7 @@ static void group_range(search *t, float *scale, float *zero, const float *w, mo
 {
     const moec_qgrid *g = t->grid;
     float least = 0.0f, most = 0.0f, mean, deviation;
+    moec_grid_sums sums;
     if (g->zeros)
         extremes(&least, &most, w, t->n);
     const float size = g->zeros ? fmaxf(-least, most) : moec_abs_max(w, t->n);
@@ -288,7 +313,8 @@ static void group_range(search *t, float *scale, float *zero, const float *w, mo
     t->s = *scale * t->power;
     t->z = *zero;
     t->error = INFINITY;
-    judge(t, t->s, t->z);
+    if (g->zeros && sound(t, t->s)) /* without zero points search_signs tries it */
+        judge(t, &sums, &t->s, &t->z, 1);
     const float high = g->zeros ? (t->most - t->least) / t->top : 2.0f * (size * t->power) / t->top;
     const float low = fmaxf(fminf(0.75f * gaussian_step[g->bits] * deviation, 0.8f * high), 1e-3f * high);
     if (g->zeros)

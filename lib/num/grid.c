@@ -21,9 +21,15 @@ static const moec_grid_table *table(void)
 #endif
 }
 
-moec_grid_sums moec_grid_measure(const float *x, const float *m, int64_t n, float s, float z, float top)
+void moec_grid_measure(moec_grid_sums *out, const float *x, const float *m, int64_t n, const float *s, const float *z, float top,
+                       int count)
 {
-    return table()->measure(x, m, n, s, z, top);
+    table()->measure(out, x, m, n, s, z, top, count);
+}
+
+void moec_grid_scan(float (*xq)[2], float (*qq)[2], const float *x, const float *m, int64_t n, const float *s, float top, int count)
+{
+    table()->scan(xq, qq, x, m, n, s, top, count);
 }
 
 void moec_grid_codes(uint8_t *u, const float *x, int64_t n, float s, float z, float top)

@@ -6,7 +6,9 @@
 #include "num/vec_table.h"
 
 typedef struct moec_grid_table {
-    moec_grid_sums (*measure)(const float *x, const float *m, int64_t n, float s, float z, float top);
+    void (*measure)(moec_grid_sums *out, const float *x, const float *m, int64_t n, const float *s, const float *z, float top,
+                    int count);
+    void (*scan)(float (*xq)[2], float (*qq)[2], const float *x, const float *m, int64_t n, const float *s, float top, int count);
     void (*codes)(uint8_t *u, const float *x, int64_t n, float s, float z, float top);
     void (*values)(float *x, const uint8_t *u, int64_t n, float s, float z);
     void (*column)(uint8_t *u, float *d, const float *v, const float *w, const float *s, const float *z, float top, double *loss,

@@ -138,6 +138,7 @@ typedef struct choice {
     size_t *second;  /* [n] the other of a pair, 0: none */
     double *values;  /* [n] */
     int64_t *plain;  /* [n] bytes of what is no matrix, and at F16 of what is */
+    uint32_t set;    /* candidates */
 } choice;
 
 static int64_t padded(int64_t n)
@@ -166,14 +167,31 @@ static void add_option(options *o, moec_block type, int64_t bytes, double cost)
     o->cost[o->n++] = cost;
 }
 
-static uint32_t usual_candidates(void)
+/* What there is on average for a value of the matrices. */
+static double mean_bits(const choice *c)
 {
+    const moec_gguf_types_request *r = c->r;
+    double values = 0.0, rest = (double)r->fixed;
+    for (size_t i = 0; i < c->out->n; i++) {
+        const moec_gguf_tensor *t = moec_gguf_model_at(c->x, i);
+        const bool matrix = moec_gguf_model_matrix(c->x, i);
+        values += matrix ? (double)t->dim[0] * (double)rows_of(t) : 0.0;
+        rest += matrix ? 0.0 : (double)padded(t->dim[0] * rows_of(t) * 4);
+    }
+    return r->bits > 0 ? r->bits : r->target > 0 && values > 0.0 ? 8.0 * ((double)r->target - rest) / values : (double)INFINITY;
+}
+
+static uint32_t usual_candidates(const choice *c)
+{
+    static const double few = 3.0; /* above, ternary types are hardly ever chosen, and few of llama.cpp's backends have them */
     static const moec_block usual[] = {MOEC_BLOCK_Q2_K, MOEC_BLOCK_Q3_K, MOEC_BLOCK_Q4_K, MOEC_BLOCK_Q5_K, MOEC_BLOCK_Q6_K,
                                        MOEC_BLOCK_Q8_0, MOEC_BLOCK_IQ4_XS, MOEC_BLOCK_IQ4_NL, MOEC_BLOCK_Q4_1, MOEC_BLOCK_Q5_0,
                                        MOEC_BLOCK_Q5_1, MOEC_BLOCK_MXFP4, MOEC_BLOCK_F16};
     uint32_t bits = 0;
     for (size_t i = 0; i < MOEC_COUNT(usual); i++)
         bits |= UINT32_C(1) << usual[i];
+    if (mean_bits(c) < few)
+        bits |= UINT32_C(1) << MOEC_BLOCK_TQ1_0 | UINT32_C(1) << MOEC_BLOCK_TQ2_0;
     return bits;
 }
 
@@ -196,7 +214,7 @@ static moec_status fill_options(choice *c, size_t i, moec_block rule, bool named
     const moec_gguf_tensor *t = moec_gguf_model_at(c->x, i);
     const bool codes = moec_gguf_model_codes(c->x, i), budget = c->r->bits > 0 || c->r->target > 0;
     const moec_sensitive *s = c->r->sensitivity ? moec_sensitivity_find(c->r->sensitivity, t->name) : NULL;
-    const uint32_t set = c->r->candidates ? c->r->candidates : usual_candidates();
+    const uint32_t set = c->set;
     if (c->r->sensitivity && (!s || s->cols != t->dim[0]))
         return moec_fail(err, MOEC_EINVAL, "the statistics were measured on another model: they have no tensor %s of %lld columns", t->name,
                          (long long)t->dim[0]);
@@ -431,6 +449,7 @@ static moec_status choose(moec_gguf_types *out, const moec_gguf_model *x, const 
     MOEC_TRY(MOEC_NEW(c.values, n, err));
     MOEC_TRY(MOEC_NEW(c.plain, n, err));
     MOEC_TRY(MOEC_NEW(pick, n, err));
+    c.set = r->candidates ? r->candidates : usual_candidates(&c);
     MOEC_TRY(prepare(&c, err));
     const sums s = sum_up(&c);
     if (r->bits > 0 || r->target > 0) {

@@ -314,6 +314,31 @@ static void search_does_not_depend_on_sizes(void **state)
     moec_qcodes_release(&parts);
 }
 
+/* Both signs of a scale by one pass: the sums of moec_grid_measure, x q = r q + s q^2. */
+static void scan_and_measure_agree(void **state)
+{
+    enum { N = 96, SCALES = 4 };
+    const float s[SCALES] = {0.05f, 0.2f, 0.3f, 1.0f};
+    float x[N], m[N], xq[SCALES][2], qq[SCALES][2];
+    (void)state;
+    for (int i = 0; i < N; i++) {
+        x[i] = normal();
+        m[i] = expf(normal());
+    }
+    for (int bits = 2; bits <= 8; bits++) {
+        const float top = (float)((1 << bits) - 1), z = (top + 1.0f) / 2.0f;
+        moec_grid_scan(xq, qq, x, m, N, s, top, SCALES);
+        for (int k = 0; k < SCALES; k++)
+            for (int i = 0; i < 2; i++) {
+                const float scale = i == 0 ? s[k] : -s[k], sign = i == 0 ? 1.0f : -1.0f;
+                moec_grid_sums a;
+                moec_grid_measure(&a, x, m, N, &scale, &z, top, 1);
+                assert_true(fabsf(qq[k][i] - a.qq) <= 1e-5f * a.qq);
+                assert_true(fabsf(sign * xq[k][i] - (a.rq + scale * a.qq)) <= 1e-5f * s[k] * a.qq);
+            }
+    }
+}
+
 static void codes_and_values_are_turned(void **state)
 {
     enum { ROWS = 21, COLS = 35, LDI = 40, LDO = 32 };
@@ -335,8 +360,11 @@ static void codes_and_values_are_turned(void **state)
 #ifdef MOEC_VEC_X86
 enum { N = 80 };
 
+enum { GRIDS = 6 }; /* 3 + 2 + 1, as they are measured together */
+
 typedef struct outcome {
-    moec_grid_sums sums;
+    moec_grid_sums sums[GRIDS];
+    float xq[GRIDS][2], qq[GRIDS][2];
     uint8_t codes[N + 5], u[N], stepped[N];
     float values[N + 5], d[N], q[N], left[N], change[N], pulled[N], less[N], dot[N];
     double loss[N], squares[N];
@@ -346,7 +374,12 @@ typedef struct outcome {
 static void run_table(outcome *o, const moec_grid_table *t, const float *x, const float *y, const float *s, const float *z)
 {
     memset(o, 0, sizeof *o);
-    o->sums = t->measure(x, s, N, 0.3f, 8.0f, 15.0f);
+    const float scale[GRIDS] = {0.3f, -0.3f, 0.2f, 0.5f, 0.7f, -0.1f}, zero[GRIDS] = {8.0f, 8.0f, 7.0f, 0.0f, 15.0f, 3.0f};
+    const float positive[GRIDS] = {0.3f, 0.2f, 0.25f, 0.5f, 0.7f, 0.1f};
+    t->measure(o->sums, x, s, N, scale, zero, 15.0f, GRIDS - 1);
+    t->measure(o->sums + GRIDS - 1, x, s, N, scale + GRIDS - 1, zero + GRIDS - 1, 15.0f, 1);
+    t->scan(o->xq, o->qq, x, s, N, positive, 15.0f, GRIDS - 1);
+    t->scan(o->xq + GRIDS - 1, o->qq + GRIDS - 1, x, s, N, positive + GRIDS - 1, 15.0f, 1);
     t->codes(o->codes, x, N + 5, 0.3f, 8.0f, 15.0f);
     t->values(o->values, o->codes, N + 5, 0.3f, 8.0f);
     t->column(o->u, o->left, x, y, s, z, 15.0f, o->loss, 1.7, 0.3, N);
@@ -405,6 +438,7 @@ static void instruction_sets_give_the_same_bits(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(scan_and_measure_agree),
         cmocka_unit_test(codes_and_values_are_turned),
         cmocka_unit_test(streams_are_those_of_clients),
         cmocka_unit_test(groups_divide),
