@@ -161,12 +161,6 @@ done:
 
 /* --- who stands for a cluster ---------------------------------------------------------------------------------------- */
 
-/* The matrix of an expert that is part 0, 1, 2: gate, up, down. */
-static const moec_weight *part_of(const moec_mlp *x, int part)
-{
-    return part == 0 ? &x->gate : part == 1 ? &x->up : &x->down;
-}
-
 static double squares_from(const float *x, const double *mean, int64_t n)
 {
     double sum[LANES] = {0.0}, all = 0.0;
@@ -193,11 +187,11 @@ static void drop_rows(const moec_weight *w, int64_t r, int64_t rows)
 }
 
 /* Adds each member's squared distance from the mean of one matrix. */
-static moec_status add_distances(double *out, const moec_mlp *expert, const int32_t *member, int64_t n, int part,
+static moec_status add_distances(double *out, moec_mlp *expert, const int32_t *member, int64_t n, int part,
                                  moec_err *err)
 {
     moec_status st = MOEC_OK;
-    const int64_t all = part_of(&expert[member[0]], part)->rows, cols = part_of(&expert[member[0]], part)->cols;
+    const int64_t all = moec_mlp_matrix(&expert[member[0]], part)->rows, cols = moec_mlp_matrix(&expert[member[0]], part)->cols;
     float *buf = NULL;
     double *mean = NULL;
     MOEC_TRY(MOEC_NEW(buf, ROWS * (size_t)cols, err));
@@ -207,16 +201,16 @@ static moec_status add_distances(double *out, const moec_mlp *expert, const int3
         MOEC_TRY(moec_interrupted(err));
         memset(mean, 0, (size_t)cells * sizeof *mean);
         for (int64_t i = 0; i < n; i++) {
-            moec_weight_read(buf, cols, part_of(&expert[member[i]], part), r, rows, 0, cols);
+            moec_weight_read(buf, cols, moec_mlp_matrix(&expert[member[i]], part), r, rows, 0, cols);
             for (int64_t c = 0; c < cells; c++)
                 mean[c] += (double)buf[c];
         }
         for (int64_t c = 0; c < cells; c++)
             mean[c] /= (double)n;
         for (int64_t i = 0; i < n; i++) {
-            moec_weight_read(buf, cols, part_of(&expert[member[i]], part), r, rows, 0, cols);
+            moec_weight_read(buf, cols, moec_mlp_matrix(&expert[member[i]], part), r, rows, 0, cols);
             out[i] += squares_from(buf, mean, cells);
-            drop_rows(part_of(&expert[member[i]], part), r, rows);
+            drop_rows(moec_mlp_matrix(&expert[member[i]], part), r, rows);
         }
     }
 done:
@@ -240,7 +234,7 @@ static moec_status nearest(int32_t *out, const stun *s, int64_t layer, const int
 {
     moec_status st = MOEC_OK;
     const moec_model *m = s->q->model;
-    const moec_mlp *expert = m->layer[m->set[layer].layer].expert;
+    moec_mlp *expert = m->layer[m->set[layer].layer].expert;
     double *d = NULL;
     *out = member[0];
     if (n == 1)

@@ -61,6 +61,11 @@ typedef struct moec_dims {
 typedef struct moec_mlp {
     moec_weight gate, up, down; /* [I,H] [I,H] [H,I] */
 } moec_mlp;
+/* By number: 0 gate, 1 up, 2 down. */
+static inline moec_weight *moec_mlp_matrix(moec_mlp *x, int64_t which)
+{
+    return which == 0 ? &x->gate : which == 1 ? &x->up : &x->down;
+}
 
 typedef struct moec_layer {
     int64_t index;

@@ -69,8 +69,8 @@ static void read_codes(form *f, const moec_model *m)
     f->codes = moec_json_string(moec_json_get(q, "quant_method"));
     f->one_width = true;
     for (int64_t i = 0; i < 3 * m->dims.experts * m->moe_layers; i++) {
-        const moec_mlp *all = m->layer[m->set[i / (3 * m->dims.experts)].layer].expert, *e = &all[i % (3 * m->dims.experts) / 3];
-        const moec_weight *w = i % 3 == 0 ? &e->gate : i % 3 == 1 ? &e->up : &e->down, *first = &all[0].gate;
+        moec_mlp *all = m->layer[m->set[i / (3 * m->dims.experts)].layer].expert;
+        const moec_weight *w = moec_mlp_matrix(&all[i % (3 * m->dims.experts) / 3], i % 3), *first = &all[0].gate;
         f->one_width = f->one_width && (w->bits == 4 || w->bits == 8) && w->bits == first->bits && w->block_cols == first->block_cols;
     }
 }

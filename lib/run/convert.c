@@ -83,8 +83,7 @@ static moec_status make_matrix(unsigned char *out, const piece *p, int64_t at, i
 
 static const moec_weight *source(const piece *p, int64_t e, int s)
 {
-    const moec_mlp *x = &p->stack->expert[e];
-    return p->first + s == 0 ? &x->gate : p->first + s == 1 ? &x->up : &x->down;
+    return moec_mlp_matrix(&p->stack->expert[e], p->first + s);
 }
 
 /* Columns of an expert become rows: SLAB at a time. */

@@ -101,8 +101,7 @@ static moec_status rename_rest(moec_forms *f, const moec_model *m, const moec_pl
     const moec_layer *l = &m->layer[layer];
     char *module = NULL;
     for (int64_t k = 0; l->expert && k < 3 * m->dims.experts; k++) {
-        const moec_mlp *e = &l->expert[k / 3];
-        const moec_tensor *t = k % 3 == 0 ? e->gate.of : k % 3 == 1 ? e->up.of : e->down.of;
+        const moec_tensor *t = moec_mlp_matrix(&l->expert[k / 3], k % 3)->of;
         moec_cast *c = &f->cast[t - moec_ckpt_at(m->ckpt, 0)];
         if (p->quant.expert[l->moe_index * 3 * m->dims.experts + k] != 16 || c->name)
             continue;

@@ -344,10 +344,9 @@ static moec_status mean_rows(void *ctx, int worker, int64_t lo, int64_t hi, moec
         all += mass_of(u, e);
     for (int64_t e = 0; e < u->m->dims.experts; e++) {
         const double mass = all > 0.0 ? mass_of(u, e) : 1.0;
-        const moec_mlp *x = &u->l->expert[e];
         if (mass <= 0.0)
             continue;
-        moec_weight_read(buf, cols, matrix == 0 ? &x->gate : matrix == 1 ? &x->up : &x->down, r, rows, 0, cols);
+        moec_weight_read(buf, cols, moec_mlp_matrix(&u->l->expert[e], matrix), r, rows, 0, cols);
         for (int64_t i = 0; i < rows * cols; i++)
             sum[i] += mass * (double)buf[i];
         total += mass;

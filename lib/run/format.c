@@ -77,15 +77,9 @@ bool moec_qformat_takes(const moec_qformat *f, const moec_plan_quant *q, const m
     return n > sizeof tail && strcmp(w->of->name + n - (sizeof tail - 1), tail) == 0 && shape_fits(f, q, w->rows, w->cols);
 }
 
-/* An expert's matrix, 0 gate, 1 up, 2 down. */
-static const moec_weight *matrix_of(const moec_mlp *e, int which)
-{
-    return which == 0 ? &e->gate : which == 1 ? &e->up : &e->down;
-}
-
 uint64_t moec_qformat_bytes(const moec_qformat *f, const moec_plan_quant *q, const moec_model *m, int which, int bits)
 {
-    const moec_weight *w = matrix_of(&m->layer[m->set[0].layer].expert[0], which);
+    const moec_weight *w = moec_mlp_matrix(&m->layer[m->set[0].layer].expert[0], which);
     if (bits == AS_IT_IS || f->dense) {
         const uint64_t size = w->storage == MOEC_PLAIN ? (uint64_t)moec_dtypes[w->of->dtype].bytes : 2;
         return (uint64_t)w->rows * (uint64_t)w->cols * size;
@@ -137,7 +131,7 @@ moec_status moec_qmatrices_of(moec_qmatrices *out, const moec_model *m, const mo
     }
     for (int64_t k = 0; k < 3 * E; k++) {
         const moec_qmatrix x = {.layer = layer, .expert = k / 3, .which = (int)(k % 3),
-                                .source = matrix_of(&l->expert[k / 3], (int)(k % 3))};
+                                .source = moec_mlp_matrix(&l->expert[k / 3], k % 3)};
         MOEC_TRY(add(out, m, p, x, q->expert[l->moe_index * 3 * E + k], err));
     }
 done:
@@ -199,7 +193,7 @@ static moec_status check_experts(const moec_qformat *f, const moec_plan *p, cons
     const int64_t each = 3 * m->dims.experts;
     for (int64_t i = 0; i < p->n_layers * each; i++) {
         const moec_layer *l = &m->layer[p->layer[i / each].layer];
-        const moec_weight *w = matrix_of(&l->expert[i % each / 3], (int)(i % 3));
+        const moec_weight *w = moec_mlp_matrix(&l->expert[i % each / 3], i % 3);
         const int bits = p->quant.expert[i];
         if (!has_width(f, bits))
             return moec_fail(err, MOEC_EFORMAT, "plan: layer %lld: %d bits, which %s has not; fake has 1 to 8", (long long)l->index,

@@ -21,11 +21,6 @@ typedef struct probing {
 
 /* --- a matrix on the grid ------------------------------------------------------------------------------------------------ */
 
-static const moec_weight *expert_matrix(const moec_mlp *x, int which)
-{
-    return which == 0 ? &x->gate : which == 1 ? &x->up : &x->down;
-}
-
 /* What is rounded in blocks of rows: matrices that lie one behind the other in `to`. */
 typedef struct rounding {
     const moec_gguf_source *s;
@@ -42,7 +37,7 @@ static moec_status round_blocks(void *ctx, int worker, int64_t lo, int64_t hi, m
     (void)worker;
     for (int64_t i = lo; i < hi; i++) {
         const int64_t e = i / a->blocks, r = i % a->blocks * ROWS, n = a->rows - r < ROWS ? a->rows - r : ROWS;
-        const moec_weight *from = a->s->kind == MOEC_GGUF_STACK ? expert_matrix(&a->s->layer->expert[e], a->s->which) : &a->s->weight;
+        const moec_weight *from = a->s->kind == MOEC_GGUF_STACK ? moec_mlp_matrix(&a->s->layer->expert[e], a->s->which) : &a->s->weight;
         float *w = a->to + (e * a->rows + r) * a->cols;
         MOEC_TRY(moec_interrupted(err));
         moec_weight_read(w, a->cols, from, r, n, 0, a->cols);
@@ -116,8 +111,7 @@ static moec_tensor shape_of(const probing *p, size_t row)
 static void put_experts(moec_layer *l, int which, const moec_tensor *t)
 {
     for (int64_t e = 0; e < t->dim[0]; e++) {
-        moec_mlp *x = &l->expert[e];
-        *(which == 0 ? &x->gate : which == 1 ? &x->up : &x->down) =
+        *moec_mlp_matrix(&l->expert[e], which) =
             (moec_weight){.of = t, .rows = t->dim[1], .cols = t->dim[2], .at = e * t->dim[1] * t->dim[2], .row_step = t->dim[2],
                           .col_step = 1, .storage = MOEC_PLAIN};
     }

@@ -139,8 +139,7 @@ done:
 
 static const moec_weight *matrix_of(const moec_layer *l, int which, int64_t e)
 {
-    const moec_mlp *x = &l->expert[e];
-    return which == 0 ? &x->gate : which == 1 ? &x->up : &x->down;
+    return moec_mlp_matrix(&l->expert[e], which);
 }
 
 static bool all_mxfp4(const moec_layer *l, int which, int64_t experts)

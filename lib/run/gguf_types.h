@@ -29,9 +29,8 @@ typedef struct moec_gguf_types_request {
     const moec_sensitivity *sensitivity; /* NULL: rules alone */
     const moec_gguf_rules_list *rules;   /* NULL: none */
     uint32_t candidates;                 /* bit moec_block; 0: the types that rows take of q2_k q3_k q4_k q5_k q6_k q8_0 iq4_xs iq4_nl
-                                            q4_1 q5_0 q5_1 mxfp4 and f16; tq1_0 and tq2_0 too where the budget is below 3 bits a
-                                            value: few of llama.cpp's backends but
-                                            the CPU's have these */
+                                            q4_1 q5_0 q5_1 mxfp4 and f16; below 3 bits a value tq1_0 and tq2_0, too,
+                                            which few of llama.cpp's backends but the CPU's have */
     double bits;                         /* bytes of matrices, padded to 32 each, x 8 over their values, at most; or 0 and */
     uint64_t target;                     /* bytes of all files, headers and padding counted, at most; both 0: rules alone */
     uint64_t fixed;                      /* bytes of the files that are not tensor data */

@@ -152,7 +152,7 @@ moec_status moec_preview_quantized(moec_layer *layer, const moec_model *m, const
         moec_mlp *e = x->expert >= 0 ? &layer->expert[x->expert] : NULL;
         if (e && q.format->dense)
             continue; /* the set's draft has it */
-        moec_weight *to = !e ? &layer->mat[x->which] : x->which == 0 ? &e->gate : x->which == 1 ? &e->up : &e->down;
+        moec_weight *to = !e ? &layer->mat[x->which] : moec_mlp_matrix(e, x->which);
         MOEC_TRY(quantized_view(to, q.format, x, weights, err));
     }
 done:

@@ -43,8 +43,8 @@ moec_status moec__verify_codes(const moec_model *m, const moec_plan *p, moec_err
     const moec_plan_quant *q = &p->quant;
     moec_status st = MOEC_OK;
     for (int64_t i = 0; st == MOEC_OK && i < p->n_layers * 3 * m->dims.experts; i++) {
-        const moec_mlp *e = &m->layer[p->layer[i / (3 * m->dims.experts)].layer].expert[i % (3 * m->dims.experts) / 3];
-        st = check_matrix(i % 3 == 0 ? &e->gate : i % 3 == 1 ? &e->up : &e->down, q->expert[i], q->zeros, err);
+        moec_mlp *e = &m->layer[p->layer[i / (3 * m->dims.experts)].layer].expert[i % (3 * m->dims.experts) / 3];
+        st = check_matrix(moec_mlp_matrix(e, i % 3), q->expert[i], q->zeros, err);
     }
     for (int64_t i = 0; st == MOEC_OK && q->mat && i < m->dims.layers * MOEC_MAT_COUNT; i++) {
         const moec_weight *w = &m->layer[i / MOEC_MAT_COUNT].mat[i % MOEC_MAT_COUNT];
