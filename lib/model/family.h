@@ -131,6 +131,7 @@ typedef struct moec_gguf_rules {
     bool dense_first;        /* leading_dense_block_count layers without a router; else every layer has one */
     bool routing_keys;       /* expert_gating_func, expert_weights_scale, expert_shared_count and groups are read */
     bool expert_width;       /* expert_feed_forward_length is the experts' width; else feed_forward_length is */
+    bool equal_heads;        /* as many key heads as heads, together as wide as the hidden size: norms of q and k are loaded so */
     bool window;             /* every second layer slides, attention.sliding_window wide */
     /* For reading (model/gguf_open.h): */
     const char *config;      /* JSON object of keys that config.json then also has; NULL: none */

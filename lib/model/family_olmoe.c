@@ -25,5 +25,5 @@ const moec_family moec_family_olmoe = {
     .loads_vllm = true,
     .loads_sglang = true,
     .loads_llama_cpp = true,
-    .gguf = {.arch = "olmoe", .config = "{\"attention_bias\": false, \"clip_qkv\": null}"},
+    .gguf = {.arch = "olmoe", .equal_heads = true, .config = "{\"attention_bias\": false, \"clip_qkv\": null}"},
 };

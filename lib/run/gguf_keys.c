@@ -60,6 +60,9 @@ moec_status moec__gguf_check(const moec_gguf_model *x, moec_err *err)
                          d->groups);
     if (d->clip_qkv > 0)
         return moec_fail(err, MOEC_EINVAL, "clip_qkv is %g; llama.cpp's %s does not cut q, k and v", d->clip_qkv, arch);
+    if (r->equal_heads && (d->kv_heads != d->heads || d->heads * d->head_dim != d->hidden))
+        return moec_fail(err, MOEC_EINVAL, "%" PRId64 " key heads of %" PRId64 "; llama.cpp's %s has as many as heads (%" PRId64 "), together as "
+                         "wide as the hidden size", d->kv_heads, d->head_dim, arch, d->heads);
     if (!is_one(d->embed_scale) || !is_one(d->residual_scale) || !is_one(d->logit_scale) || !is_one(d->input_scale) ||
         d->null_experts > 0 || d->logit_std > 0)
         return moec_fail(err, MOEC_EINVAL, "llama.cpp's %s has no scales of embeddings, residuals, logits or inputs", arch);

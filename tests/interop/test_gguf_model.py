@@ -39,7 +39,7 @@ MODELS = {
                   "qwen2moe", {"expert_shared_feed_forward_length": 48, "expert_feed_forward_length": 32}),
     "mixtral": ("MixtralConfig", dict(num_local_experts=6, intermediate_size=32, sliding_window=None),
                 "llama", {"feed_forward_length": 32, "expert_count": 6, "rope.dimension_count": 16}),
-    "olmoe": ("OlmoeConfig", dict(num_experts=6, intermediate_size=32, norm_topk_prob=False),
+    "olmoe": ("OlmoeConfig", dict(num_experts=6, intermediate_size=32, norm_topk_prob=False, num_key_value_heads=4),
               "olmoe", {"feed_forward_length": 32, "expert_used_count": 2}),
     "deepseek_v2": ("DeepseekV2Config", dict(LATENT, topk_method="greedy", n_group=1, topk_group=1, norm_topk_prob=False,
                                              routed_scaling_factor=1.0),
@@ -298,6 +298,11 @@ def refused(build, tmp):
             json.dump({**config, **change}, f)
         r = dump(build, folder, folder)
         check(r.returncode == 2 and says in r.stderr, f"{name} {change}: {r.returncode} {r.stderr}")
+    MODELS["olmoe"][1]["num_key_value_heads"] = 2
+    make("olmoe", folder)
+    MODELS["olmoe"][1]["num_key_value_heads"] = 4
+    r = dump(build, folder, folder)
+    check(r.returncode == 2 and b"2 key heads" in r.stderr, f"olmoe with fewer key heads: {r.returncode} {r.stderr}")
 
 
 def main():
