@@ -30,13 +30,6 @@ static int64_t values_of(const moec_gguf_tensor *t)
     return t->dim[0] * t->dim[1] * t->dim[2] * t->dim[3];
 }
 
-static int64_t bytes_of(const moec_gguf_tensor *t)
-{
-    const moec_ggml_traits *traits = moec_ggml_type(t->type);
-    const int64_t n = values_of(t) / traits->elements * (int64_t)traits->bytes;
-    return (n + MOEC_GGUF_ALIGNMENT - 1) / MOEC_GGUF_ALIGNMENT * MOEC_GGUF_ALIGNMENT;
-}
-
 void tool_gguf_say_fallen(const moec_gguf_model *x, const moec_gguf_types *t)
 {
     for (size_t i = 0; i < t->n; i++) {
@@ -71,7 +64,7 @@ static void count(tally out[KINDS][MOEC_GGML_COUNT], const moec_gguf_model *x)
         tally *a = &out[kind_of(x, i)][t->type];
         a->tensors++;
         a->values += values_of(t);
-        a->bytes += bytes_of(t);
+        a->bytes += (int64_t)moec_gguf_padded_bytes(t);
     }
 }
 
@@ -83,7 +76,7 @@ static void print_tensors(const moec_gguf_model *x)
         char shape[64] = "";
         for (int k = t->rank - 1, at = 0; k >= 0; k--)
             at += snprintf(shape + at, sizeof shape - (size_t)at, "%s%" PRId64, at > 0 ? "x" : "", t->dim[k]);
-        printf("%-40s %-22s %-8s %14" PRId64 "\n", t->name, shape, moec_ggml_type(t->type)->name, bytes_of(t));
+        printf("%-40s %-22s %-8s %14" PRId64 "\n", t->name, shape, moec_ggml_type(t->type)->name, (int64_t)moec_gguf_padded_bytes(t));
     }
     printf("\n");
 }
@@ -99,7 +92,7 @@ static moec_json *tensors_json(const moec_gguf_model *x)
         moec_json_set(o, "name", moec_json_new_string(t->name));
         moec_json_set(o, "shape", shape);
         moec_json_set(o, "type", moec_json_new_string(moec_ggml_type(t->type)->name));
-        moec_json_set(o, "bytes", moec_json_new_int(bytes_of(t)));
+        moec_json_set(o, "bytes", moec_json_new_int((int64_t)moec_gguf_padded_bytes(t)));
         moec_json_push(list, o);
     }
     return list;

@@ -122,10 +122,31 @@ static moec_status check_room(const state *a, moec_err *err)
     return moec_place_check(&opt, err);
 }
 
-/* --- statistics ------------------------------------------------------------------------------------------------------ */
+/* --- the description ------------------------------------------------------------------------------------------------- */
 
-static moec_status describe(state *a, double bits, double cost, moec_err *err);
-static uint64_t data_bytes(const moec_gguf_model *x);
+static moec_status describe(state *a, double bits, double cost, moec_err *err)
+{
+    const moec_sensitivity *s = a->s.stats ? a->s.stats->sensitivity : NULL;
+    const moec_gguf_quant_opts o = {.name = a->name, .asked = a->asked, .bits = bits, .cost = cost, .tokens = s ? s->tokens : 0,
+                                    .fingerprint = a->s.print.hex, .shard_bytes = a->j->shard};
+    moec_gguf_quant_free(a->quant);
+    a->quant = NULL;
+    return moec_gguf_quant_new(&a->quant, a->x, a->tokenizer, &o, err);
+}
+
+/* Bytes of the files that are no tensor data: the same for types of any cost, which has its place. */
+static moec_status fixed_bytes(uint64_t *out, state *a, bool cost, moec_err *err)
+{
+    const moec_status st = describe(a, 0.0, cost ? 0.0 : (double)NAN, err);
+    if (st != MOEC_OK)
+        return st;
+    *out = moec_gguf_quant_size(a->quant);
+    for (size_t i = 0; i < moec_gguf_model_count(a->x); i++)
+        *out -= moec_gguf_padded_bytes(moec_gguf_model_at(a->x, i));
+    return MOEC_OK;
+}
+
+/* --- statistics ------------------------------------------------------------------------------------------------------ */
 
 /* Hours of measuring must not end at a size that no types have. */
 static moec_status check_budget(state *a, const moec_gguf_types_request *asked, moec_err *err)
@@ -134,11 +155,8 @@ static moec_status check_budget(state *a, const moec_gguf_types_request *asked, 
     if (a->j->sweep || (r.bits <= 0.0 && r.target == 0))
         return MOEC_OK;
     r.rules = a->j->types ? &a->rules : NULL;
-    const moec_status st = describe(a, 0.0, 0.0, err);
-    if (st != MOEC_OK)
-        return st;
-    r.fixed = moec_gguf_quant_size(a->quant) - data_bytes(a->x);
-    return moec_gguf_types_possible(a->x, &r, err);
+    const moec_status st = fixed_bytes(&r.fixed, a, true, err);
+    return st == MOEC_OK ? moec_gguf_types_possible(a->x, &r, err) : st;
 }
 
 static moec_status measure(state *a, const moec_gguf_types_request *asked, moec_err *err)
@@ -243,37 +261,13 @@ done:
 
 /* --- types ----------------------------------------------------------------------------------------------------------- */
 
-static moec_status describe(state *a, double bits, double cost, moec_err *err)
-{
-    const moec_sensitivity *s = a->s.stats ? a->s.stats->sensitivity : NULL;
-    const moec_gguf_quant_opts o = {.name = a->name, .asked = a->asked, .bits = bits, .cost = cost, .tokens = s ? s->tokens : 0,
-                                    .fingerprint = a->s.print.hex, .shard_bytes = a->j->shard};
-    moec_gguf_quant_free(a->quant);
-    a->quant = NULL;
-    return moec_gguf_quant_new(&a->quant, a->x, a->tokenizer, &o, err);
-}
-
-/* Data of all tensors, with their padding. */
-static uint64_t data_bytes(const moec_gguf_model *x)
-{
-    uint64_t sum = 0;
-    for (size_t i = 0; i < moec_gguf_model_count(x); i++) {
-        const moec_gguf_tensor *t = moec_gguf_model_at(x, i);
-        const moec_ggml_traits *traits = moec_ggml_type(t->type);
-        const uint64_t n = (uint64_t)(t->dim[0] / traits->elements) * traits->bytes * (uint64_t)(t->dim[1] * t->dim[2] * t->dim[3]);
-        sum += (n + MOEC_GGUF_ALIGNMENT - 1) / MOEC_GGUF_ALIGNMENT * MOEC_GGUF_ALIGNMENT;
-    }
-    return sum;
-}
-
 /* Several files have headers as their number is, and that depends on the types: what is too large is chosen again. */
 static moec_status choose(state *a, moec_gguf_types_request *r, moec_err *err)
 {
     moec_status st = MOEC_OK;
     r->sensitivity = a->s.stats ? a->s.stats->sensitivity : NULL;
     r->rules = a->j->types ? &a->rules : NULL;
-    MOEC_TRY(describe(a, 0.0, r->sensitivity ? 0.0 : (double)NAN, err)); /* of any types: of the same length */
-    r->fixed = moec_gguf_quant_size(a->quant) - data_bytes(a->x);
+    MOEC_TRY(fixed_bytes(&r->fixed, a, r->sensitivity != NULL, err));
     for (int i = 0; i < TRIES; i++) {
         moec_gguf_types_release(&a->types);
         MOEC_TRY(moec_gguf_types_choose(&a->types, a->x, r, err));

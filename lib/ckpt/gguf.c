@@ -28,6 +28,13 @@ const moec_ggml_traits *moec_ggml_type(uint32_t type)
     return type < MOEC_GGML_COUNT && types[type].name ? &types[type] : NULL;
 }
 
+uint64_t moec_gguf_padded_bytes(const moec_gguf_tensor *t)
+{
+    const moec_ggml_traits *traits = moec_ggml_type(t->type);
+    const uint64_t n = (uint64_t)(t->dim[0] / traits->elements) * traits->bytes * (uint64_t)(t->dim[1] * t->dim[2] * t->dim[3]);
+    return (n + MOEC_GGUF_ALIGNMENT - 1) / MOEC_GGUF_ALIGNMENT * MOEC_GGUF_ALIGNMENT;
+}
+
 /* Bytes of a value; 0: it says itself how long it is. */
 static const size_t kind_bytes[MOEC_GGUF_KINDS] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 

@@ -56,6 +56,10 @@ typedef struct moec_gguf_tensor {
     const void *data;                /* in the map of moec_gguf_open; NULL from moec_gguf_parse */
 } moec_gguf_tensor;
 
+/** Bytes that a tensor of a known type takes in a file whose alignment is MOEC_GGUF_ALIGNMENT, padding counted; of its type and
+ *  dimensions alone, which must be in range. */
+MOEC_API uint64_t moec_gguf_padded_bytes(const moec_gguf_tensor *t);
+
 /* --- the front of one file ------------------------------------------------------------------------------------------- */
 
 typedef struct moec_gguf_index {

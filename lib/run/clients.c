@@ -286,7 +286,7 @@ static void say_good(char why[WHY], const form *f, const struct client_row *c)
                         : strcmp(f->codes, "gptq") == 0          ? "; with auto-round and quantization_config=AutoRoundConfig()"
                                                                  : "; with compressed-tensors installed";
     if (moec_ckpt_gguf(f->m->ckpt))
-        good = "a GGUF of an architecture that it has (from its source, not run)";
+        good = "a GGUF of an architecture that it has";
     snprintf(why, WHY, "%s%s%s%s", good, code, storage, needs);
 }
 
