@@ -649,7 +649,7 @@ const moec_verb moec_verb_quantize = {
              "(an integer program; the gap to its bound is told), and rounds the weights by GPTQ on the tokens that the router gives to each "
              "expert, layer by layer behind the layers that are quantized already. --format gguf chooses a block type for each tensor, attention and "
              "embeddings too. Errors stay in the statistics file: other budgets are "
-             "solved from it in seconds (--sweep prints the curve). Routers, norms, embeddings and the head are never quantized; attention, "
+             "solved from it in seconds (--sweep prints the curve). In other formats routers, norms, embeddings and the head are never quantized; attention, "
              "shared experts and dense layers where asked. "
              "A run that was stopped continues when it is started again.",
     .examples = "moecompress quantize Qwen3-30B-A3B --text calibration.txt --bits 2.5 -o Qwen3-2.5bit\n"
