@@ -3,6 +3,7 @@
 
 #include "base/mem.h"
 #include "num/linalg.h"
+#include "num/product.h"
 
 #include <float.h>
 #include <math.h>
@@ -173,7 +174,8 @@ static moec_status decompose_fast(bool *found, moec_gptq *g, double scale, moec_
                 for (int64_t i = 0; i < high; i++)
                     left[(k - p) * high + i] = by * u[i];
             }
-            moec_sgemm(true, false, high, wide, end - p, 1.0f, left, high, moec__gptq_factor(g, p, lo), stride, 0.0f, part, wide);
+            moec_product(MOEC_COMPUTE_F32, true, false, high, wide, end - p, left, high, moec__gptq_factor(g, p, lo), stride, false, part,
+                         wide);
             for (int64_t i = 0; i < high; i++)
                 for (int64_t j = i; j < wide; j++)
                     tile[i * wide + j] -= (double)part[i * wide + j];

@@ -14,6 +14,7 @@
 #define MOEC_METHOD_GPTQ_H
 
 #include "method/quant.h"
+#include "num/gemm.h"
 
 /* How a matrix is rounded: to nearest with MINMAX scales, with CLIP scales (quant.h), or by what is below. */
 typedef enum moec_rounding { MOEC_ROUND_NEAREST, MOEC_ROUND_CLIP, MOEC_ROUND_GPTQ } moec_rounding;
@@ -23,6 +24,7 @@ typedef struct moec_gptq_opts {
     bool act_order; /* columns by descending diagonal of H; groups stay those of neighbours (scales are found before) */
     int sweeps;     /* behind GPTQ: rounds of coordinate descent on the codes with scales fitted by least squares in between; what
                        raises L is not taken */
+    moec_compute compute; /* of what errors make in other columns; the factor and sums are the same in both modes */
 } moec_gptq_opts;
 #define MOEC_GPTQ_DEFAULTS {.damp = 0.01, .act_order = true, .sweeps = 2}
 
@@ -51,16 +53,17 @@ MOEC_API void moec_gptq_free(moec_gptq *g);
 MOEC_API const float *moec_gptq_importance(const moec_gptq *g);
 /** Codes of c for w [rows,cols]; c has its scales (moec_quant_range), which sweeps change. *loss: L by H as it was given, of what
  *  is returned; *nearest: that of rounding to nearest with the scales as they were. Rows where that is the smaller one get its codes
- *  (all: *loss == *nearest). Both are found by float32 as the damped loss less what the damping makes, to some 1e-5 of the damped one;
- *  moec_gptq_loss is exact. Deterministic; any thread.
+ *  (all: *loss == *nearest). Both are found as the damped loss less what the damping makes, to some 1e-5 of the damped one, with
+ *  MOEC_COMPUTE_BF16 to 1e-3; moec_gptq_loss is exact. Deterministic; any thread.
  *  nearest NULL: the codes and *loss are the same bits, but that of rounding to nearest is summed, from its largest terms on, only
  *  until it is clear that no row gets its codes, which is most often soon.
  *  A sweep goes through the columns as they lie: each code to its best value with all others as they are, then, behind the last column
  *  of a group, the group's scale by least squares, rounded to its type; both only where neither the loss nor the damped loss
  *  rises.
  *  MOEC_EINVAL: c and g differ in columns; MOEC_ENUMERIC: a loss is not finite; MOEC_ENOMEM.
- *  Cost: 2 rows n^2 operations in float32, little more than half with nearest NULL, and 2 rows n^2 for each sweep. Memory: 10 n bytes
- *  for each of up to 256 rows. */
+ *  Cost: 2 rows n^2 operations, little more than half with nearest NULL, 2 rows n^2 for each sweep and rows n^2 behind them, nearly all of
+ *  it in opts.compute. With MOEC_COMPUTE_BF16 what a column is rounded from is off by some thousandths of a step: losses come out
+ *  within some thousandths of those by float32, on either side. Memory: 10 n bytes for each of up to 256 rows. */
 MOEC_API moec_status moec_gptq_round(moec_qcodes *c, double *loss, double *nearest, const moec_gptq *g, const float *w, moec_err *err)
     MOEC_USE_RESULT;
 /** tr(D H D^T) by H as it was given, in float64. v [rows,cols]: W'. MOEC_ENOMEM. */

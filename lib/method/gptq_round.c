@@ -3,7 +3,7 @@
 
 #include "base/mem.h"
 #include "num/grid.h"
-#include "num/linalg.h"
+#include "num/product.h"
 
 #include <math.h>
 #include <string.h>
@@ -76,10 +76,10 @@ static void times_factor(rounding *t, int64_t lo, int64_t hi)
         memset(row, 0, (size_t)(k - lo) * sizeof *row);
         memcpy(row + k - lo, moec__gptq_factor(g, k, k), (size_t)(hi - k) * sizeof *row);
     }
-    moec_sgemm(false, false, width, lanes, width, 1.0f, corner, width, t->k.d + lo * lanes, lanes, 0.0f, t->y, lanes);
+    moec_product(MOEC_COMPUTE_F32, false, false, width, lanes, width, corner, width, t->k.d + lo * lanes, lanes, false, t->y, lanes);
     if (hi < g->n)
-        moec_sgemm(false, false, width, lanes, g->n - hi, 1.0f, moec__gptq_factor(g, lo, hi), moec__gptq_stride(g),
-                   t->k.d + hi * lanes, lanes, 1.0f, t->y, lanes);
+        moec_product(g->opts.compute, false, false, width, lanes, g->n - hi, moec__gptq_factor(g, lo, hi), moec__gptq_stride(g),
+                     t->k.d + hi * lanes, lanes, true, t->y, lanes);
 }
 
 static bool all_less(const double *a, const double *b, int64_t n)
@@ -158,8 +158,8 @@ static void round_columns(rounding *t, int64_t lo, int64_t hi)
     }
     const int64_t middle = hi - (hi - lo + 2 * LEAF - 1) / (2 * LEAF) * LEAF;
     round_columns(t, middle, hi);
-    moec_sgemm(false, false, middle - lo, lanes, hi - middle, 1.0f, moec__gptq_factor(g, lo, middle), moec__gptq_stride(g),
-               d + middle * lanes, lanes, 1.0f, d + lo * lanes, lanes);
+    moec_product(g->opts.compute, false, false, middle - lo, lanes, hi - middle, moec__gptq_factor(g, lo, middle),
+                 moec__gptq_stride(g), d + middle * lanes, lanes, true, d + lo * lanes, lanes);
     round_columns(t, lo, middle);
 }
 

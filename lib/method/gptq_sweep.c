@@ -3,7 +3,7 @@
 
 #include "base/mem.h"
 #include "num/grid.h"
-#include "num/linalg.h"
+#include "num/product.h"
 
 #include <math.h>
 #include <string.h>
@@ -20,17 +20,25 @@ typedef struct sweep {
     float *t;        /* [lanes] what a scale changes by */
 } sweep;
 
+/* c [hi-lo,lanes] = or += rows [lo, hi) of the metric, columns [from, to), times x [to-from,lanes]. */
+static void times_metric(const moec_gptq_work *k, int64_t lo, int64_t hi, int64_t from, int64_t to, const float *x, bool add, float *c)
+{
+    const moec_gptq *g = k->g;
+    moec_product(g->opts.compute, false, false, hi - lo, k->lanes, to - from, g->metric + lo * g->n + from, g->n, x, k->lanes, add, c,
+                 k->lanes);
+}
+
 /* Columns [lo, hi) of a group that begins at `from`: each code in turn to where the loss is least. The gradient of what is not done
  * follows at the end. */
 static void descend(sweep *w, int64_t from, int64_t lo, int64_t hi)
 {
     const moec_gptq_work *k = w->k;
-    const int64_t n = k->g->n, lanes = k->lanes;
+    const int64_t lanes = k->lanes;
     bool any = false;
     for (int64_t r = 0; r < lanes; r += CHUNK) { /* few enough rows for the first-level cache */
         const int64_t chunk = lanes - r < CHUNK ? lanes - r : CHUNK;
         for (int64_t c = lo; c < hi; c++) {
-            const float *row = k->g->metric + c * n;
+            const float *row = k->g->metric + c * k->g->n;
             const int64_t j = c / k->group;
             float now[CHUNK];
             memcpy(now, w->grad + (c - w->lo) * lanes + r, (size_t)chunk * sizeof *now);
@@ -40,8 +48,7 @@ static void descend(sweep *w, int64_t from, int64_t lo, int64_t hi)
         }
     }
     if (any)
-        moec_sgemm(false, false, w->hi - from, lanes, hi - lo, 1.0f, k->g->metric + from * n + lo, n, w->change, lanes, 1.0f,
-                   w->grad + (from - w->lo) * lanes, lanes);
+        times_metric(k, from, w->hi, lo, hi, w->change, true, w->grad + (from - w->lo) * lanes);
 }
 
 /* The scale of row r in place of s: with d - t q for d the loss changes by -2 t qg + t^2 qhq, least at t = qg / qhq. As for
@@ -62,12 +69,12 @@ static float new_scale(const moec_gptq_work *k, float s, const float *sums, int6
 static void refit(sweep *w, int64_t j)
 {
     const moec_gptq_work *k = w->k;
-    const int64_t n = k->g->n, lanes = k->lanes, lo = j * k->group;
+    const int64_t lanes = k->lanes, lo = j * k->group;
     float *s = k->s + j * lanes;
     memset(w->sums, 0, 4 * (size_t)lanes * sizeof *w->sums);
     for (int64_t c = lo; c < lo + k->group; c++)
         moec_grid_difference(NULL, w->q + (c - lo) * lanes, NULL, k->code + c * lanes, s, k->z + j * lanes, lanes);
-    moec_sgemm(false, false, w->hi - lo, lanes, k->group, 1.0f, k->g->metric + lo * n + lo, n, w->q, lanes, 0.0f, w->hq, lanes);
+    times_metric(k, lo, w->hi, lo, lo + k->group, w->q, false, w->hq);
     for (int64_t c = lo; c < lo + k->group; c++) {
         const float *q = w->q + (c - lo) * lanes;
         moec_grid_dot(w->sums, q, w->grad + (c - w->lo) * lanes, 1.0f, lanes);
@@ -100,7 +107,7 @@ moec_status moec__gptq_sweep(moec_gptq_work *k, moec_err *err)
     MOEC_TRY(MOEC_NEW(w.t, (size_t)lanes, err));
     for (w.lo = 0; w.lo < n; w.lo = w.hi) {
         w.hi = w.lo + block < n ? w.lo + block : n;
-        moec_sgemm(false, false, w.hi - w.lo, lanes, n, 1.0f, k->g->metric + w.lo * n, n, k->d, lanes, 0.0f, w.grad, lanes);
+        times_metric(k, w.lo, w.hi, 0, n, k->d, false, w.grad);
         for (int64_t c = w.lo; c < w.hi; c += k->group) {
             for (int64_t lo = c; lo < c + k->group; lo += LEAF)
                 descend(&w, c, lo, lo + LEAF < c + k->group ? lo + LEAF : c + k->group);

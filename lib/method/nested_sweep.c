@@ -8,7 +8,7 @@
 #include "method/nested_parts.h"
 
 #include "base/mem.h"
-#include "num/linalg.h"
+#include "num/product.h"
 
 #include <math.h>
 #include <string.h>
@@ -20,6 +20,7 @@ typedef struct sweep {
     const float *metric; /* [n,n] */
     int64_t n, group;
     int layers;
+    moec_compute compute;
     float count[L];      /* 4^k over the largest */
     float *d[L];         /* [PANEL,n] W_k - W */
     float *grad[L];      /* [PANEL,group] d_k M in the group at hand */
@@ -155,8 +156,8 @@ static void refit(sweep *s, const float *w, int64_t i, int64_t r, int64_t j)
 static void gradients(sweep *s, int64_t rows, int64_t j)
 {
     for (int l = 0; l < s->layers; l++)
-        moec_sgemm(false, true, rows, s->group, s->n, 1.0f, s->d[l], s->n, s->metric + j * s->group * s->n, s->n, 0.0f, s->grad[l],
-                   s->group);
+        moec_product(s->compute, false, true, rows, s->group, s->n, s->d[l], s->n, s->metric + j * s->group * s->n, s->n, false,
+                     s->grad[l], s->group);
 }
 
 static void panel(sweep *s, const float *w, int64_t lo, int64_t rows, int sweeps)
@@ -180,7 +181,8 @@ moec_status moec__nested_sweep(moec_qcodes *c, const float *w, const moec_gptq *
 {
     moec_status st = MOEC_OK;
     const int64_t most = c->rows < PANEL ? c->rows : PANEL;
-    sweep s = {.c = c, .metric = g->metric, .n = c->cols, .group = c->grid.group, .layers = c->planes + 1};
+    sweep s = {.c = c, .metric = g->metric, .n = c->cols, .group = c->grid.group, .layers = c->planes + 1,
+               .compute = g->opts.compute};
     if (!g->sweeps || c->cols == 0)
         return MOEC_OK;
     for (int l = 0; l < s.layers; l++) {

@@ -39,14 +39,14 @@ static const moec_kernel kernels[MOEC_ISA_COUNT][2] = {
 #endif
 };
 
-static const moec_kernel *kernel_for(moec_compute mode)
+const moec_kernel *moec__kernel(moec_compute mode)
 {
     return &kernels[moec__isa()][mode == MOEC_COMPUTE_BF16];
 }
 
 const char *moec_gemm_kernel(moec_compute mode)
 {
-    return kernel_for(mode)->name;
+    return moec__kernel(mode)->name;
 }
 
 /* ---- product ---------------------------------------------------------------------------------------------------- */
@@ -74,7 +74,7 @@ static int64_t panel_bytes(const moec_kernel *kernel, int64_t k)
 
 size_t moec_gemm_scratch_bytes(moec_compute mode, int64_t n, int64_t k)
 {
-    const moec_kernel *kernel = kernel_for(mode);
+    const moec_kernel *kernel = moec__kernel(mode);
     int64_t panels = moec_panels(n) < SPAN ? moec_panels(n) : SPAN;
     return kernel->x_bytes == 0 ? 0 : (size_t)(panels * panel_bytes(kernel, k));
 }
@@ -114,7 +114,7 @@ static void multiply_block(const product *p, int64_t panel0, int64_t panels, int
         for (int64_t t = t0; t < t1; t++) {
             int64_t row = t * MOEC_TILE, left = p->rows - row;
             const char *w = p->w + (size_t)row * p->stride + k0 * size;
-            moec_tile_job job = {.w = block, .kc = kc, .first = k0 == 0, .stride = p->stride, .step = 2 * size,
+            moec_tile_job job = {.ld = MOEC_PANEL, .w = block, .kc = kc, .first = k0 == 0, .stride = p->stride, .step = 2 * size,
                                  .rows = left < MOEC_TILE ? (int)left : MOEC_TILE};
             if (t + 1 < t1 && left >= 2 * MOEC_TILE)
                 job.next = w + MOEC_TILE * p->stride;
@@ -150,7 +150,7 @@ static void multiply_view(const product *p, int64_t panel0, int64_t panels, int6
             int rows = (int)((end < p->rows ? end : p->rows) - row);
             load_strip(p, strip, row, rows, k0, kc);
             for (int r = 0; r < rows; r += MOEC_TILE) {
-                moec_tile_job job = {.w = strip + (size_t)r * MOEC_W_STRIDE, .kc = kc, .first = k0 == 0,
+                moec_tile_job job = {.ld = MOEC_PANEL, .w = strip + (size_t)r * MOEC_W_STRIDE, .kc = kc, .first = k0 == 0,
                                      .rows = rows - r < MOEC_TILE ? rows - r : MOEC_TILE,
                                      .stride = p->stride, .step = p->step};
                 if (p->strip == 1 && t + 1 < t1 && p->rows - row >= 2 * MOEC_TILE)
@@ -184,7 +184,7 @@ static moec_status round_panels(void *ctx, int worker, int64_t lo, int64_t hi, m
     (void)worker;
     (void)err;
     for (int64_t i = lo; i < hi; i++)
-        p->kernel->round(p->scratch + i * bytes, p->x + i * p->k * MOEC_PANEL, p->k);
+        p->kernel->round(p->scratch + i * bytes, p->x + i * p->k * MOEC_PANEL, MOEC_PANEL, p->k);
     return MOEC_OK;
 }
 
@@ -239,7 +239,7 @@ static bool kernels_load(moec_dtype dtype)
 moec_status moec_gemm(float *y, const float *x, int64_t n, int64_t k, const void *w, moec_dtype dtype, int64_t rows,
                       moec_compute mode, void *scratch, moec_err *err)
 {
-    product p = {.kernel = kernel_for(mode), .scratch = scratch, .k = k, .rows = rows, .w = w, .dtype = dtype};
+    product p = {.kernel = moec__kernel(mode), .scratch = scratch, .k = k, .rows = rows, .w = w, .dtype = dtype};
     if (!kernels_load(dtype))
         return moec_fail(err, MOEC_EINVAL, "gemm: weights are %s, expected F32, F16 or BF16",
                          dtype < MOEC_DTYPE_COUNT ? moec_dtypes[dtype].name : "of no known dtype");
@@ -253,7 +253,7 @@ moec_status moec_gemm_weight(float *y, const float *x, int64_t n, const moec_wei
     moec_status st = moec_weight_check(w, err);
     if (st != MOEC_OK)
         return moec_within(err, st, "gemm");
-    product p = {.kernel = kernel_for(mode), .scratch = scratch, .k = w->cols, .rows = w->rows, .view = w};
+    product p = {.kernel = moec__kernel(mode), .scratch = scratch, .k = w->cols, .rows = w->rows, .view = w};
     if (w->of->dtype == MOEC_F64)
         return moec_fail(err, MOEC_EINVAL, "gemm: weights are F64, expected a format of at most 32 bits");
     p.strip = w->col_step == 1 ? 1 : STRIP;

@@ -19,11 +19,12 @@ static float rounded(float v)
     return v;
 }
 
-void moec__round_f32(void *out, const float *x, int64_t k)
+void moec__round_f32(void *out, const float *x, int64_t ldx, int64_t k)
 {
     float *f = out;
-    for (int64_t i = 0; i < k * 32; i++)
-        f[i] = rounded(x[i]);
+    for (int64_t i = 0; i < k; i++)
+        for (int j = 0; j < MOEC_PANEL; j++)
+            f[i * MOEC_PANEL + j] = rounded(x[i * ldx + j]);
 }
 
 void moec__load_f32(void *out, const void *w, size_t stride, moec_dtype dtype, int rows, int kc)
@@ -50,7 +51,7 @@ void moec__load_rounded(void *out, const void *w, size_t stride, moec_dtype dtyp
 }
 
 /* 4 rows by 8 lanes: 8 accumulators, so that 16 registers are enough. */
-static void tile_4x8(float *y, const float *x, const float *w, int rows, int kc, bool first)
+static void tile_4x8(float *y, int64_t ld, const float *x, const float *w, int rows, int kc, bool first)
 {
     enum { LD = MOEC_W_STRIDE / (int)sizeof(float) };
     quad sum[4][2] = {{{0}}};
@@ -68,10 +69,10 @@ static void tile_4x8(float *y, const float *x, const float *w, int rows, int kc,
     for (int r = 0; r < rows && r < 4; r++) {
         quad old[2] = {{0}};
         if (!first)
-            memcpy(old, y + r * 32, sizeof old);
+            memcpy(old, y + r * ld, sizeof old);
         old[0] += sum[r][0];
         old[1] += sum[r][1];
-        memcpy(y + r * 32, old, sizeof old);
+        memcpy(y + r * ld, old, sizeof old);
     }
 }
 
@@ -81,7 +82,7 @@ void moec__tile_generic(const moec_tile_job *job)
     const float *x = job->x, *w = job->w;
     for (int r = 0; r < job->rows; r += 4)
         for (int lane = 0; lane < job->lanes; lane += 8)
-            tile_4x8(job->y + r * 32 + lane, x + lane, w + r * LD, job->rows - r, job->kc, job->first);
+            tile_4x8(job->y + r * job->ld + lane, job->ld, x + lane, w + r * LD, job->rows - r, job->kc, job->first);
 }
 
 void moec__transpose_generic(float *out, int64_t ldo, const float *const *in, int64_t at, int rows, int cols)

@@ -11,12 +11,12 @@
  *
  *     activations x     float[k][32]          or  bf16 pairs uint16[(k+1)/2][32][2]
  *     weight block w    float[12][STRIDE_F32] or  uint16[12][STRIDE_BF16], both STRIDE_BYTES apart
- *     output y          float[rows][32]
+ *     output y          float[rows][ld]
  */
 #ifndef MOEC_NUM_GEMM_KERNEL_H
 #define MOEC_NUM_GEMM_KERNEL_H
 
-#include "num/tensor.h"
+#include "num/gemm.h"
 
 enum {
     MOEC_TILE = 12,                                 /* weight rows */
@@ -25,15 +25,16 @@ enum {
     MOEC_W_STRIDE = 4 * MOEC_KC_F32 + 64,           /* bytes; the 64 keep rows out of each other's cache sets */
 };
 
-/** One panel of k features to the kernel's own form, rounding to bfloat16. */
-typedef void moec_round_fn(void *out, const float *x, int64_t k);
+/** One panel of k features, ldx floats from one to the next, to the kernel's own form, rounding to bfloat16. */
+typedef void moec_round_fn(void *out, const float *x, int64_t ldx, int64_t k);
 
 /** Fills the weight block: `rows` rows of kc values that lie `stride` bytes apart from w on. Rows up to the next
  *  multiple of 4 are zeroed, and for pairs an odd kc is padded with 0. */
 typedef void moec_load_fn(void *out, const void *w, size_t stride, moec_dtype dtype, int rows, int kc);
 
 typedef struct moec_tile_job {
-    float *y;         /* [rows][32] */
+    float *y;         /* [rows][ld] */
+    int64_t ld;       /* MOEC_PANEL where y is a panel */
     const void *x;    /* this panel's activations from the k block's start on */
     const void *w;    /* weight block */
     int rows;         /* 1..12 */
@@ -67,6 +68,7 @@ typedef struct moec_kernel {
 } moec_kernel;
 
 /* gemm.c: the fastest of this machine */
+const moec_kernel *moec__kernel(moec_compute mode);
 moec_transpose_fn *moec__transpose(void);
 
 /* gemm_generic.c */

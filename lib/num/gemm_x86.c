@@ -15,7 +15,7 @@ enum { LD = MOEC_W_STRIDE / (int)sizeof(float), LANE = 16 };
 
 /* ---- AVX2: 6 rows by 16 lanes, 12 accumulators of 8 floats ---------------------------------------------------- */
 
-AVX2 INLINE void tile_6x16(float *y, const float *x, const float *w, int rows, int kc, bool first)
+AVX2 INLINE void tile_6x16(float *y, int64_t ld, const float *x, const float *w, int rows, int kc, bool first)
 {
     __m256 sum[6][2];
 #pragma GCC unroll 6
@@ -34,7 +34,7 @@ AVX2 INLINE void tile_6x16(float *y, const float *x, const float *w, int rows, i
     for (int r = 0; r < 6; r++)
         if (r < rows)
             for (int h = 0; h < 2; h++) {
-                float *to = y + r * 32 + h * 8;
+                float *to = y + r * ld + h * 8;
                 _mm256_storeu_ps(to, first ? sum[r][h] : _mm256_add_ps(_mm256_loadu_ps(to), sum[r][h]));
             }
 }
@@ -44,7 +44,7 @@ AVX2 void moec__tile_avx2(const moec_tile_job *job)
     const float *x = job->x, *w = job->w;
     for (int r = 0; r < job->rows; r += 6)
         for (int lane = 0; lane < job->lanes; lane += 16)
-            tile_6x16(job->y + r * 32 + lane, x + lane, w + r * LD, job->rows - r, job->kc, job->first);
+            tile_6x16(job->y + r * job->ld + lane, job->ld, x + lane, w + r * LD, job->rows - r, job->kc, job->first);
 }
 
 /* ---- AVX-512, float ------------------------------------------------------------------------------------------- */
@@ -69,7 +69,7 @@ AVX512 INLINE void put(const moec_tile_job *job, __m512 sum[MOEC_TILE][2], int h
             return;
 #pragma GCC unroll 2
         for (int h = 0; h < width; h++) {
-            float *to = job->y + r * 32 + h * LANE;
+            float *to = job->y + r * job->ld + h * LANE;
             _mm512_storeu_ps(to, job->first ? sum[r][h] : _mm512_add_ps(_mm512_loadu_ps(to), sum[r][h]));
         }
     }
@@ -226,7 +226,7 @@ AVX512BF16 void moec__load_avx512bf16(void *out, const void *w, size_t stride, m
         load_bf16(out, w, stride, MOEC_BF16, rows, kc);
 }
 
-AVX512BF16 void moec__round_avx512bf16(void *out, const float *x, int64_t k)
+AVX512BF16 void moec__round_avx512bf16(void *out, const float *x, int64_t ldx, int64_t k)
 {
     /* cvtne2 puts the row of the even k into the low half; this deals the two halves out alternately. */
     const __m512i deal = _mm512_add_epi16(
@@ -234,11 +234,11 @@ AVX512BF16 void moec__round_avx512bf16(void *out, const float *x, int64_t k)
         _mm512_mullo_epi32(_mm512_set1_epi32(0x10001),
                            _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)));
     char *to = out;
-    for (int64_t i = 0; i < k; i += 2, x += 64, to += 128) {
+    for (int64_t i = 0; i < k; i += 2, x += 2 * ldx, to += 128) {
         bool whole = i + 1 < k;
         for (int h = 0; h < 2; h++) {
             __m512 even = _mm512_loadu_ps(x + h * LANE);
-            __m512 odd = whole ? _mm512_loadu_ps(x + 32 + h * LANE) : _mm512_setzero_ps();
+            __m512 odd = whole ? _mm512_loadu_ps(x + ldx + h * LANE) : _mm512_setzero_ps();
             __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
             _mm512_storeu_si512(to + h * 64, _mm512_permutexvar_epi16(deal, both));
         }

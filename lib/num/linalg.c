@@ -66,34 +66,6 @@ void moec_dsyrk(int64_t n, int64_t k, const double *a, int64_t lda, double beta,
     cblas_dsyrk(CblasRowMajor, CblasLower, CblasNoTrans, dimension(n), dimension(k), 1.0, a, dimension(lda), beta, c, dimension(n));
 }
 
-void moec_gram(double *c, int64_t n, const float *x, int64_t ldx, int64_t k, double beta)
-{
-    enum { TILE = 256, ROWS = 512 };
-    _Alignas(64) float part[TILE * TILE];
-    int64_t k0 = 0;
-    moec_linalg_init();
-    do {
-        const int64_t rows = k - k0 < ROWS ? k - k0 : ROWS;
-        for (int64_t j = 0; j < n; j += TILE) /* columns outside: OpenBLAS copies those of X once more for every tile */
-            for (int64_t i = j; i < n; i += TILE) {
-                const int64_t high = n - i < TILE ? n - i : TILE, wide = n - j < TILE ? n - j : TILE;
-                const float *left = x + k0 * ldx + i, *right = x + k0 * ldx + j;
-                if (i == j)
-                    cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, dimension(high), dimension(rows), 1.0f, left, dimension(ldx), 0.0f,
-                                part, TILE);
-                else
-                    moec_sgemm(true, false, high, wide, rows, 1.0f, left, ldx, right, ldx, 0.0f, part, TILE);
-                for (int64_t r = 0; r < high; r++) {
-                    double *to = c + (i + r) * n + j;
-                    const int64_t cols = i == j ? r + 1 : wide;
-                    for (int64_t s = 0; s < cols; s++)
-                        to[s] = (k0 > 0 ? to[s] : beta == 0.0 ? 0.0 : beta * to[s]) + (double)part[r * TILE + s];
-                }
-            }
-        k0 += rows;
-    } while (k0 < k);
-}
-
 /* LAPACK may take a NaN for a pivot. */
 static bool numbers(const double *a, int64_t n)
 {

@@ -24,11 +24,6 @@ MOEC_API void moec_sgemm(bool transa, bool transb, int64_t m, int64_t n, int64_t
  *  overwrites C whatever it holds. Safe from several threads at once, on different C. */
 MOEC_API void moec_dsyrk(int64_t n, int64_t k, const double *a, int64_t lda, double beta, double *c);
 
-/** Lower triangle of C = X^T X + beta * C for X [k,n] in float32 and C [n,n] in float64; what lies above it is neither read nor
- *  written. Products and sums over up to 512 rows of X are in float32, the sums of those in float64: half the time of moec_dsyrk.
- *  beta 0 overwrites C whatever it holds. Stack: 256 KB. Safe from several threads at once, on different C. */
-MOEC_API void moec_gram(double *c, int64_t n, const float *x, int64_t ldx, int64_t k, double beta);
-
 /** y[i] += alpha * x[i]. */
 MOEC_API void moec_saxpy(float *y, float alpha, const float *x, int64_t n);
 /** sum of x[i] * y[i] in float32, in one order for each n. */

@@ -291,7 +291,7 @@ static moec_status open_work(moec_measuring *u, const moec_stats *s, moec_err *e
     char *text = NULL;
     moec_digest words;
     MOEC_TRY(moec_corpus_digest(&words, u->corpus, err));
-    MOEC_TRY(moec_format(&text, err, "measure 1 %s\n%s %s %d %d %lld %lld\n%s", moec_version(), s->meta.model, words.hex,
+    MOEC_TRY(moec_format(&text, err, "measure 2 %s\n%s %s %d %d %lld %lld\n%s", moec_version(), s->meta.model, words.hex,
                          (int)u->o->compute, MOEC_MEASURE_BLOCK, (long long)u->o->group, (long long)u->o->gain_tokens,
                          moec_ckpt_config_text(u->m->ckpt)));
     MOEC_TRY(moec_work_open(&u->work, u->o->work, text, u->o->resume, true, err));

@@ -6,7 +6,7 @@
 #include "calib/stats.h"
 
 typedef struct moec_measure_opts {
-    moec_compute compute; /* of the forward pass */
+    moec_compute compute; /* of the forward pass and of an expert's products */
     int64_t group;        /* of the grid: of each matrix the largest of group, group/2 .. 8 that divides its columns, else whole
                              rows; 0: whole rows */
     bool gains;           /* QUANT_KL too: for each MoE layer the rest of the model runs over the text once more */
@@ -36,7 +36,7 @@ enum { MOEC_MEASURE_GAIN_TOKENS = 16384 }; /* what tools offer */
  *          of another model, a damaged folder; MOEC_EEXIST: the folder is another run's; MOEC_ENUMERIC: weights, states or errors
  *          that are not finite; MOEC_ENOFIT: max_memory or the disk are too small; MOEC_EINTR (can be resumed), MOEC_EIO,
  *          MOEC_ENOMEM.
- *  Cost: one forward pass, 33 products of an expert's matrix with its tokens (11 times the routed experts' share of a pass) and
+ *  Cost: one forward pass, 37 products of an expert's matrix with its tokens (12 times the routed experts' share of a pass) and
  *  the search of scales, some 200 roundings of every routed weight; gains: layers / 2 + 2 passes over gain_tokens. Memory: the pass,
  *  n H floats for n tokens, and a thread some 39 bytes for a value of one matrix of an expert; gains: two passes, their states and
  *  states of the original. Disk: results, and with gains the routed experts of one layer in float32. */

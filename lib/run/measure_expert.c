@@ -1,7 +1,7 @@
 /* What one expert's output loses at each width, on the tokens that select it. */
 #include "base/log.h"
 #include "base/mem.h"
-#include "num/linalg.h"
+#include "num/product.h"
 #include "num/vec.h"
 #include "run/measure_parts.h"
 
@@ -14,8 +14,8 @@ enum { GATE, UP, DOWN, ALL };
 /* What a thread needs for one. Codes of all widths are kept, so that what does not depend on the width is computed once. */
 typedef struct bench {
     moec_qcodes code[B][3];
-    float *w[3], *q[3];       /* as it is, at the width at hand */
-    float *x, *y, *lost;      /* [BLOCK,H] input, output, what is lost of it */
+    float *w[3], *q[3];       /* as it is, what it becomes at the width at hand less that */
+    float *x, *lost;          /* [BLOCK,H] input, what is lost of the output */
     float *gate, *up, *act;   /* [BLOCK,I] of the matrices as they are */
     float *qgate, *qup, *mix; /* [BLOCK,I] */
     float *bias;              /* [2,I] */
@@ -25,7 +25,7 @@ typedef struct bench {
 
 static void bench_release(bench *b)
 {
-    float *all[] = {b->w[0], b->w[1], b->w[2], b->q[0], b->q[1], b->q[2], b->x, b->y, b->lost,
+    float *all[] = {b->w[0], b->w[1], b->w[2], b->q[0], b->q[1], b->q[2], b->x, b->lost,
                     b->gate, b->up, b->act, b->qgate, b->qup, b->mix, b->bias};
     for (size_t i = 0; i < MOEC_COUNT(all); i++)
         moec_free(all[i]);
@@ -47,7 +47,7 @@ static moec_status bench_new(bench *b, const moec_measuring *u, moec_err *err)
             MOEC_TRY(moec_qcodes_new(&b->code[i][k], &g, k == DOWN ? H : I, k == DOWN ? I : H, err));
         }
     }
-    float **const by_hidden[] = {&b->x, &b->y, &b->lost};
+    float **const by_hidden[] = {&b->x, &b->lost};
     float **const by_width[] = {&b->gate, &b->up, &b->act, &b->qgate, &b->qup, &b->mix};
     for (size_t i = 0; i < MOEC_COUNT(by_hidden); i++)
         MOEC_TRY(MOEC_NEW(*by_hidden[i], (size_t)(BLOCK * H), err));
@@ -66,7 +66,7 @@ size_t moec__measure_bytes(const moec_measuring *u)
     size_t codes = 0;
     for (int k = 0; k < 3; k++)
         codes += B * (H * I + H * I / (size_t)moec__measure_grid(u, k, 2).group * sizeof(float));
-    return codes + (6 * H * I + BLOCK * (3 * H + 6 * I) + 2 * I) * sizeof(float);
+    return codes + (6 * H * I + BLOCK * (2 * H + 6 * I) + 2 * I) * sizeof(float);
 }
 
 static moec_status load(const moec_measuring *u, bench *b, int64_t e, moec_err *err)
@@ -86,10 +86,11 @@ done:
     return st;
 }
 
-/* out [tokens,rows] = in W^T + beta out. */
-static void product(float *out, const float *in, const float *w, int64_t tokens, int64_t rows, int64_t cols, float beta)
+/* out [tokens,rows] = or += in W^T. */
+static void product(const moec_measuring *u, float *out, const float *in, const float *w, int64_t tokens, int64_t rows, int64_t cols,
+                    bool add)
 {
-    moec_sgemm(false, true, tokens, rows, cols, 1.0f, in, cols, w, cols, beta, out, rows);
+    moec_product(u->o->compute, false, true, tokens, rows, cols, in, cols, w, cols, add, out, rows);
 }
 
 static void add_bias(const moec_measuring *u, float *out, const float *bias, int64_t tokens)
@@ -157,23 +158,42 @@ static void gather(const moec_measuring *u, bench *b, int64_t at, int64_t tokens
     }
 }
 
-/* What is lost with gate's or up's output replaced: W_down of the difference between activations. */
-static void lose_inside(const moec_measuring *u, bench *b, const float *gate, const float *up, int64_t tokens)
+static void take_off(float *from, const float *x, int64_t n)
 {
-    const int64_t H = u->m->dims.hidden, I = u->m->dims.expert_width;
-    activate(u, b->mix, gate, up, tokens);
-    for (int64_t i = 0; i < tokens * I; i++)
-        b->mix[i] -= b->act[i];
-    product(b->lost, b->mix, b->w[DOWN], tokens, H, I, 0.0f);
+    for (int64_t i = 0; i < n; i++)
+        from[i] -= x[i];
 }
 
-/* W'_down act - y; biases of down fall out. */
-static void lose_down(const moec_measuring *u, bench *b, const float *act, int64_t tokens)
+/* q = W' - W: products of differences are exact enough in either mode, differences of products are not. */
+static void find_changes(bench *b, int width)
+{
+    for (int k = 0; k < 3; k++) {
+        const moec_qcodes *c = &b->code[width][k];
+        moec_quant_restore(b->q[k], c, 0, c->rows);
+        take_off(b->q[k], b->w[k], c->rows * c->cols);
+    }
+}
+
+/* out [tokens,I] = as it is with q in place of W added. */
+static void change(const moec_measuring *u, bench *b, float *out, const float *as_it_is, int k, int64_t tokens)
 {
     const int64_t H = u->m->dims.hidden, I = u->m->dims.expert_width;
-    for (int64_t i = 0; i < tokens * H; i++)
-        b->lost[i] = -b->y[i];
-    product(b->lost, act, b->q[DOWN], tokens, H, I, 1.0f);
+    memcpy(out, as_it_is, (size_t)(tokens * I) * sizeof *out);
+    product(u, out, b->x, b->q[k], tokens, I, H, true);
+}
+
+/* lost = or += W_down (mix - act). */
+static void lose_inside(const moec_measuring *u, bench *b, int64_t tokens, bool add)
+{
+    const int64_t H = u->m->dims.hidden, I = u->m->dims.expert_width;
+    take_off(b->mix, b->act, tokens * I);
+    product(u, b->lost, b->mix, b->w[DOWN], tokens, H, I, add);
+}
+
+/* (W'_down - W_down) act; biases of down fall out. */
+static void lose_down(const moec_measuring *u, bench *b, const float *act, int64_t tokens)
+{
+    product(u, b->lost, act, b->q[DOWN], tokens, u->m->dims.hidden, u->m->dims.expert_width, false);
 }
 
 /* BLOCK tokens at most. */
@@ -182,27 +202,26 @@ static void add_block(const moec_measuring *u, bench *b, int64_t e, int64_t at, 
     const int64_t H = u->m->dims.hidden, I = u->m->dims.expert_width;
     double all[B][BLOCK];
     gather(u, b, at, tokens);
-    product(b->gate, b->x, b->w[GATE], tokens, I, H, 0.0f);
-    product(b->up, b->x, b->w[UP], tokens, I, H, 0.0f);
+    product(u, b->gate, b->x, b->w[GATE], tokens, I, H, false);
+    product(u, b->up, b->x, b->w[UP], tokens, I, H, false);
     add_bias(u, b->gate, b->bias, tokens);
     add_bias(u, b->up, b->bias + I, tokens);
     activate(u, b->act, b->gate, b->up, tokens);
-    product(b->y, b->act, b->w[DOWN], tokens, H, I, 0.0f);
     for (int i = 0; i < B; i++) {
-        for (int k = 0; k < 3; k++)
-            moec_quant_restore(b->q[k], &b->code[i][k], 0, b->code[i][k].rows);
-        product(b->qgate, b->x, b->q[GATE], tokens, I, H, 0.0f);
-        product(b->qup, b->x, b->q[UP], tokens, I, H, 0.0f);
-        add_bias(u, b->qgate, b->bias, tokens);
-        add_bias(u, b->qup, b->bias + I, tokens);
-        lose_inside(u, b, b->qgate, b->up, tokens);
+        find_changes(b, i);
+        change(u, b, b->qgate, b->gate, GATE, tokens);
+        change(u, b, b->qup, b->up, UP, tokens);
+        activate(u, b->mix, b->qgate, b->up, tokens);
+        lose_inside(u, b, tokens, false);
         add_up(u, b, e, GATE, i, at, tokens, NULL);
-        lose_inside(u, b, b->gate, b->qup, tokens);
+        activate(u, b->mix, b->gate, b->qup, tokens);
+        lose_inside(u, b, tokens, false);
         add_up(u, b, e, UP, i, at, tokens, NULL);
         lose_down(u, b, b->act, tokens);
         add_up(u, b, e, DOWN, i, at, tokens, NULL);
         activate(u, b->mix, b->qgate, b->qup, tokens);
         lose_down(u, b, b->mix, tokens);
+        lose_inside(u, b, tokens, true);
         add_up(u, b, e, ALL, i, at, tokens, all[i]);
     }
     add_windows(u, b, e, at, tokens, all);

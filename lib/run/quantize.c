@@ -346,7 +346,7 @@ static moec_status sum_layer(moec_qrun *u, moec_err *err)
 {
     const int64_t H = u->m->dims.hidden;
     const double scale = u->m->dims.input_scale * u->m->dims.input_scale;
-    const moec_status st = moec__qfit_gram(u->layer_h, u->x, u->n, H, err);
+    const moec_status st = moec__qfit_gram(u->layer_h, u->x, u->n, H, u->o->compute, err);
     for (int64_t i = 0; scale != 1.0 && st == MOEC_OK && i < H; i++)
         for (int64_t j = 0; j <= i; j++)
             u->layer_h[i * H + j] *= scale;
@@ -573,7 +573,7 @@ static moec_status open_work(moec_qrun *u, moec_err *err)
     MOEC_TRY(moec_plan_to_text(&plan, u->p, err));
     if (o->corpus)
         MOEC_TRY(moec_corpus_digest(&words, o->corpus, err));
-    MOEC_TRY(moec_format(&text, err, "quantize 2 %s\n%s %d %d %.17g %d %d %d %d %d\n%s\n%s\n%s", moec_version(), words.hex, (int)o->compute,
+    MOEC_TRY(moec_format(&text, err, "quantize 3 %s\n%s %d %d %.17g %d %d %d %d %d\n%s\n%s\n%s", moec_version(), words.hex, (int)o->compute,
                          (int)o->rounding, o->gptq.damp, o->gptq.act_order, o->gptq.sweeps, o->weight_power, o->original, o->losses,
                          o->fingerprint ? o->fingerprint : "", moec_ckpt_config_text(u->m->ckpt), plan));
     MOEC_TRY(moec_work_open(u->work, o->work, text, o->resume, true, err));

@@ -58,7 +58,8 @@ MOEC_API const moec_override *moec_quantizing_weights(const moec_quantizing *q);
 MOEC_API moec_quantize_report moec_quantizing_report(const moec_quantizing *q);
 /** [{"module", "layer", "expert": -1 where it is none's, "matrix", "bits", "group_size", "tokens", "method": "gptq"|"clip"|"nearest",
  *  "loss", "loss_nearest", "loss_zero"}], an entry a matrix; losses are L of gptq.h of what it became, of rounding to nearest and of
- *  zeros, by the blended Hessian and with `original` against W*; null where no Hessian was taken, and loss_nearest without `losses`.
+ *  zeros, by the blended Hessian and with `original` against W*; null where no Hessian was taken, and loss_nearest without `losses`;
+ *  loss_zero of more than 511 rows is by 256 or more of them, evenly taken.
  *  Borrowed. */
 MOEC_API const moec_json *moec_quantizing_modules(const moec_quantizing *q);
 /** Moves the folder to `dir`, where it stays. MOEC_EIO. */

@@ -4,13 +4,14 @@
 #include "method/nested.h"
 #include "num/grid.h"
 #include "num/linalg.h"
+#include "num/product.h"
 #include "num/vec.h"
 #include "run/quantize_parts.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { BLOCK = 256, STRIPE = 256 };
+enum { BLOCK = 256, STRIPE = 256, SOME_ROWS = 256 };
 
 static int64_t larger(int64_t a, int64_t b)
 {
@@ -23,6 +24,7 @@ typedef struct stripes {
     double *c;
     const float *x;
     int64_t rows, n;
+    moec_compute compute;
 } stripes;
 
 /* Rows [lo, hi) of stripes. */
@@ -40,7 +42,7 @@ static moec_status gram_stripe(void *ctx, int worker, int64_t lo, int64_t hi, mo
         for (int64_t t = 0; t < a->rows; t += BLOCK) {
             const int64_t k = a->rows - t < BLOCK ? a->rows - t : BLOCK;
             const float *x = a->x + t * a->n;
-            moec_sgemm(true, false, h, cols, k, 1.0f, x + r, a->n, x, a->n, 0.0f, part, cols);
+            moec_product(a->compute, true, false, h, cols, k, x + r, a->n, x, a->n, false, part, cols);
             for (int64_t i = 0; i < h; i++)
                 for (int64_t j = 0; j < cols; j++)
                     a->c[(r + i) * a->n + j] += (double)part[i * cols + j];
@@ -51,9 +53,9 @@ done:
     return st;
 }
 
-moec_status moec__qfit_gram(double *c, const float *x, int64_t rows, int64_t n, moec_err *err)
+moec_status moec__qfit_gram(double *c, const float *x, int64_t rows, int64_t n, moec_compute compute, moec_err *err)
 {
-    stripes a = {c, x, rows, n};
+    stripes a = {c, x, rows, n, compute};
     return moec_par_for((n + STRIPE - 1) / STRIPE, 1, gram_stripe, &a, err);
 }
 
@@ -72,15 +74,16 @@ static moec_status put(const moec_qrun *u, const moec_qjob *j, const moec_qcodes
     return MOEC_OK;
 }
 
-/* tr(W H W^T) = sum over i of w_i (2 sum_{j<i} H_ij w_j + H_ii w_i), products in float32: a report's share needs no more. h: lower
- * triangle. */
-static moec_status energy(double *out, const double *h, const float *w, int64_t rows, int64_t n, moec_err *err)
+/* tr(W H W^T) = sum over i of w_i (2 sum_{j<i} H_ij w_j + H_ii w_i), of many rows by SOME_ROWS or more: a report's share needs no more.
+ * h: lower triangle. */
+static moec_status energy(double *out, const moec_qrun *u, const double *h, const float *w, int64_t rows, int64_t n, moec_err *err)
 {
     moec_status st = MOEC_OK;
+    const int64_t step = rows < SOME_ROWS ? 1 : rows / SOME_ROWS, some = (rows + step - 1) / step;
     float *part = NULL, *y = NULL;
     double sum = 0.0;
     MOEC_TRY(MOEC_NEW(part, (size_t)(STRIPE * n), err));
-    MOEC_TRY(MOEC_NEW(y, (size_t)(rows * STRIPE), err));
+    MOEC_TRY(MOEC_NEW(y, (size_t)(some * STRIPE), err));
     for (int64_t lo = 0, hi; lo < n; lo = hi) {
         hi = lo + STRIPE < n ? lo + STRIPE : n;
         for (int64_t i = lo; i < hi; i++) {
@@ -90,11 +93,11 @@ static moec_status energy(double *out, const double *h, const float *w, int64_t 
             row[i] = (float)(h[i * n + i] / 2.0);
             memset(row + i + 1, 0, (size_t)(hi - i - 1) * sizeof *row);
         }
-        moec_sgemm(false, true, rows, hi - lo, hi, 2.0f, w, n, part, hi, 0.0f, y, hi - lo);
-        for (int64_t r = 0; r < rows; r++)
-            sum += (double)moec_sdot(y + r * (hi - lo), w + r * n + lo, hi - lo);
+        moec_product(u->o->compute, false, true, some, hi - lo, hi, w, step * n, part, hi, false, y, hi - lo);
+        for (int64_t r = 0; r < some; r++)
+            sum += (double)moec_sdot(y + r * (hi - lo), w + r * step * n + lo, hi - lo);
     }
-    *out = sum;
+    *out = some > 0 ? 2.0 * sum * (double)rows / (double)some : 0.0;
 done:
     moec_free(part);
     moec_free(y);
@@ -137,7 +140,7 @@ static moec_status round_matrix(const moec_qrun *u, moec_qjob *j, const float *w
         MOEC_TRY(moec_nested_new(&c, &j->q->grid, rows, cols, err));
         MOEC_TRY(moec_nested_round(&c, &j->loss, &j->nearest, w, how, by->g, by->importance, err));
         if (by->g)
-            MOEC_TRY(energy(&j->whole, by->h, w, rows, cols, err));
+            MOEC_TRY(energy(&j->whole, u, by->h, w, rows, cols, err));
         better = j->loss < j->nearest;
         goto rounded;
     }
@@ -146,7 +149,7 @@ static moec_status round_matrix(const moec_qrun *u, moec_qjob *j, const float *w
                               by->g ? moec_gptq_importance(by->g) : by->importance, 0, rows, err));
     if (by->g) {
         MOEC_TRY(moec_gptq_round(&c, &j->loss, u->o->losses ? &j->nearest : NULL, by->g, w, err));
-        MOEC_TRY(energy(&j->whole, by->h, w, rows, cols, err));
+        MOEC_TRY(energy(&j->whole, u, by->h, w, rows, cols, err));
         better = !all_nearest(&c, w);
     } else {
         moec_quant_nearest(&c, w, 0, rows);
@@ -210,7 +213,7 @@ moec_status moec__qfit_linear(moec_qrun *u, moec_qjob *const *job, int jobs, con
     moec_gptq *g = NULL;
     if (x && u->o->rounding != MOEC_ROUND_NEAREST) {
         MOEC_TRY(MOEC_NEW(h, (size_t)(cols * cols), err));
-        MOEC_TRY(moec__qfit_gram(h, x, u->n, cols, err));
+        MOEC_TRY(moec__qfit_gram(h, x, u->n, cols, u->o->compute, err));
         moec_gptq_blend(h, (double)u->n, u->n, NULL, 0.0, cols);
         if (u->o->rounding == MOEC_ROUND_GPTQ) {
             MOEC_TRY(moec_gptq_new(&g, h, cols, &u->o->gptq, err));
@@ -427,7 +430,7 @@ static void sum_inputs(const moec_qrun *u, moec_qbench *b, const moec_qrows *r, 
         gather(b->x, r->x, u, r, at, n, routed);
         roots(root, u, r, at, n);
         scale_rows(b->x, root, n, H);
-        moec_gram(b->h, H, b->x, H, n, at == 0 ? 0.0 : 1.0);
+        moec_gram(b->h, H, b->x, H, n, at == 0 ? 0.0 : 1.0, u->o->compute);
     }
 }
 
@@ -436,8 +439,8 @@ static void activate(const moec_qrun *u, const moec_qbench *b, float *act, float
                      int64_t I, bool biased)
 {
     const int64_t H = u->m->dims.hidden;
-    moec_sgemm(false, true, n, I, H, 1.0f, x, H, w[0], H, 0.0f, act, I);
-    moec_sgemm(false, true, n, I, H, 1.0f, x, H, w[1], H, 0.0f, up, I);
+    moec_product(u->o->compute, false, true, n, I, H, x, H, w[0], H, false, act, I);
+    moec_product(u->o->compute, false, true, n, I, H, x, H, w[1], H, false, up, I);
     for (int64_t t = 0; biased && t < n; t++) {
         moec_add(act + t * I, b->bias, I);
         moec_add(up + t * I, b->bias + I, I);
@@ -454,11 +457,13 @@ static void differ(float *x_o, float *x, const float *root, int64_t tokens, int6
 }
 
 /* target [rows,n] += share (x_o W^T)^T x over a block; z [tokens,rows] is lost. */
-static void add_lost(float *target, float *z, const float *x_o, const float *x, const float *w, float share, int64_t tokens, int64_t rows,
-                     int64_t n)
+static void add_lost(const moec_qrun *u, float *target, float *z, const float *x_o, const float *x, const float *w, float share,
+                     int64_t tokens, int64_t rows, int64_t n)
 {
-    moec_sgemm(false, true, tokens, rows, n, 1.0f, x_o, n, w, n, 0.0f, z, rows);
-    moec_sgemm(true, false, rows, n, tokens, share, z, rows, x, n, 1.0f, target, n);
+    moec_product(u->o->compute, false, true, tokens, rows, n, x_o, n, w, n, false, z, rows);
+    for (int64_t i = 0; i < tokens * rows; i++)
+        z[i] *= share;
+    moec_product(u->o->compute, true, false, rows, n, tokens, z, rows, x, n, true, target, n);
 }
 
 /* Sums over what down is given, by gate and up as they are now, into h; where the target is the original's, what down loses into
@@ -481,11 +486,11 @@ static void sum_activations(const moec_qrun *u, moec_qbench *b, double *h, const
             activate(u, b, b->act_o, b->up_o, b->x_o, b->w, n, I, biased);
             differ(b->act_o, b->act, root, n, I);
             if (!kept)
-                add_lost(b->target[0], b->x_o, b->act_o, b->act, b->w[2], share, n, H, I);
+                add_lost(u, b->target[0], b->x_o, b->act_o, b->act, b->w[2], share, n, H, I);
         } else {
             scale_rows(b->act, root, n, I);
         }
-        moec_gram(h, I, b->act, I, n, at == 0 ? 0.0 : 1.0);
+        moec_gram(h, I, b->act, I, n, at == 0 ? 0.0 : 1.0, u->o->compute);
     }
 }
 
@@ -548,7 +553,7 @@ static moec_status aim_in(const moec_qrun *u, moec_qbench *b, moec_qjob *const j
             MOEC_TRY(moec_gptq_solve(b->x, g, n, err));
         for (int k = 0; k < 2; k++)
             if (job[k])
-                add_lost(b->target[k], b->act, b->x_o, b->x, b->w[k], share, n, job[k]->q->source->rows, H);
+                add_lost(u, b->target[k], b->act, b->x_o, b->x, b->w[k], share, n, job[k]->q->source->rows, H);
     }
     for (int k = 0; k < 2; k++) {
         if (job[k] && !by_token)
@@ -609,7 +614,7 @@ static moec_status fit_down(moec_qrun *u, moec_qbench *b, moec_qjob *job, int64_
     if (aimed) {
         if (by_token) {
             MOEC_TRY(moec_gptq_solve(b->act, by.g, r->n, err));
-            add_lost(b->target[0], b->x_o, b->act_o, b->act, b->w[2], share, r->n, H, I);
+            add_lost(u, b->target[0], b->x_o, b->act_o, b->act, b->w[2], share, r->n, H, I);
         } else {
             MOEC_TRY(moec_gptq_solve(b->target[0], by.g, H, err));
         }

@@ -77,7 +77,7 @@ void moec__qfit_end(moec_qrun *u);
 /* What all below takes, so many calls of moec__qfit_mlp for routed experts at a time. */
 size_t moec__qfit_bytes(const moec_qrun *u, int workers);
 /* c [n,n] lower triangle = X^T X of all rows, in parallel. */
-moec_status moec__qfit_gram(double *c, const float *x, int64_t rows, int64_t n, moec_err *err) MOEC_USE_RESULT;
+moec_status moec__qfit_gram(double *c, const float *x, int64_t rows, int64_t n, moec_compute compute, moec_err *err) MOEC_USE_RESULT;
 /* Matrices with one input x [u->n, cols] of weight 1, in parallel. */
 moec_status moec__qfit_linear(moec_qrun *u, moec_qjob *const *job, int jobs, const float *x, int64_t cols, moec_err *err) MOEC_USE_RESULT;
 /* Gate, up and down (NULL: left as it is) of a feed-forward part whose matrices are `w`, by its tokens; `expert` -1: a shared or a dense

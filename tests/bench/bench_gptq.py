@@ -103,12 +103,12 @@ def main():
                 print(f"| {bits} | torch, {what} | {cpu:.2f} | {wall:.2f} | | | {lost / whole:.3g} |", flush=True)
                 best = best or (cpu, wall)
             first, wall_first = best
-            for sweeps in (0, 2):
-                words = (a.hidden, a.width, a.tokens, bits, a.group, sweeps, a.repeat, f.name)
+            for sweeps, mode in ((0, "f32"), (0, "bf16"), (2, "f32"), (2, "bf16")):
+                words = (a.hidden, a.width, a.tokens, bits, a.group, sweeps, mode, a.repeat, f.name)
                 p = subprocess.run([os.path.join(a.build, "bench", "gptq"), *map(str, words)], check=True, capture_output=True, text=True)
                 t = [float(z) for z in p.stdout.split()]
                 slow = slow or (sweeps == 0 and cpu < t[5])
-                print(f"| {bits} | here, {sweeps} sweeps | {t[5]:.3f} | {t[11]:.3f} | {first / t[5]:.1f}, {cpu / t[5]:.1f} / {wall_first / t[11]:.1f}, {wall / t[11]:.1f} | "
+                print(f"| {bits} | here, {sweeps} sweeps, {mode} | {t[5]:.3f} | {t[11]:.3f} | {first / t[5]:.1f}, {cpu / t[5]:.1f} / {wall_first / t[11]:.1f}, {wall / t[11]:.1f} | "
                       f"{', '.join(f'{z:.3f}' for z in t[:5])} | {t[12] / whole:.3g} (nearest {t[13] / whole:.3g}) |", flush=True)
     return slow
 

@@ -1,6 +1,6 @@
 /* Time of quantizing one SwiGLU expert by GPTQ, for bench_gptq.py.
  *
- *   gptq HIDDEN WIDTH TOKENS BITS GROUP SWEEPS REPEAT IN
+ *   gptq HIDDEN WIDTH TOKENS BITS GROUP SWEEPS bf16|f32 REPEAT IN
  *
  * IN holds float32: gate and up [WIDTH,HIDDEN], down [HIDDEN,WIDTH], the inputs of gate and up [TOKENS,HIDDEN], of down [TOKENS,WIDTH].
  * Prints medians in CPU seconds and wall seconds of: the Hessians, their factors, the scales by search, the rounding, what it costs to
@@ -8,7 +8,7 @@
  * thread. Memory is had before and used again for every expert. */
 #include "base/par.h"
 #include "method/gptq.h"
-#include "num/linalg.h"
+#include "num/product.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -71,15 +71,16 @@ typedef struct kind {
 } kind;
 
 static void quantize(kind *k, double sum[2], const float *const *w, int matrices, const float *x, int64_t tokens,
-                     const moec_qgrid *grid, int sweeps, int run)
+                     const moec_qgrid *grid, int sweeps, moec_compute mode, int run)
 {
     moec_err err = {MOEC_OK, ""};
     moec_gptq_opts opts = MOEC_GPTQ_DEFAULTS;
     opts.sweeps = sweeps;
+    opts.compute = mode;
     if (!k->h)
         k->h = need((size_t)(k->cols * k->cols) * sizeof *k->h);
     start();
-    moec_gram(k->h, k->cols, x, k->cols, tokens, 0.0);
+    moec_gram(k->h, k->cols, x, k->cols, tokens, 0.0, mode);
     stop(HESSIAN, run);
     start();
     check(k->g ? moec_gptq_renew(k->g, k->h, &err) : moec_gptq_new(&k->g, k->h, k->cols, &opts, &err), &err);
@@ -110,16 +111,17 @@ static void quantize(kind *k, double sum[2], const float *const *w, int matrices
 
 int main(int argc, char **argv)
 {
-    if (argc != 9) {
-        fprintf(stderr, "usage: gptq HIDDEN WIDTH TOKENS BITS GROUP SWEEPS REPEAT IN\n");
+    if (argc != 10) {
+        fprintf(stderr, "usage: gptq HIDDEN WIDTH TOKENS BITS GROUP SWEEPS bf16|f32 REPEAT IN\n");
         return 2;
     }
     const int64_t hidden = atol(argv[1]), width = atol(argv[2]), tokens = atol(argv[3]), cells = hidden * width;
     const moec_qgrid grid = {.bits = atoi(argv[4]), .group = atol(argv[5]), .scale_type = MOEC_F16};
-    const int sweeps = atoi(argv[6]), repeat = atoi(argv[7]) < MOST ? atoi(argv[7]) : MOST;
+    const moec_compute mode = strcmp(argv[7], "bf16") == 0 ? MOEC_COMPUTE_BF16 : MOEC_COMPUTE_F32;
+    const int sweeps = atoi(argv[6]), repeat = atoi(argv[8]) < MOST ? atoi(argv[8]) : MOST;
     const size_t all = (size_t)(3 * cells + tokens * (hidden + width));
     float *data = need(all * sizeof *data);
-    FILE *f = fopen(argv[8], "rb");
+    FILE *f = fopen(argv[9], "rb");
     double sum[2] = {0, 0};
     if (!f || fread(data, sizeof *data, all, f) != all)
         return 1;
@@ -129,8 +131,8 @@ int main(int argc, char **argv)
     moec_par_set_threads(1);
     for (int run = 0; run < repeat; run++) {
         sum[0] = sum[1] = 0.0;
-        quantize(&kinds[0], sum, w, 2, x, tokens, &grid, sweeps, run);
-        quantize(&kinds[1], sum, w + 2, 1, x + tokens * hidden, tokens, &grid, sweeps, run);
+        quantize(&kinds[0], sum, w, 2, x, tokens, &grid, sweeps, mode, run);
+        quantize(&kinds[1], sum, w + 2, 1, x + tokens * hidden, tokens, &grid, sweeps, mode, run);
     }
     for (int run = 0; run < repeat; run++) /* that call did all of it again */
         for (int k = 0; k < 2; k++)
