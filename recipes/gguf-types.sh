@@ -8,36 +8,9 @@
 #     --types     uniform types ("q2_k q3_k q4_k q5_k q6_k" where rows are multiples of 256); each sets a size
 set -eu
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-program=$root/build/moecompress work=$root/build/gguf-types model=$root/recipes/demo-model calib='' eval='' length=128
-tokens=65536 windows=30 types='iq4_nl q5_0 q5_1 q8_0' share=50 repair=deep
-while [ $# -gt 0 ]; do
-    case $1 in
-    --program) program=$2 ;;
-    --work) work=$2 ;;
-    --model) model=$2 ;;
-    --calib) calib=$2 ;;
-    --eval) eval=$2 ;;
-    --seq-len) length=$2 ;;
-    --tokens) tokens=$2 ;;
-    --windows) windows=$2 ;;
-    --types) types=$2 ;;
-    --remove) share=$2 ;;
-    --repair) repair=$2 ;;
-    *)
-        sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
-        exit 2
-        ;;
-    esac
-    shift 2
-done
-. "$root/recipes/halves.sh"
-text="--seq-len $length --tokens $tokens"
-
-number()  # number KEY FILE    the first number of that key
-{
-    sed -n "s/^ *\"$1\": *\\([-+.0-9eE]*\\),*\$/\\1/p" "$2" | head -n 1
-}
+types='iq4_nl q5_0 q5_1 q8_0' remove=50 repair=deep own='types remove repair'
+. "$(dirname "$0")/measuring.sh"
+text="--seq-len $seq_len --tokens $tokens"
 
 # shellcheck disable=SC2086
 measured()  # measured MODEL    its statistics, with what types cost
@@ -47,7 +20,7 @@ measured()  # measured MODEL    its statistics, with what types cost
 
 row()  # row SIZE WHAT FILE
 {
-    "$program" eval "$3.gguf" --reference "$work/original.ref" --seq-len "$length" --max-windows "$windows" -q --json --text "$eval" >"$work/kl"
+    evaluate "$3.gguf" --reference "$work/original.ref" >"$work/kl"
     printf '%s;%s;%s;%s;%s;%s\n' "$1" "$2" "$(wc -c <"$3.gguf")" "$(number bits "$3.json")" "$(number perplexity "$work/kl")" \
         "$(number kl "$work/kl")" | awk -F ';' '{ printf "| %s | %s | %d | %.2f | %.3f | %.4f |\n", $1, $2, $3, $4, $5, $6 }'
 }
@@ -63,12 +36,11 @@ made()  # made MODEL FILE OPTIONS..    false: there is nothing as small as that
 measured "$work/all"
 if [ ! -e "$work/fewer" ]; then
     # shellcheck disable=SC2086
-    "$program" prune "$model" --stats "$work/all.stats.h5" --remove "$share%" --repair "$repair" -q $text -o "$work/fewer" --text "$calib" \
+    "$program" prune "$model" --stats "$work/all.stats.h5" --remove "$remove%" --repair "$repair" -q $text -o "$work/fewer" --text "$calib" \
         >/dev/null
 fi
 measured "$work/fewer"
-[ -e "$work/original.ref" ] || "$program" eval "$model" --seq-len "$length" --max-windows "$windows" -q --save-reference \
-    "$work/original.ref" --text "$eval" >/dev/null
+reference
 printf '| size of | what | bytes | bits a weight | perplexity | KL |\n|---|---|---|---|---|---|\n'
 for type in $types; do
     made "$work/all" "$work/all-$type" --types "$type"
@@ -76,5 +48,5 @@ for type in $types; do
     size=$(wc -c <"$work/all-$type.gguf")
     ! made "$work/all" "$work/program-$type" --target-size "$size" || row "$type" "types by the program" "$work/program-$type"
     ! made "$work/fewer" "$work/fewer-$type" --target-size "$size" ||
-        row "$type" "$share % of the experts removed, types by the program" "$work/fewer-$type"
+        row "$type" "$remove % of the experts removed, types by the program" "$work/fewer-$type"
 done

@@ -12,46 +12,21 @@
 #                 bytes; they are not repaired
 set -eu
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-program=$root/build/moecompress work=$root/build/methods model=$root/recipes/demo-model calib='' eval='' length=128
-tokens=65536 windows=30 shares='25 50' repairs='none ridge deep'
+shares='25 50' repairs='none ridge deep' own='shares methods repairs'
 methods='frequency gate ean-sum ean-mean msan reap weighted-ean energy easy-ep unified seuf tcess tcess-prob nllb lu stun
     router-row weight-norm aimer random merge:adaptive merge:m-smoe merge:dern merge:hc-smoe merge:sub-moe merge:ream
     merge:merge-moe merge:uncurl factor:pivot factor:svd factor:base-delta factor:mc-smoe factor:mpo factor:width'
-while [ $# -gt 0 ]; do
-    case $1 in
-    --program) program=$2 ;;
-    --work) work=$2 ;;
-    --model) model=$2 ;;
-    --calib) calib=$2 ;;
-    --eval) eval=$2 ;;
-    --seq-len) length=$2 ;;
-    --tokens) tokens=$2 ;;
-    --windows) windows=$2 ;;
-    --shares) shares=$2 ;;
-    --methods) methods=$2 ;;
-    --repairs) repairs=$2 ;;
-    *)
-        sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
-        exit 2
-        ;;
-    esac
-    shift 2
-done
-. "$root/recipes/halves.sh"
+. "$(dirname "$0")/measuring.sh"
 
 if [ ! -e "$work/stats.h5" ]; then
-    "$program" calibrate "$model" --seq-len "$length" --tokens "$tokens" -q -o "$work/stats.h5" --text "$calib"
+    "$program" calibrate "$model" --seq-len "$seq_len" --tokens "$tokens" -q -o "$work/stats.h5" --text "$calib"
 fi
-if [ ! -e "$work/original.ref" ]; then
-    "$program" eval "$model" --seq-len "$length" --max-windows "$windows" -q --save-reference "$work/original.ref" \
-        --text "$eval" >/dev/null
-fi
+reference
 
 make_plan()  # make_plan METHOD SHARE REPAIR PLAN
 {
     method=$1 share=$2 repair=$3 plan=$4
-    set -- --repair "$repair" --seq-len "$length" --tokens "$tokens" --text "$calib"
+    set -- --repair "$repair" --seq-len "$seq_len" --tokens "$tokens" --text "$calib"
     case $method in
     merge:*,*) # merge:NAME,KEY=VALUE
         settings=${method#*,} method=${method%%,*}
@@ -77,13 +52,13 @@ kl()  # kl METHOD SHARE REPAIR    makes the plan and prints its KL, or "-"
     factor:*) printf '%s' - && return ;;
     esac
     plan=$work/$(printf '%s' "$1" | tr ':,=' '---')-$2-$3.json
-    if [ ! -e "$plan" ] && ! make_plan "$1" "$2" "$3" "$plan" >/dev/null 2>"$work/log"; then
+    if { [ ! -e "$plan" ] && ! make_plan "$1" "$2" "$3" "$plan" >/dev/null; } 2>"$work/log" ||
+        ! evaluate "$model" --plan "$plan" --reference "$work/original.ref" >"$work/kl" 2>"$work/log"; then
         sed "s/^/$1 $2 % $3: /" "$work/log" >&2
         printf '%s' -
         return
     fi
-    "$program" eval "$model" --plan "$plan" --reference "$work/original.ref" --seq-len "$length" --max-windows "$windows" \
-        -q --json --text "$eval" | sed -n 's/^ *"kl": *\([-+.0-9eE]*\),*$/\1/p' | head -n 1 | awk '{ printf "%.4f", $1 }'
+    printf %.4f "$(number kl "$work/kl")"
 }
 
 head='| method |' rule='|---|'

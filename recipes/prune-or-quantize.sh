@@ -8,36 +8,10 @@
 #     --shares    of the experts that are pruned, in per cent ("12.5 25 50")
 set -eu
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-program=$root/build/moecompress work=$root/build/prune-or-quantize model=$root/recipes/demo-model calib='' eval='' length=128
-tokens=65536 windows=30 bits='2 2.5 3' shares='12.5 25 50' repair=deep
-while [ $# -gt 0 ]; do
-    case $1 in
-    --program) program=$2 ;;
-    --work) work=$2 ;;
-    --model) model=$2 ;;
-    --calib) calib=$2 ;;
-    --eval) eval=$2 ;;
-    --seq-len) length=$2 ;;
-    --tokens) tokens=$2 ;;
-    --windows) windows=$2 ;;
-    --bits) bits=$2 ;;
-    --shares) shares=$2 ;;
-    --repair) repair=$2 ;;
-    *)
-        sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
-        exit 2
-        ;;
-    esac
-    shift 2
-done
-. "$root/recipes/halves.sh"
-text="--seq-len $length --tokens $tokens"
-
-number()  # number KEY FILE    the first number of that key
-{
-    sed -n "s/^ *\"$1\": *\\([-+.0-9eE]*\\),*\$/\\1/p" "$2" | head -n 1
-}
+bits='2 2.5 3' shares='12.5 25 50' repair=deep own='bits shares repair'
+. "$(dirname "$0")/measuring.sh"
+text="--seq-len $seq_len --tokens $tokens"
+reference
 
 # shellcheck disable=SC2086
 quantized()  # quantized MODEL OUT --bits B | --target-size SIZE
@@ -54,7 +28,7 @@ bytes_of()  # bytes_of FOLDER    of all its files
 
 row()  # row SIZE SHARE FOLDER
 {
-    "$program" eval "$3" --base "$model" --seq-len "$length" --max-windows "$windows" -q --json --text "$eval" >"$work/kl"
+    evaluate "$3" --reference "$work/original.ref" >"$work/kl"
     printf '%s %s %s %s %s %s\n' "$1" "$2" "$(number bits "$3.json")" "$(bytes_of "$3")" "$(number perplexity "$work/kl")" \
         "$(number kl "$work/kl")" | awk '{ printf "| %s bits | %s %% | %.2f | %d | %.3f | %.4f |\n", $1, $2, $3, $4, $5, $6 }'
 }

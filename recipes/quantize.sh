@@ -9,46 +9,15 @@
 #     --methods   names from quantize --methods; a list of widths may follow, as in pmq:1,2,3
 set -eu
 
-root=$(cd "$(dirname "$0")/.." && pwd)
-program=$root/build/moecompress work=$root/build/quantize model=$root/recipes/demo-model calib='' eval='' length=128
-tokens=65536 windows=30 bits='2 2.25 2.5 3 4' group=64 attention=16 format=gptq
+bits='2 2.25 2.5 3 4' group_size=64 attention_bits=16 own='bits methods group_size attention_bits' format=gptq
 methods='rtn gptq pmq pmq:1,2,3 pmq-global direct direct:1,2,3,4,8'
-while [ $# -gt 0 ]; do
-    case $1 in
-    --program) program=$2 ;;
-    --work) work=$2 ;;
-    --model) model=$2 ;;
-    --calib) calib=$2 ;;
-    --eval) eval=$2 ;;
-    --seq-len) length=$2 ;;
-    --tokens) tokens=$2 ;;
-    --windows) windows=$2 ;;
-    --bits) bits=$2 ;;
-    --methods) methods=$2 ;;
-    --group-size) group=$2 ;;
-    --attention-bits) attention=$2 ;;
-    *)
-        sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
-        exit 2
-        ;;
-    esac
-    shift 2
-done
-. "$root/recipes/halves.sh"
+. "$(dirname "$0")/measuring.sh"
 
 if [ ! -e "$work/stats.h5" ]; then
-    "$program" calibrate "$model" --errors --gains --group-size "$group" --seq-len "$length" --tokens "$tokens" -q -o "$work/stats.h5" \
+    "$program" calibrate "$model" --errors --gains --group-size "$group_size" --seq-len "$seq_len" --tokens "$tokens" -q -o "$work/stats.h5" \
         --text "$calib"
 fi
-if [ ! -e "$work/original.ref" ]; then
-    "$program" eval "$model" --seq-len "$length" --max-windows "$windows" -q --save-reference "$work/original.ref" \
-        --text "$eval" >/dev/null
-fi
-
-number()  # number KEY FILE    the first number of that key
-{
-    sed -n "s/^ *\"$1\": *\\([-+.0-9eE]*\\),*\$/\\1/p" "$2" | head -n 1
-}
+reference
 
 row()  # row METHOD[:WIDTHS] BITS
 {
@@ -59,15 +28,14 @@ row()  # row METHOD[:WIDTHS] BITS
     case ,$widths, in *,1,*) kind=fake ;; esac # no format that loads has 1-bit codes
     base=$work/$(printf '%s' "$1" | tr ':,' '--')-$2
     if [ ! -e "$base.json" ] && ! "$program" quantize "$model" --stats "$work/stats.h5" --method "$name" ${widths:+--widths "$widths"} \
-        --bits "$2" --group-size "$group" --attention-bits "$attention" --format "$kind" --seq-len "$length" --tokens "$tokens" \
+        --bits "$2" --group-size "$group_size" --attention-bits "$attention_bits" --format "$kind" --seq-len "$seq_len" --tokens "$tokens" \
         --plan-only --json -q -o "$base.json" --text "$calib" >/dev/null 2>"$work/log"; then
         sed "s/^/$1 at $2 bits: /" "$work/log" >&2
         return
     fi
-    "$program" quantize "$model" --stats "$work/stats.h5" --method "$name" ${widths:+--widths "$widths"} --bits "$2" --group-size "$group" \
-        --attention-bits "$attention" --format "$kind" --dry-run --json -q >"$work/size" 2>"$work/log" || sed "s/^/$1: /" "$work/log" >&2
-    "$program" eval "$model" --plan "$base.json" --reference "$work/original.ref" --seq-len "$length" --max-windows "$windows" -q --json \
-        --text "$eval" >"$work/kl"
+    "$program" quantize "$model" --stats "$work/stats.h5" --method "$name" ${widths:+--widths "$widths"} --bits "$2" --group-size "$group_size" \
+        --attention-bits "$attention_bits" --format "$kind" --dry-run --json -q >"$work/size" 2>"$work/log" || sed "s/^/$1: /" "$work/log" >&2
+    evaluate "$model" --plan "$base.json" --reference "$work/original.ref" >"$work/kl"
     printf '%s %s %s %s %s %s\n' "$1" "$2" "$(number bits_on_disk "$work/size")" "$(number file_bytes "$work/size")" \
         "$(number perplexity "$work/kl")" "$(number kl "$work/kl")" |
         awk '{ printf "| %s | %s | %.3f | %d | %.3f | %.4f |\n", $1, $2, $3, $4, $5, $6 }'
