@@ -16,7 +16,6 @@ typedef struct factor_params {
 } factor_params;
 
 static const char *const emits[] = {"dense", "factored", NULL};
-static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
 
 static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(factor_params, output), .value = "OUT",
@@ -34,14 +33,12 @@ static const moec_opt rows[] = {
      .help = "dense: the products, under the model's own tensor names, as large as before, for every client and for measuring. factored: the "
              "factors, small, with a Python file that transformers 5 runs (trust_remote_code); no other client loads that. width writes "
              "narrow experts either way"},
-    {"dtype", 0, MOEC_CHOICE(factor_params, dtype), .choices = dtypes, .fallback = "source", .value = "source|bf16|f16|f32",
-     .help = "number format of the weights written; needed where the source is quantized"},
+    TOOL_DTYPE_ROW(factor_params, "written; needed where the source is quantized"),
     TOOL_TEXT_ROWS(factor_params),
     TOOL_COMPUTE_ROW(factor_params, "bf16"),
     TOOL_COMPAT_ROW(factor_params, compat),
-    {"plan-only", 0, MOEC_FLAG(factor_params, plan_only), .help = "write the plan as JSON and its weights, for eval --plan and apply, and no "
-                                                                  "model"},
-    {"methods", 0, MOEC_FLAG(factor_params, methods), .help = "list the methods and leave"},
+    TOOL_PLAN_ONLY_ROW(factor_params, "as JSON and its weights, for eval --plan and apply"),
+    TOOL_METHODS_ROW(factor_params),
     TOOL_SEED_ROW(factor_params),
     TOOL_DRY_RUN_ROW(factor_params),
     TOOL_OVERWRITE_ROW(factor_params),
@@ -145,7 +142,7 @@ static moec_status factor(const factor_params *p, const moec_method *me, const c
     job.fingerprint = print.hex;
     moec_request q = {.model = m, .fingerprint = print.hex, .ratio = p->ratio, .rank = p->rank, .cores = p->cores > 0 ? p->cores : 3,
                       .keep_rows = p->keep_rows >= 0.0 ? p->keep_rows : 0.1, .kept = p->emit == 1,
-                      .dtype = p->dtype > 0 ? moec_plan_dtype(dtypes[p->dtype]) : MOEC_DTYPE_COUNT};
+                      .dtype = tool_dtype(p->dtype)};
     if (p->input.text.n > 0)
         MOEC_TRY(tool_read_text(&corpus, &p->input, m, p->common.seed, err));
     if (kind_of(me) == MOEC_FACTOR_NONE) {

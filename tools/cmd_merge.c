@@ -18,7 +18,6 @@ typedef struct merge_params {
 
 static const char *const policies[] = {"keep", "drop", NULL};
 static const char *const allocations[] = {"uniform", "global", "mass", "loss", NULL}; /* as moec_allocation counts */
-static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
 static const char *const emissions[] = {"native", "tied", "map", NULL};
 enum { TIED = 1, MAP };
 
@@ -60,11 +59,10 @@ static const moec_opt rows[] = {
      .help = "multi-token-prediction layers, which are not run: keep as many of their experts, or leave them out"},
     {"pad-to", 0, MOEC_INT(merge_params, pad), .lo = 0, .hi = 65535, .fallback = "0", .value = "N",
      .help = "write N experts a layer, dead ones behind the others; see prune --help"},
-    {"dtype", 0, MOEC_CHOICE(merge_params, dtype), .choices = dtypes, .fallback = "source", .value = "source|bf16|f16|f32",
-     .help = "number format of the weights written; quantized sources need one"},
+    TOOL_DTYPE_ROW(merge_params, "written; quantized sources need one"),
     TOOL_REPAIR_ROWS(merge_params, repair),
     TOOL_COMPAT_ROW(merge_params, compat),
-    {"plan-only", 0, MOEC_FLAG(merge_params, plan_only), .help = "write the plan and its weights, for apply and eval, and no model"},
+    TOOL_PLAN_ONLY_ROW(merge_params, "and its weights, for apply and eval"),
     {"methods", 0, MOEC_FLAG(merge_params, methods), .help = "list the methods with their settings and leave"},
     TOOL_SEED_ROW(merge_params),
     TOOL_DRY_RUN_ROW(merge_params),
@@ -313,8 +311,7 @@ static moec_status merge(const merge_params *p, const char *dir, moec_err *err)
         MOEC_TRY(moec_plan_set_option(plan, "emit", moec_json_new_string("tied"), err));
         repair.tied = tied;
     }
-    if (p->dtype > 0)
-        plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
+    plan->dtype = tool_dtype(p->dtype);
     if (corpus.n_domains == 0)
         MOEC_TRY(tool_read_text(&corpus, &p->repair.input, o.model, p->common.seed, err));
     if (recipe.decide && repair.kind == MOEC_REPAIR_NONE)

@@ -24,7 +24,6 @@ typedef struct prune_params {
 
 static const char *const policies[] = {"keep", "drop", NULL};
 static const char *const allocations[] = {"uniform", "global", "mass", NULL}; /* as moec_allocation counts */
-static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
 
 static const moec_opt rows[] = {
     TOOL_HEADING("what is removed"),
@@ -69,15 +68,14 @@ static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(prune_params, output), .value = "OUT",
      .help = "folder to write; with --plan-only the plan file (none: standard output), or for several shares the folder of the "
              "plans"},
-    {"dtype", 0, MOEC_CHOICE(prune_params, dtype), .choices = dtypes, .fallback = "source", .value = "source|bf16|f16|f32",
-     .help = "number format of the weights written; source copies them byte for byte, FP8 and MXFP4 included"},
+    TOOL_DTYPE_ROW(prune_params, "written; source copies them byte for byte, FP8 and MXFP4 included"),
     TOOL_COMPAT_ROW(prune_params, compat),
-    {"plan-only", 0, MOEC_FLAG(prune_params, plan_only), .help = "write the plan as JSON, for apply, and no model"},
+    TOOL_PLAN_ONLY_ROW(prune_params, "as JSON, for apply"),
     TOOL_DRY_RUN_ROW(prune_params),
     TOOL_OVERWRITE_ROW(prune_params),
     TOOL_RESUME_ROW(prune_params),
     TOOL_HEADING("running"),
-    {"methods", 0, MOEC_FLAG(prune_params, methods), .help = "list the methods and leave"},
+    TOOL_METHODS_ROW(prune_params),
     TOOL_SEED_ROW(prune_params),
     TOOL_MEMORY_ROW(prune_params),
     TOOL_COMMON_ROWS(prune_params),
@@ -165,8 +163,7 @@ static moec_status write_nested(const tool_job *job, const prune_params *p, cons
     MOEC_TRY(moec_method_plans(plan, MOEC_PRUNE, me->name, q, s->at, s->n, err));
     for (int i = 0; i < s->n; i++) {
         MOEC_TRY(moec_format(&path[i], err, "%s/remove-%.6g.json", p->output, s->at[i] * 100.0));
-        if (p->dtype > 0)
-            plan[i]->dtype = moec_plan_dtype(dtypes[p->dtype]);
+        plan[i]->dtype = tool_dtype(p->dtype);
     }
     MOEC_TRY(tool_write_plans(job, plan, (const char *const *)path, s->n, err));
 done:
@@ -291,8 +288,7 @@ static moec_status prune(const prune_params *p, const moec_method *me, const sha
         job.thin = me;
         job.request = &q;
     }
-    if (p->dtype > 0)
-        plan->dtype = moec_plan_dtype(dtypes[p->dtype]);
+    plan->dtype = tool_dtype(p->dtype);
     if (run_text) {
         if (o.stats)
             say_seq_len(o.stats, p->repair.input.seq_len);

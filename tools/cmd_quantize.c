@@ -4,6 +4,7 @@
 #include "quantize_gguf.h"
 #include "quantize_stats.h"
 #include "sources.h"
+#include "sweep.h"
 #include "tool_text.h"
 
 #include <inttypes.h>
@@ -24,7 +25,6 @@ typedef struct quantize_params {
 
 static const char *const grains[] = {"auto", "expert", "projection", "layer", "layer-projection", "model", NULL}; /* 1 + moec_widths_grain */
 static const char *const roundings[] = {"method", "nearest", "clip", "gptq", NULL}; /* 1 + moec_rounding */
-static const char *const dtypes[] = {"source", "bf16", "f16", "f32", NULL};
 
 static const moec_opt rows[] = {
     {"output", 'o', MOEC_TEXT(quantize_params, output), .value = "OUT",
@@ -92,8 +92,7 @@ static const moec_opt rows[] = {
     {"original-target", 0, MOEC_FLAG(quantize_params, original), .fallback = "on",
      .help = "round experts towards what the original's matrices give for the original's inputs (GPTAQ), not for those of the quantized model"},
     {"zero-points", 0, MOEC_FLAG(quantize_params, zeros), .help = "codes with zero points, where the format has them"},
-    {"dtype", 0, MOEC_CHOICE(quantize_params, dtype), .choices = dtypes, .fallback = "source", .value = "source|bf16|f16|f32",
-     .help = "number format of the weights that are not quantized"},
+    TOOL_DTYPE_ROW(quantize_params, "that are not quantized"),
     {"record", 0, MOEC_TEXT(quantize_params, record), .value = "FILE",
      .help = "a line of JSON for every matrix: width, tokens, how it was rounded, losses"},
     TOOL_HEADING("copies for offloading"),
@@ -107,9 +106,8 @@ static const moec_opt rows[] = {
     TOOL_COMPUTE_ROW(quantize_params, "bf16"),
     TOOL_HEADING("run"),
     TOOL_COMPAT_ROW(quantize_params, compat),
-    {"plan-only", 0, MOEC_FLAG(quantize_params, plan_only), .help = "write the plan as JSON and its weights, for eval --plan and apply, and no "
-                                                                    "model"},
-    {"methods", 0, MOEC_FLAG(quantize_params, methods), .help = "list the methods and leave"},
+    TOOL_PLAN_ONLY_ROW(quantize_params, "as JSON and its weights, for eval --plan and apply"),
+    TOOL_METHODS_ROW(quantize_params),
     {"formats", 0, MOEC_FLAG(quantize_params, formats), .help = "list the formats and leave"},
     TOOL_SEED_ROW(quantize_params),
     TOOL_DRY_RUN_ROW(quantize_params),
@@ -317,110 +315,58 @@ done:
 
 /* --- the trade-off ------------------------------------------------------------------------------------------------------ */
 
-static moec_status sweep_row(moec_json *list, const moec_quantize_request *r, const char *what, moec_err *err)
+/* What a budget would cost; MOEC_ENOFIT where no widths meet it. */
+static moec_status sweep_row(moec_json *row, void *ctx, const tool_budget *b, moec_err *err)
 {
     moec_status st = MOEC_OK;
+    moec_quantize_request r = *(const moec_quantize_request *)ctx;
     moec_plan *plan = NULL;
     moec_widths w = {.bits = NULL};
     moec_apply_result size = {0};
     double bits, disk;
-    MOEC_TRY(moec_quantize_plan(&plan, &w, r, err));
-    moec_quantize_means(&bits, &disk, plan, r->q->model);
+    r.bits = b->bits;
+    r.target = b->bytes;
+    MOEC_TRY(moec_quantize_plan(&plan, &w, &r, err));
+    moec_quantize_means(&bits, &disk, plan, r.q->model);
     snprintf(plan->weights, sizeof plan->weights, "not made");
-    const moec_apply_options o = {.fingerprint = r->q->fingerprint};
-    MOEC_TRY(moec_apply_estimate(&size, r->q->model, plan, &o, err));
-    moec_json *row = moec_json_new_object();
-    moec_json_set(row, "asked", moec_json_new_string(what));
+    const moec_apply_options o = {.fingerprint = r.q->fingerprint};
+    MOEC_TRY(moec_apply_estimate(&size, r.q->model, plan, &o, err));
     moec_json_set(row, "bits", moec_json_new_real(bits));
     moec_json_set(row, "bits_on_disk", moec_json_new_real(disk));
     moec_json_set(row, "file_bytes", moec_json_new_int((int64_t)size.disk_bytes));
     moec_json_set(row, "cost", moec_json_new_real(w.cost));
     moec_json_set(row, "bound", moec_json_new_real(w.bound));
     moec_json_set(row, "proven", moec_json_new_bool(w.proven));
-    moec_json_push(list, row);
 done:
     moec_widths_release(&w);
     moec_plan_free(plan);
-    return st;
+    return st == MOEC_EINVAL ? MOEC_ENOFIT : st; /* of a budget below or above what the widths have */
 }
 
-static double number(const moec_json *row, const char *key)
-{
-    double v;
-    return moec_json_real(moec_json_get(row, key), &v) ? v : (double)NAN;
-}
-
-static void print_sweep(const moec_json *list)
+static void print_row(const moec_json *row)
 {
     char size[32];
     bool proven;
-    printf("%10s %8s %8s %12s %14s %10s\n", "asked", "bits", "on disk", "files", "cost", "gap");
-    for (size_t i = 0; i < moec_json_len(list); i++) {
-        const moec_json *row = moec_json_at(list, i);
-        const double cost = number(row, "cost"), bound = number(row, "bound");
-        int64_t bytes = 0;
-        const char *why = moec_json_string(moec_json_get(row, "error"));
-        if (why) {
-            printf("%10s not possible: %s\n", moec_json_string(moec_json_get(row, "asked")), why);
-            continue;
-        }
-        (void)moec_json_int(moec_json_get(row, "file_bytes"), &bytes);
-        printf("%10s %8.3f %8.3f %12s", moec_json_string(moec_json_get(row, "asked")), number(row, "bits"), number(row, "bits_on_disk"),
-               moec_size_text(size, sizeof size, (uint64_t)bytes));
-        if (!isfinite(cost)) { /* of a method that measures none */
-            printf(" %14s %10s\n", "-", "-");
-            continue;
-        }
-        if (moec_json_bool(moec_json_get(row, "proven"), &proven) && proven)
-            printf(" %14.6g %10s\n", cost, "optimal");
-        else
-            printf(" %14.6g %10.2e\n", cost, cost > 0.0 ? (cost - bound) / cost : 0.0);
-    }
-    printf("cost is the method's, and compares with its own rows alone; gap: how much less it could be at most\n");
+    int64_t bytes = 0;
+    const double cost = tool_sweep_number(row, "cost"), bound = tool_sweep_number(row, "bound");
+    (void)moec_json_int(moec_json_get(row, "file_bytes"), &bytes);
+    printf(" %8.3f %8.3f %12s", tool_sweep_number(row, "bits"), tool_sweep_number(row, "bits_on_disk"),
+           moec_size_text(size, sizeof size, (uint64_t)bytes));
+    if (!isfinite(cost)) /* of a method that measures none */
+        printf(" %14s %10s\n", "-", "-");
+    else if (moec_json_bool(moec_json_get(row, "proven"), &proven) && proven)
+        printf(" %14.6g %10s\n", cost, "optimal");
+    else
+        printf(" %14.6g %10.2e\n", cost, cost > 0.0 ? (cost - bound) / cost : 0.0);
 }
 
-/* A budget that cannot be met is a row, too, unless none can be. */
-static moec_status sweep(const quantize_params *p, const moec_quantize_request *asked, moec_err *err)
+static moec_status sweep(const quantize_params *p, moec_quantize_request *asked, moec_err *err)
 {
-    moec_status st = MOEC_OK;
-    moec_err why = {MOEC_OK, ""};
-    size_t met = 0;
-    moec_json *list = moec_json_new_array(); /* printed when all of it is there */
-    char *copy = NULL, *rest = NULL;
-    MOEC_TRY(moec_copy(&copy, p->sweep, strlen(p->sweep), err));
-    for (char *word = strtok_r(copy, ",", &rest); word; word = strtok_r(NULL, ",", &rest)) {
-        moec_quantize_request r = *asked;
-        char *end;
-        r.bits = strtod(word, &end);
-        r.target = 0;
-        if (*end != '\0') {
-            r.bits = 0.0;
-            MOEC_TRY(moec_within(err, moec_size_parse(&r.target, word, err), "--sweep"));
-        }
-        why = (moec_err){MOEC_OK, ""};
-        const moec_status row = sweep_row(list, &r, word, &why);
-        met += row == MOEC_OK;
-        if (row != MOEC_OK && row != MOEC_ENOFIT && row != MOEC_EINVAL)
-            MOEC_TRY(moec_fail(err, row, "%s", why.text));
-        if (row != MOEC_OK) {
-            moec_json *o = moec_json_new_object();
-            moec_json_set(o, "asked", moec_json_new_string(word));
-            moec_json_set(o, "error", moec_json_new_string(why.text));
-            moec_json_push(list, o);
-        }
-    }
-    if (met == 0 && why.code != MOEC_OK)
-        MOEC_TRY(moec_fail(err, why.code, "%s", why.text));
-    if (p->common.json) {
-        st = tool_print_json(list, err);
-        list = NULL;
-    } else {
-        print_sweep(list);
-    }
-done:
-    moec_json_free(list);
-    moec_free(copy);
-    return st;
+    const tool_sweep_form form = {
+        .fill = sweep_row, .ctx = asked, .print = print_row,
+        .head = "     bits  on disk        files           cost        gap",
+        .foot = "cost is the method's, and compares with its own rows alone; gap: how much less it could be at most\n"};
+    return tool_sweep(p->sweep, &form, p->common.json, err);
 }
 
 /* --- the verb ------------------------------------------------------------------------------------------------------------ */
@@ -532,7 +478,7 @@ static moec_status quantize(const quantize_params *p, const moec_method *me, con
     job.model = s.model;
     job.fingerprint = s.print.hex;
     moec_request q = {.model = s.model, .fingerprint = s.print.hex,
-                      .dtype = p->dtype > 0 ? moec_plan_dtype(dtypes[p->dtype]) : MOEC_DTYPE_COUNT};
+                      .dtype = tool_dtype(p->dtype)};
     moec_quantize_request r = {.q = &q, .method = me, .group = p->group, .zeros = p->zeros, .bits = p->bits, .target = p->target,
                                .attention = (int)p->attention, .shared = (int)p->shared,
                                .dense = (int)p->dense, .alpha = p->alpha < 0.0 ? (double)NAN : p->alpha,

@@ -29,6 +29,8 @@ typedef struct tool_job {
     {.name = "compat", MOEC_TEXT(T, field), .value = "CLIENT[,CLIENT]|all",                                            \
      .help = "refuse at the start what transformers, vllm, sglang or llama.cpp would not load, naming the rule"}
 
+#define TOOL_PLAN_ONLY_ROW(T, about) {.name = "plan-only", MOEC_FLAG(T, plan_only), .help = "write the plan " about ", and no model"}
+
 /** Carries the job out (or, by its options, only writes the plan or shows what would be done) and prints the result.
  *  MOEC_EINVAL without an output where one is needed; else what moec_apply returns. */
 moec_status tool_carry_out(const tool_job *j, moec_err *err) MOEC_USE_RESULT;

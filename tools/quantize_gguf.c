@@ -3,6 +3,7 @@
 #include "output_gguf.h"
 #include "quantize_stats.h"
 #include "sources.h"
+#include "sweep.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -283,79 +284,48 @@ done:
     return st;
 }
 
-static void print_sweep(const moec_json *list)
+typedef struct sweeping {
+    state *a;
+    const moec_gguf_types_request *asked;
+} sweeping;
+
+/* What a budget would cost; MOEC_ENOFIT where no types meet it. */
+static moec_status sweep_row(moec_json *row, void *ctx, const tool_budget *b, moec_err *err)
 {
-    char size[32];
-    printf("%10s %8s %14s %12s %12s %8s\n", "asked", "bits", "bytes", "files", "expected KL", "proven");
-    for (size_t i = 0; i < moec_json_len(list); i++) {
-        const moec_json *row = moec_json_at(list, i);
-        const char *why = moec_json_string(moec_json_get(row, "error"));
-        if (why) {
-            printf("%10s not possible: %s\n", moec_json_string(moec_json_get(row, "asked")), why);
-            continue;
-        }
-        double bits = (double)NAN, cost = (double)NAN;
-        int64_t bytes = 0;
-        bool proven = false;
-        (void)moec_json_real(moec_json_get(row, "bits"), &bits);
-        (void)moec_json_real(moec_json_get(row, "expected_kl"), &cost);
-        (void)moec_json_int(moec_json_get(row, "file_bytes"), &bytes);
-        (void)moec_json_bool(moec_json_get(row, "proven"), &proven);
-        printf("%10s %8.3f %14" PRId64 " %12s %12.5g %8s\n", moec_json_string(moec_json_get(row, "asked")), bits, bytes,
-               moec_size_text(size, sizeof size, (uint64_t)bytes), cost, proven ? "yes" : "no");
-    }
+    state *a = ((sweeping *)ctx)->a;
+    moec_gguf_types_request r = *((sweeping *)ctx)->asked;
+    r.bits = b->bits;
+    r.target = b->bytes;
+    if (!(r.bits > 0.0) && r.target == 0)
+        return moec_fail(err, MOEC_EINVAL, "--sweep %s: neither bits nor a size", b->word);
+    const moec_status st = moec_within(err, choose(a, &r, err), "--sweep %s", b->word);
+    if (st != MOEC_OK)
+        return st;
+    moec_json_set(row, "bits", moec_json_new_real(a->types.bits));
+    moec_json_set(row, "file_bytes", moec_json_new_int((int64_t)moec_gguf_quant_size(a->quant)));
+    moec_json_set(row, "expected_kl", moec_json_new_real(a->types.cost));
+    moec_json_set(row, "bound", moec_json_new_real(a->types.bound));
+    moec_json_set(row, "proven", moec_json_new_bool(a->types.proven));
+    return MOEC_OK;
 }
 
-/* Printed when all of it is there. A budget that cannot be met is a row, too, unless none can be. */
+static void print_row(const moec_json *row)
+{
+    char size[32];
+    int64_t bytes = 0;
+    bool proven = false;
+    (void)moec_json_int(moec_json_get(row, "file_bytes"), &bytes);
+    (void)moec_json_bool(moec_json_get(row, "proven"), &proven);
+    printf(" %8.3f %14" PRId64 " %12s %12.5g %8s\n", tool_sweep_number(row, "bits"), bytes,
+           moec_size_text(size, sizeof size, (uint64_t)bytes), tool_sweep_number(row, "expected_kl"), proven ? "yes" : "no");
+}
+
 static moec_status sweep(state *a, const moec_gguf_types_request *asked, moec_err *err)
 {
-    moec_status st = MOEC_OK;
-    moec_err why = {MOEC_OK, ""};
-    size_t met = 0;
-    moec_json *list = moec_json_new_array();
-    char *copy = NULL, *rest = NULL;
-    MOEC_TRY(moec_copy(&copy, a->j->sweep, strlen(a->j->sweep), err));
-    for (char *word = strtok_r(copy, ",", &rest); word; word = strtok_r(NULL, ",", &rest)) {
-        moec_gguf_types_request r = *asked;
-        char *end;
-        r.bits = strtod(word, &end);
-        r.target = 0;
-        if (*end != '\0') {
-            r.bits = 0.0;
-            MOEC_TRY(moec_within(err, moec_size_parse(&r.target, word, err), "--sweep"));
-        }
-        if (!(r.bits > 0.0) && r.target == 0)
-            MOEC_TRY(moec_fail(err, MOEC_EINVAL, "--sweep %s: neither bits nor a size", word));
-        why = (moec_err){MOEC_OK, ""};
-        const moec_status row = moec_within(&why, choose(a, &r, &why), "--sweep %s", word);
-        if (row != MOEC_OK && row != MOEC_ENOFIT)
-            MOEC_TRY(moec_fail(err, row, "%s", why.text));
-        moec_json *o = moec_json_new_object();
-        moec_json_set(o, "asked", moec_json_new_string(word));
-        moec_json_push(list, o);
-        if (row != MOEC_OK) {
-            moec_json_set(o, "error", moec_json_new_string(why.text));
-            continue;
-        }
-        met++;
-        moec_json_set(o, "bits", moec_json_new_real(a->types.bits));
-        moec_json_set(o, "file_bytes", moec_json_new_int((int64_t)moec_gguf_quant_size(a->quant)));
-        moec_json_set(o, "expected_kl", moec_json_new_real(a->types.cost));
-        moec_json_set(o, "bound", moec_json_new_real(a->types.bound));
-        moec_json_set(o, "proven", moec_json_new_bool(a->types.proven));
-    }
-    if (met == 0 && why.code != MOEC_OK)
-        MOEC_TRY(moec_fail(err, why.code, "%s", why.text));
-    if (a->j->common->json) {
-        st = tool_print_json(list, err);
-        list = NULL;
-    } else {
-        print_sweep(list);
-    }
-done:
-    moec_json_free(list);
-    moec_free(copy);
-    return st;
+    sweeping s = {a, asked};
+    const tool_sweep_form form = {.fill = sweep_row, .ctx = &s, .print = print_row,
+                                  .head = "     bits          bytes        files  expected KL   proven", .foot = ""};
+    return tool_sweep(a->j->sweep, &form, a->j->common->json, err);
 }
 
 /* --- the writing ----------------------------------------------------------------------------------------------------- */

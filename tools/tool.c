@@ -6,6 +6,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+const char *const tool_dtypes[] = {"source", "bf16", "f16", "f32", NULL};
+
+moec_dtype tool_dtype(int choice)
+{
+    return choice > 0 ? moec_plan_dtype(tool_dtypes[choice]) : MOEC_DTYPE_COUNT;
+}
+
 static bool asks_for_help(int argc, char **argv)
 {
     for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)

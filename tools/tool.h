@@ -37,8 +37,17 @@ typedef struct tool_common {
 #define TOOL_DRY_RUN_ROW(T)                                                                                            \
     {.name = "dry-run", MOEC_FLAG(T, common.dry_run),                                                                  \
      .help = "print the plan, sizes, memory and time estimate; write nothing"}
+#define TOOL_METHODS_ROW(T) {.name = "methods", MOEC_FLAG(T, methods), .help = "list the methods and leave"}
+/* `about`: of which weights. */
+#define TOOL_DTYPE_ROW(T, about)                                                                                       \
+    {.name = "dtype", MOEC_CHOICE(T, dtype), .choices = tool_dtypes, .fallback = "source",                             \
+     .value = "source|bf16|f16|f32", .help = "number format of the weights " about}
 #define TOOL_HEADING(text) {.kind = MOEC_OPT_HEADING, .help = text}
 #define TOOL_END_ROW {.kind = MOEC_OPT_END}
+
+extern const char *const tool_dtypes[];
+/** What --dtype chose; MOEC_DTYPE_COUNT: that of the source. */
+moec_dtype tool_dtype(int choice);
 
 /** Parses argv into params (whose first member is the tool_common) and applies what is common: threads, message level.
  *  Returns true when the verb shall go on. False: the verb returns *exit_code at once (help was printed: 0; usage error,

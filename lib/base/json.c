@@ -221,6 +221,14 @@ moec_json *moec_json_new_ints(const int32_t *v, int64_t n)
     return a;
 }
 
+moec_json *moec_json_new_long_ints(const int64_t *v, int64_t n)
+{
+    moec_json *a = moec_json_new_array();
+    for (int64_t i = 0; i < n; i++)
+        moec_json_push(a, moec_json_new_int(v[i]));
+    return a;
+}
+
 moec_json *moec_json_new_reals(const double *v, int64_t n)
 {
     moec_json *a = moec_json_new_array();

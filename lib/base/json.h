@@ -59,6 +59,7 @@ MOEC_API moec_json *moec_json_new_real(double v); /* NaN and infinities become n
 MOEC_API moec_json *moec_json_new_bool(bool v);
 MOEC_API moec_json *moec_json_new_null(void);
 MOEC_API moec_json *moec_json_new_ints(const int32_t *v, int64_t n); /* an array */
+MOEC_API moec_json *moec_json_new_long_ints(const int64_t *v, int64_t n);
 MOEC_API moec_json *moec_json_new_reals(const double *v, int64_t n);
 MOEC_API moec_json *moec_json_clone(const moec_json *v);
 MOEC_API void moec_json_set(moec_json *object, const char *key, moec_json *value);

@@ -79,17 +79,24 @@ moec_status moec_copy(char **out, const char *bytes, size_t n, moec_err *err)
     return st;
 }
 
-moec_status moec_format(char **out, moec_err *err, const char *fmt, ...)
+moec_status moec_vformat(char **out, moec_err *err, const char *fmt, va_list ap)
 {
-    va_list ap, again;
-    va_start(ap, fmt);
+    va_list again;
     va_copy(again, ap);
     int n = vsnprintf(NULL, 0, fmt, ap);
-    va_end(ap);
     moec_status st = n < 0 ? moec_fail(err, MOEC_EINVAL, "text format") : moec_alloc((void **)out, (size_t)n + 1, 1, err);
     if (st == MOEC_OK)
         vsnprintf(*out, (size_t)n + 1, fmt, again);
     va_end(again);
+    return st;
+}
+
+moec_status moec_format(char **out, moec_err *err, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    const moec_status st = moec_vformat(out, err, fmt, ap);
+    va_end(ap);
     return st;
 }
 

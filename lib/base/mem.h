@@ -5,6 +5,7 @@
 
 #include "base/err.h"
 
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -19,8 +20,9 @@ MOEC_API moec_status moec_grow(void **array, size_t *cap, size_t n, size_t size,
 /** Copy of n bytes with a NUL behind. MOEC_ENOMEM. */
 MOEC_API moec_status moec_copy(char **out, const char *bytes, size_t n, moec_err *err) MOEC_USE_RESULT;
 
-/** printf into a fresh string. MOEC_ENOMEM. */
+/** printf into a fresh string; moec_vformat as vprintf. MOEC_ENOMEM. */
 MOEC_API moec_status moec_format(char **out, moec_err *err, const char *fmt, ...) MOEC_PRINTF(3, 4) MOEC_USE_RESULT;
+MOEC_API moec_status moec_vformat(char **out, moec_err *err, const char *fmt, va_list ap) MOEC_PRINTF(3, 0) MOEC_USE_RESULT;
 
 /** NULL-safe. */
 MOEC_API void moec_free(void *p);

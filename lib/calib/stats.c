@@ -171,6 +171,11 @@ bool moec__stats_has(const moec_stats *s, moec_stat kind)
     return s->n_domains > 0 || moec_stat_kinds[kind].tier <= s->meta.tier;
 }
 
+double moec_stat_cell(const void *block, moec_stat kind, int64_t i)
+{
+    return moec_stat_kinds[kind].cell == MOEC_CELL_U64 ? (double)((const uint64_t *)block)[i] : ((const double *)block)[i];
+}
+
 void *moec_stat_at(const moec_stats *s, int domain, moec_stat kind, int64_t moe_layer)
 {
     char *data = s->domain[domain].data[kind];

@@ -134,6 +134,8 @@ MOEC_API size_t moec_cell_bytes(moec_cell c);
 /** Block of MoE layer l in a domain (of a pair kind: that of l and l+1; of a kind per model: the whole, whatever l is), or
  *  NULL when not collected. */
 MOEC_API void *moec_stat_at(const moec_stats *s, int domain, moec_stat kind, int64_t moe_layer);
+/** Cell i of a block of a kind that counts (u64) or sums (f64). */
+MOEC_API double moec_stat_cell(const void *block, moec_stat kind, int64_t i);
 
 /** HDF5 file: /meta attributes, /domains/NAME attributes and datasets t0/KIND (chunked and compressed) and t1/KIND
  *  (plain), each with its unit, meaning and merge rule, and /gguf with the sensitivity; the same bytes for the same content. In NAME the bytes '/', '%',
@@ -197,6 +199,9 @@ MOEC_API moec_status moec_stats_set_quant_group(moec_stats *s, int64_t group, mo
 MOEC_API moec_status moec_stats_domain_find(int *out, const moec_stats *s, const char *name, moec_err *err) MOEC_USE_RESULT;
 /** How much domain d counts where all are mixed: its weight, 1 where it is the only one. */
 MOEC_API double moec_stats_weight(const moec_stats *s, int d);
+/** Adds to `out` [n], for each domain, weight times value [expert, i] of a kind [E,n] that is in memory. Returns the tokens that selected the
+ *  expert, added up alike. */
+MOEC_API double moec_stats_add_expert(double *out, const moec_stats *s, moec_stat kind, int64_t moe_layer, int64_t expert, int64_t n);
 /** Sets domain[].weight from "NAME=W[,NAME=W]", W from 0 (the domain does not count) up; domains that are not named keep
  *  theirs. A name may hold '=' but no ','. MOEC_EINVAL: an entry without a weight, a weight negative or not finite, a
  *  name unknown (the nearest is suggested) or twice, nothing left above 0; then no weight is changed. */

@@ -51,6 +51,20 @@ double moec_stats_weight(const moec_stats *s, int d)
     return s->n_domains > 1 ? s->domain[d].weight : 1.0;
 }
 
+double moec_stats_add_expert(double *out, const moec_stats *s, moec_stat kind, int64_t moe_layer, int64_t expert, int64_t n)
+{
+    double tokens = 0.0;
+    for (int d = 0; d < s->n_domains; d++) {
+        const double w = moec_stats_weight(s, d);
+        const double *sum = (const double *)moec_stat_at(s, d, kind, moe_layer) + expert * n;
+        const uint64_t *count = moec_stat_at(s, d, MOEC_STAT_SELECTED, moe_layer);
+        for (int64_t i = 0; i < n; i++)
+            out[i] += w * sum[i];
+        tokens += w * (double)count[expert];
+    }
+    return tokens;
+}
+
 moec_status moec_stats_set_weights(moec_stats *s, const char *spec, moec_err *err)
 {
     moec_status st = MOEC_OK;

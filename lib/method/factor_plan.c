@@ -343,14 +343,6 @@ moec_status moec_factor_check(const moec_plan *p, const moec_model *m, moec_err 
 
 /* --- text ------------------------------------------------------------------------------------------------------------ */
 
-static moec_json *numbers(const int64_t *v, int64_t n)
-{
-    moec_json *a = moec_json_new_array();
-    for (int64_t i = 0; i < n; i++)
-        moec_json_push(a, moec_json_new_int(v[i]));
-    return a;
-}
-
 moec_json *moec_factor_config(const moec_plan *p, const moec_model *m)
 {
     static const char *const matrix[] = {"gate_proj", "up_proj", "down_proj"};
@@ -362,7 +354,7 @@ moec_json *moec_factor_config(const moec_plan *p, const moec_model *m)
         for (int i = 0; i < n; i++) {
             char name[48];
             snprintf(name, sizeof name, "%s%s", matrix[k], piece[i].suffix);
-            moec_json_set(tensors, name, numbers(piece[i].dim, piece[i].rank));
+            moec_json_set(tensors, name, moec_json_new_long_ints(piece[i].dim, piece[i].rank));
             if (piece[i].shared)
                 moec_json_push(shared, moec_json_new_string(name));
         }
@@ -387,10 +379,10 @@ moec_json *moec__factor_to_json(const moec_plan *p)
                 moec_json_push(a, moec_json_new_int(f->bond[down][k]));
         moec_json_set(o, "bonds", a);
     } else {
-        moec_json_set(o, "rank", numbers(f->rank, 2));
+        moec_json_set(o, "rank", moec_json_new_long_ints(f->rank, 2));
     }
     if (f->kind == MOEC_FACTOR_ROWS)
-        moec_json_set(o, "rows", numbers(f->rows, 2));
+        moec_json_set(o, "rows", moec_json_new_long_ints(f->rows, 2));
     if (f->error)
         moec_json_set(o, "error", moec_json_new_reals(f->error, 3 * p->n_layers));
     return o;

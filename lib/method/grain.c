@@ -34,17 +34,8 @@ done:
 
 double moec_grain_sum(double *out, const moec_stats *s, moec_stat kind, int64_t moe_layer, int64_t expert, int64_t n)
 {
-    double tokens = 0.0;
     memset(out, 0, (size_t)n * sizeof *out);
-    for (int d = 0; d < s->n_domains; d++) {
-        const double w = moec_stats_weight(s, d);
-        const double *sum = (const double *)moec_stat_at(s, d, kind, moe_layer) + expert * n;
-        const uint64_t *count = moec_stat_at(s, d, MOEC_STAT_SELECTED, moe_layer);
-        for (int64_t i = 0; i < n; i++)
-            out[i] += w * sum[i];
-        tokens += w * (double)count[expert];
-    }
-    return tokens;
+    return moec_stats_add_expert(out, s, kind, moe_layer, expert, n);
 }
 
 moec_status moec_blocks_similarity(double *out, const moec_request *q, moec_err *err)

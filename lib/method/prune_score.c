@@ -31,24 +31,17 @@ typedef struct score_row {
     over over;
 } score_row;
 
-/* Value e of a block that holds either counts or sums. */
-static double cell(const void *block, moec_stat kind, int64_t e)
-{
-    return moec_stat_kinds[kind].cell == MOEC_CELL_U64 ? (double)((const uint64_t *)block)[e]
-                                                       : ((const double *)block)[e];
-}
-
 static void add_sums(double *score, const moec_stats *s, int d, const score_row *r, int64_t l, int64_t n)
 {
     const void *block = moec_stat_at(s, d, r->sum, l);
     double total = 0.0, weight = 1.0;
     if (s->n_domains > 1) {
         for (int64_t e = 0; e < n; e++)
-            total += cell(block, r->sum, e);
+            total += moec_stat_cell(block, r->sum, e);
         weight = total > 0.0 ? s->domain[d].weight / total : 0.0;
     }
     for (int64_t e = 0; e < n; e++)
-        score[e] += weight * cell(block, r->sum, e);
+        score[e] += weight * moec_stat_cell(block, r->sum, e);
 }
 
 static void add_means(double *score, const moec_stats *s, const score_row *r, int64_t l, int64_t n)
@@ -57,8 +50,8 @@ static void add_means(double *score, const moec_stats *s, const score_row *r, in
         double sum = 0.0, count = 0.0;
         for (int d = 0; d < s->n_domains; d++) {
             double weight = moec_stats_weight(s, d);
-            sum += weight * cell(moec_stat_at(s, d, r->sum, l), r->sum, e);
-            count += weight * cell(moec_stat_at(s, d, MOEC_STAT_SELECTED, l), MOEC_STAT_SELECTED, e);
+            sum += weight * moec_stat_cell(moec_stat_at(s, d, r->sum, l), r->sum, e);
+            count += weight * moec_stat_cell(moec_stat_at(s, d, MOEC_STAT_SELECTED, l), MOEC_STAT_SELECTED, e);
         }
         score[e] = count > 0.0 ? sum / count : 0.0;
     }
@@ -69,7 +62,7 @@ static void add_per_token(double *score, const moec_stats *s, int d, const score
     const void *block = moec_stat_at(s, d, r->sum, l);
     const double tokens = (double)s->domain[d].tokens, weight = moec_stats_weight(s, d);
     for (int64_t e = 0; tokens > 0.0 && e < n; e++)
-        score[e] += weight * cell(block, r->sum, e) / tokens;
+        score[e] += weight * moec_stat_cell(block, r->sum, e) / tokens;
 }
 
 static moec_status plan_by_score(moec_plan **out, const moec_method *me, const moec_request *q, moec_err *err)

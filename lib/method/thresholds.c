@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static double total_of(const double *count, int64_t bins)
+double moec_hist_total(const double *count, int64_t bins)
 {
     double sum = 0.0;
     for (int64_t b = 0; b < bins; b++)
@@ -19,7 +19,7 @@ static double total_of(const double *count, int64_t bins)
 
 double moec_hist_below(const double *count, int64_t bins, double x)
 {
-    const double total = total_of(count, bins), at = x * (double)bins;
+    const double total = moec_hist_total(count, bins), at = x * (double)bins;
     double below = 0.0;
     for (int64_t b = 0; b < bins && (double)b < at; b++)
         below += count[b] * (at - (double)b < 1.0 ? at - (double)b : 1.0);
@@ -28,7 +28,7 @@ double moec_hist_below(const double *count, int64_t bins, double x)
 
 double moec_hist_quantile(const double *count, int64_t bins, double share)
 {
-    const double total = total_of(count, bins), want = share * total;
+    const double total = moec_hist_total(count, bins), want = share * total;
     double below = 0.0;
     if (!(total > 0.0))
         return (double)NAN;
@@ -103,8 +103,7 @@ static double sum_of(const moec_stats *s, moec_stat kind, int64_t l, int64_t fir
     for (int d = 0; d < s->n_domains; d++) {
         const void *v = moec_stat_at(s, d, kind, l);
         for (int64_t i = first; v && i < cells; i += step)
-            sum += moec_stats_weight(s, d) * (moec_stat_kinds[kind].cell == MOEC_CELL_U64 ? (double)((const uint64_t *)v)[i]
-                                                                                          : ((const double *)v)[i]);
+            sum += moec_stats_weight(s, d) * moec_stat_cell(v, kind, i);
     }
     return sum;
 }

@@ -7,6 +7,8 @@
 
 /* --- the numbers ------------------------------------------------------------------------------------------------------ */
 
+/** What a histogram counts, all bins added up in order. */
+MOEC_API double moec_hist_total(const double *count, int64_t bins);
 /** Share of a histogram over [0, 1] that lies below x, each bin taken as even inside; NAN where it counts nothing. */
 MOEC_API double moec_hist_below(const double *count, int64_t bins, double x);
 /** The least x below which that share is at least `share` (0 to 1), the same way; NAN where it counts nothing. */

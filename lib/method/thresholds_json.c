@@ -212,25 +212,17 @@ static void before_choices(double *count, double *first, const moec_stats *s, in
         }
 }
 
-static double sum_of(const double *count, int64_t bins)
-{
-    double sum = 0.0;
-    for (int64_t b = 0; b < bins; b++)
-        sum += count[b];
-    return sum;
-}
-
 /* Share of all choices with s <= t. */
 static double up_to(const double *count, double first, double t)
 {
-    const double rest = sum_of(count, CUM_BINS);
+    const double rest = moec_hist_total(count, CUM_BINS);
     return first + rest > 0.0 ? (first + (rest > 0.0 ? rest * moec_hist_below(count, CUM_BINS, t) : 0.0)) / (first + rest) : (double)NAN;
 }
 
 /* The least t with that share. */
 static double t_of(const double *count, double first, double share)
 {
-    const double rest = sum_of(count, CUM_BINS), want = share * (first + rest) - first;
+    const double rest = moec_hist_total(count, CUM_BINS), want = share * (first + rest) - first;
     if (!(rest > 0.0))
         return first > 0.0 ? 0.0 : (double)NAN;
     return want <= 0.0 ? 0.0 : moec_hist_quantile(count, CUM_BINS, want < rest ? want / rest : 1.0);

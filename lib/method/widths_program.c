@@ -20,11 +20,6 @@ double moec__widths_sum(const moec_stats *s, moec_stat kind, int64_t layer, int6
     return sum;
 }
 
-static double cell_of(const void *block, moec_stat kind, int64_t e)
-{
-    return moec_stat_kinds[kind].cell == MOEC_CELL_U64 ? (double)((const uint64_t *)block)[e] : ((const double *)block)[e];
-}
-
 void moec__widths_share(double *out, const moec_stats *s, moec_stat kind, int64_t layer, int64_t experts)
 {
     for (int64_t e = 0; e < experts; e++)
@@ -33,9 +28,9 @@ void moec__widths_share(double *out, const moec_stats *s, moec_stat kind, int64_
         const void *block = moec_stat_at(s, d, kind, layer);
         double all = 0.0;
         for (int64_t e = 0; e < experts; e++)
-            all += cell_of(block, kind, e);
+            all += moec_stat_cell(block, kind, e);
         for (int64_t e = 0; all > 0.0 && e < experts; e++)
-            out[e] += moec_stats_weight(s, d) * cell_of(block, kind, e) / all;
+            out[e] += moec_stats_weight(s, d) * moec_stat_cell(block, kind, e) / all;
     }
 }
 

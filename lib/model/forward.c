@@ -331,9 +331,8 @@ static void scale(float *x, float by, int64_t n)
 moec_status moec_forward_embed(float *h, const moec_model *m, const int32_t *ids, int64_t n, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    const moec_tensor *t = m->embed;
     int64_t hidden = m->dims.hidden;
-    const moec_weight one = {.of = t, .rows = 1, .cols = hidden, .row_step = hidden, .col_step = 1,
+    const moec_weight one = {.of = m->embedding.of, .rows = 1, .cols = hidden, .row_step = hidden, .col_step = 1,
                              .storage = m->embedding.storage, .block = m->embedding.block};
     const size_t row = (size_t)moec_weight_bytes(&one);
     char *raw = NULL;
@@ -342,15 +341,15 @@ moec_status moec_forward_embed(float *h, const moec_model *m, const int32_t *ids
         if (ids[i] < 0 || ids[i] >= m->dims.vocab)
             MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "token id %d is outside the model's vocabulary of %lld", (int)ids[i],
                                (long long)m->dims.vocab));
-        MOEC_TRY(moec_ckpt_read(raw, m->ckpt, t, (size_t)ids[i] * row, row, err));
-        const moec_tensor read = {.dtype = t->dtype, .data = raw, .rank = 2, .dim = {1, (int64_t)row}, .bytes = row};
+        MOEC_TRY(moec_ckpt_read(raw, m->ckpt, one.of, (size_t)ids[i] * row, row, err));
+        const moec_tensor read = {.dtype = one.of->dtype, .data = raw, .rank = 2, .dim = {1, (int64_t)row}, .bytes = row};
         moec_weight line = one;
         line.of = &read;
         moec_weight_read(h + i * hidden, hidden, &line, 0, 1, 0, hidden);
     }
     scale(h, (float)m->dims.embed_scale, n * hidden);
     if (!moec_all_finite(h, n * hidden))
-        st = moec_fail(err, MOEC_ENUMERIC, "tensor %s holds a value that is not finite", t->name);
+        st = moec_fail(err, MOEC_ENUMERIC, "tensor %s holds a value that is not finite", one.of->name);
 done:
     moec_free(raw);
     return st;

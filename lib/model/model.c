@@ -274,10 +274,9 @@ static moec_status bind_all(moec_model *m, moec_err *err)
     MOEC_TRY(moec_config_packed(m, err));
     m->packed = m->packed || in_blocks(m->ckpt);
     MOEC_TRY(moec__bind_matrix(&m->embedding, &b, f->embed, d->vocab, d->hidden, err));
-    m->embed = m->embedding.of;
     if (m->embedding.storage != MOEC_PLAIN && m->embedding.storage != MOEC_BLOCKS)
-        MOEC_TRY(moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is %s, expected F32, F16 or BF16", moec_ckpt_dir(m->ckpt), m->embed->name,
-                           moec_dtypes[m->embed->dtype].name));
+        MOEC_TRY(moec_fail(err, MOEC_ESHAPE, "%s: tensor %s is %s, expected F32, F16 or BF16", moec_ckpt_dir(m->ckpt),
+                           m->embedding.of->name, moec_dtypes[m->embedding.of->dtype].name));
     MOEC_TRY(moec__bind(&m->final_norm, &b, f->final_norm, 1, &d->hidden, err));
     if (moec__find(&b, f->final_norm_bias))
         MOEC_TRY(moec__bind(&m->final_norm_bias, &b, f->final_norm_bias, 1, &d->hidden, err));

@@ -110,8 +110,8 @@ typedef struct moec_model {
     moec_layer *mtp;         /* [mtp_layers] router and experts only are bound; index is the number in the names */
     moec_set *set;           /* [sets] first the moe_layers, then attention experts, then mtp */
     int64_t moe_layers, mtp_layers, sets;
-    moec_weight embedding;   /* [vocab, H] of embed */
-    const moec_tensor *embed, *final_norm, *final_norm_bias; /* final_norm_bias, head_bias: NULL: none */
+    moec_weight embedding;   /* [vocab, H] */
+    const moec_tensor *final_norm, *final_norm_bias; /* final_norm_bias, head_bias: NULL: none */
     moec_weight head;        /* [vocab, H], the embedding when tied */
     const moec_tensor *head_bias;
     const char *key_experts, *key_top_k; /* spelled as in this config.json; NULL: the default is in force, no key */

@@ -255,8 +255,8 @@ moec_status moec_model_used(bool **out, const moec_model *m, moec_err *err)
     *out = u.out;
     if (st != MOEC_OK)
         return st;
-    const moec_tensor *const single[] = {m->embed,   m->final_norm, m->final_norm_bias,
-                                         m->head.of, m->head.scale, m->head_bias, m->head.zero};
+    const moec_tensor *const single[] = {m->embedding.of, m->final_norm, m->final_norm_bias, m->head.of,
+                                         m->head.scale, m->head_bias, m->head.zero};
     for (size_t i = 0; i < MOEC_COUNT(single); i++)
         mark_used(&u, m, single[i]);
     for (int64_t i = 0; i < m->dims.layers; i++)
@@ -356,8 +356,9 @@ moec_status moec_model_sizes(moec_sizes *out, const moec_model *m, moec_err *err
     const int64_t chosen = m->dims.top_k < m->dims.experts ? m->dims.top_k : m->dims.experts;
     const uint64_t unused = (uint64_t)(m->dims.experts - chosen), experts = (uint64_t)m->dims.experts;
     out->active -= routed / experts * unused;
-    if (!m->dims.tied)
-        out->active -= values(m->embed, m, codes[m->embed - moec_ckpt_at(m->ckpt, 0)]); /* one row of it is looked up; tied, it is the head and is used */
+    const moec_tensor *rows = m->embedding.of;
+    if (!m->dims.tied) /* one row of it is looked up; tied, it is the head and is used */
+        out->active -= values(rows, m, codes[rows - moec_ckpt_at(m->ckpt, 0)]);
 done:
     moec_free(codes);
     moec_free(reads);

@@ -131,7 +131,7 @@ moec_status moec_casts_new(moec_cast **out, const moec_model *m, const moec_plan
         goto done;
     MOEC_TRY(MOEC_NEW(k.matrix, n, err));
     MOEC_TRY(moec_config_fp8_block(k.block, m, err));
-    mark(&k, m->embed);
+    mark(&k, m->embedding.of);
     mark(&k, m->head.of);
     for (int64_t i = 0; i < m->dims.layers; i++)
         mark_layer(&k, &m->layer[i]);

@@ -1,7 +1,6 @@
 /* See factor.h. */
 #include "run/factor.h"
 
-#include "base/file.h"
 #include "base/mem.h"
 #include "base/par.h"
 #include "base/version.h"
@@ -15,7 +14,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { BLOCK = 256 }; /* tokens whose Gram matrix is one product */
+enum { BLOCK = 256, RECORD = 1 << 16 }; /* tokens whose Gram matrix is one product; bytes of a record at most */
 static const double DAMP = 0.5; /* of the demo model's held-out KL; 0.2 to 1 are alike */
 static const uint32_t matrices = MOEC_PART_GATE | MOEC_PART_UP | MOEC_PART_DOWN;
 
@@ -48,7 +47,6 @@ typedef struct run {
     const moec_tensor *at[3][MOEC_FACTOR_PIECES]; /* the layer's factors, all experts' */
     moec_draft draft;
     moec_progress progress;
-    bool opened;           /* the folder is */
 } run;
 
 static int64_t hidden_of(const run *u)
@@ -372,29 +370,6 @@ static moec_status make_bases(run *u, moec_err *err)
 
 /* --- a layer --------------------------------------------------------------------------------------------------------- */
 
-static void file_name(char out[64], int64_t layer, const char *end)
-{
-    snprintf(out, 64, "layer-%05lld%s", (long long)layer, end);
-}
-
-/* Takes `o`. With the hash by which a later run knows the weights of `sheet`. */
-static moec_status write_record(const run *u, moec_json *o, const moec_sheet *sheet, const char *name, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    char *path = NULL, *text = NULL;
-    moec_digest hash;
-    MOEC_TRY(moec_sheet_digest(&hash, sheet, err));
-    moec_json_set(o, "weights", moec_json_new_string(hash.hex));
-    MOEC_TRY(moec_path_join(&path, u->f->work.folder.dir, name, err));
-    MOEC_TRY(moec_json_dump(&text, o, 0, err));
-    MOEC_TRY(moec_file_write(path, text, strlen(text), err));
-done:
-    moec_json_free(o);
-    moec_free(path);
-    moec_free(text);
-    return st;
-}
-
 static moec_json *say_factors(const run *u, int64_t set)
 {
     moec_json *o = moec_json_new_object();
@@ -406,33 +381,11 @@ static moec_json *say_factors(const run *u, int64_t set)
     return o;
 }
 
-/* The record of `file`, whose weights are those that it was written for: numbers of rows among them are used as they are.
- * Free with moec_json_free. */
-static moec_status read_record(moec_json **out, const run *u, const char *file, const char *name, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    char *path = NULL;
-    moec_digest have;
-    *out = NULL;
-    MOEC_TRY(moec_path_join(&path, u->f->work.folder.dir, name, err));
-    if (!moec_path_exists(path))
-        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: is missing; --no-resume begins anew", path));
-    MOEC_TRY(moec_json_read(out, path, 1 << 16, err));
-    MOEC_TRY(moec_override_file_digest(&have, u->f->work.weights, file, err));
-    const char *said = moec_json_string(moec_json_get(*out, "weights"));
-    if (!said || strcmp(said, have.hex) != 0)
-        st = moec_fail(err, MOEC_EFORMAT, "%s/%s: is not what was written there (its hash differs); --no-resume begins anew",
-                       u->f->work.folder.dir, file);
-done:
-    moec_free(path);
-    return st;
-}
-
 static moec_status take_factors(run *u, int64_t set, const char *file, const char *name, moec_err *err)
 {
     moec_json *v;
     int64_t unseen = 0;
-    moec_status st = read_record(&v, u, file, name, err);
+    moec_status st = moec_work_record_read(&v, &u->f->work, name, RECORD, file, err);
     bool good = moec_json_int(moec_json_get(v, "unseen"), &unseen) && unseen >= 0 && unseen <= u->m->dims.experts;
     for (size_t k = 0; k < 3; k++)
         good = good && moec_json_real(moec_json_at(moec_json_get(v, "error"), k), &u->p->factor.error[3 * (size_t)set + k]);
@@ -446,7 +399,7 @@ static moec_status take_factors(run *u, int64_t set, const char *file, const cha
 static moec_status take_dense(const run *u, const char *file, const char *name, moec_err *err)
 {
     moec_json *v;
-    const moec_status st = read_record(&v, u, file, name, err);
+    const moec_status st = moec_work_record_read(&v, &u->f->work, name, RECORD, file, err);
     moec_json_free(v);
     return st;
 }
@@ -496,7 +449,7 @@ static moec_status make_factors(run *u, int64_t set, const char *file, const cha
         }
         u->p->factor.error[3 * set + k] = whole > 0.0 ? lost / whole : 0.0;
     }
-    MOEC_TRY(write_record(u, say_factors(u, set), sheet, record, err));
+    MOEC_TRY(moec_work_record_write(&u->f->work, say_factors(u, set), sheet, record, err));
     st = moec_sheet_commit(sheet, u->f->work.weights, err);
     sheet = NULL;
 done:
@@ -534,7 +487,7 @@ static moec_status make_dense(run *u, int64_t set, const char *file, const char 
     MOEC_TRY(find_factors(u, set, NULL, err));
     MOEC_TRY(moec_draft_new(&u->draft, u->f->work.weights, file, u->m, &u->dense, &u->forms, set, matrices, err));
     MOEC_TRY(moec_par_for(u->m->dims.experts, 1, restore_experts, u, err));
-    MOEC_TRY(write_record(u, moec_json_new_object(), u->draft.sheet, record, err));
+    MOEC_TRY(moec_work_record_write(&u->f->work, moec_json_new_object(), u->draft.sheet, record, err));
     moec_sheet *sheet = u->draft.sheet;
     u->draft.sheet = NULL;
     MOEC_TRY(moec_sheet_commit(sheet, u->f->work.weights, err));
@@ -548,10 +501,10 @@ static moec_status run_layer(run *u, int64_t layer, moec_err *err)
     moec_status st = MOEC_OK;
     char factors[64], record[64], dense[64], dense_record[64];
     u->l = &u->m->layer[layer];
-    file_name(factors, layer, "-factors.safetensors");
-    file_name(record, layer, "-factors.json");
-    file_name(dense, layer, ".safetensors");
-    file_name(dense_record, layer, ".json");
+    moec_work_file_name(factors, layer, "-factors.safetensors");
+    moec_work_file_name(record, layer, "-factors.json");
+    moec_work_file_name(dense, layer, ".safetensors");
+    moec_work_file_name(dense_record, layer, ".json");
     const bool moe = u->l->expert != NULL, done = moe && moec_override_has(u->f->work.weights, factors);
     if (u->pass)
         MOEC_TRY(moec_pass_layer(u->pass, layer, moe && !done ? see : NULL, NULL, u, err));
@@ -623,17 +576,15 @@ static void release(run *u)
 static moec_status open_work(run *u, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    char *plan = NULL, *text = NULL;
+    char *plan = NULL;
     moec_digest words = {""};
     MOEC_TRY(moec_plan_to_text(&plan, &u->kept, err));
     if (u->o->corpus)
         MOEC_TRY(moec_corpus_digest(&words, u->o->corpus, err));
-    MOEC_TRY(moec_format(&text, err, "factor 2 %s\n%s %d %d %g\n%s\n%s", moec_version(), words.hex, (int)u->o->compute, BLOCK,
-                         DAMP, moec_ckpt_config_text(u->m->ckpt), plan));
-    MOEC_TRY(moec_work_open(&u->f->work, u->o->work, text, u->o->resume, true, err));
+    MOEC_TRY(moec_work_open(&u->f->work, u->o->work, u->o->resume, true, err, "factor 2 %s\n%s %d %d %g\n%s\n%s", moec_version(),
+                            words.hex, (int)u->o->compute, BLOCK, DAMP, moec_ckpt_config_text(u->m->ckpt), plan));
 done:
     moec_free(plan);
-    moec_free(text);
     return st;
 }
 
@@ -697,7 +648,6 @@ static moec_status begin(run *u, moec_err *err)
     MOEC_TRY(shapes(u, err));
     MOEC_TRY(make_room(u, err));
     MOEC_TRY(open_work(u, err));
-    u->opened = true;
     if (!u->p->factor.error)
         MOEC_TRY(MOEC_NEW(u->p->factor.error, 3 * (size_t)u->p->n_layers, err));
     moec_progress_start(&u->progress, "factor", "matrices", 3 * (uint64_t)(u->m->moe_layers * u->m->dims.experts), 0);
@@ -717,13 +667,8 @@ moec_status moec_factoring_run(moec_factoring **out, moec_plan *p, const moec_mo
     MOEC_TRY(MOEC_NEW(u.f, 1, err));
     u.f->work.folder.lock = -1;
     MOEC_TRY(begin(&u, err));
-    for (int64_t l = 0; l < m->dims.layers; l++) {
-        if ((st = run_layer(&u, l, err)) == MOEC_EINTR)
-            st = moec_fail(err, st, "interrupted after %lld of %lld layers; the same command continues there", (long long)l,
-                           (long long)m->dims.layers);
-        if (st != MOEC_OK)
-            goto done;
-    }
+    for (int64_t l = 0; l < m->dims.layers; l++)
+        MOEC_TRY(moec_work_interrupted(run_layer(&u, l, err), NULL, l, m->dims.layers, err));
     MOEC_TRY(moec_ckpt_unchanged(m->ckpt, err));
     MOEC_TRY(record(&u, err));
     moec_progress_finish(&u.progress);
@@ -731,10 +676,8 @@ moec_status moec_factoring_run(moec_factoring **out, moec_plan *p, const moec_mo
     u.f = NULL;
 done:
     release(&u);
-    if (u.f && u.opened)
+    if (u.f)
         moec_work_abandon(&u.f->work);
-    else if (u.f)
-        moec_work_close(&u.f->work, false);
     moec_free(u.f);
     return st;
 }

@@ -51,13 +51,6 @@ bool moec__gguf_done(const moec_gguf_measuring *u, int64_t unit, bool kl)
     return u->rows[unit] == 0 || moec_override_has(u->work.weights, file);
 }
 
-moec_status moec__gguf_interrupted(moec_status st, const char *what, int64_t done, const moec_gguf_measuring *u, moec_err *err)
-{
-    return st != MOEC_EINTR ? st
-                            : moec_fail(err, st, "interrupted while measuring %s, after %lld of %lld layers; the same command "
-                                        "continues there", what, (long long)done, (long long)u->m->dims.layers);
-}
-
 /* --- which matrices ------------------------------------------------------------------------------------------------------ */
 
 static bool same_place(const moec_weight *a, const moec_weight *b)
@@ -95,7 +88,7 @@ static int64_t place(moec_gguf_row *r, const moec_model *m, const moec_gguf_sour
                     r->squares = square_at(&m->layer[l], shown(k));
                 return l;
             }
-    r->head = s->weight.of != m->embed;
+    r->head = s->weight.of != m->embedding.of;
     if (r->head || m->dims.tied)
         r->squares = 0;
     return m->dims.layers;
@@ -157,20 +150,16 @@ done:
 /* Everything that decides the result. */
 static moec_status open_work(moec_gguf_measuring *u, moec_err *err)
 {
-    moec_status st = MOEC_OK;
-    char *text = NULL;
     moec_digest words, weights;
     const moec_stats *s = u->s;
     const bool in = s->domain[0].data[MOEC_STAT_XIN_SQ] != NULL, act = s->domain[0].data[MOEC_STAT_ACT_SQ] != NULL;
-    MOEC_TRY(moec_corpus_digest(&words, u->corpus, err));
+    const moec_status st = moec_corpus_digest(&words, u->corpus, err);
+    if (st != MOEC_OK)
+        return st;
     weights = moec_hash_bytes(u->weight, (size_t)u->corpus->n_domains * sizeof *u->weight);
-    MOEC_TRY(moec_format(&text, err, "gguf-measure 1 %s\n%s %s %s %d %lld\n%s %d %d\n%s", moec_version(), s->meta.model, words.hex,
-                         weights.hex, (int)u->o->compute, (long long)u->o->tokens, s->meta.compute, in, act,
-                         moec_ckpt_config_text(u->m->ckpt)));
-    MOEC_TRY(moec_work_open(&u->work, u->o->work, text, u->o->resume, true, err));
-done:
-    moec_free(text);
-    return st;
+    return moec_work_open(&u->work, u->o->work, u->o->resume, true, err, "gguf-measure 1 %s\n%s %s %s %d %lld\n%s %d %d\n%s",
+                          moec_version(), s->meta.model, words.hex, weights.hex, (int)u->o->compute, (long long)u->o->tokens,
+                          s->meta.compute, in, act, moec_ckpt_config_text(u->m->ckpt));
 }
 
 /* One unit's records into its rows. */
@@ -257,7 +246,6 @@ moec_status moec_gguf_measure(moec_stats *s, const moec_model *m, const moec_cor
 {
     moec_status st = MOEC_OK;
     moec_gguf_measuring u = {.m = m, .s = s, .corpus = corpus, .o = o};
-    bool opened = false;
     u.work.folder.lock = -1;
     if (o->tokens < 0)
         return moec_fail(err, MOEC_EINVAL, "measure: the tokens must not be negative");
@@ -268,17 +256,16 @@ moec_status moec_gguf_measure(moec_stats *s, const moec_model *m, const moec_cor
     if (o->tokens > 0)
         MOEC_TRY(moec__gguf_kl_fit(&u, err));
     MOEC_TRY(open_work(&u, err));
-    opened = true;
     MOEC_TRY(moec__gguf_errors(&u, err));
     if (o->tokens > 0)
         MOEC_TRY(moec__gguf_kl(&u, err));
     MOEC_TRY(moec_ckpt_unchanged(m->ckpt, err));
     MOEC_TRY(fill(s, &u, err));
 done:
-    if (st != MOEC_OK && opened)
+    if (st != MOEC_OK)
         moec_work_abandon(&u.work);
     else
-        moec_work_close(&u.work, st == MOEC_OK);
+        moec_work_close(&u.work, true);
     release(&u);
     return st;
 }

@@ -320,11 +320,11 @@ static moec_status run(inputs *v, int64_t units, moec_err *err)
                 st = record(v, l, err);
             moec_layer_each(u->m, l, drop_tensor, NULL);
         }
-        MOEC_TRY(moec__gguf_interrupted(st, "errors", l, u, err));
+        MOEC_TRY(moec_work_interrupted(st, "errors", l, u->m->dims.layers, err));
     }
     if (units > L) {
         MOEC_TRY(run_head(v, err));
-        MOEC_TRY(moec__gguf_interrupted(record(v, L, err), "errors", L, u, err));
+        MOEC_TRY(moec_work_interrupted(record(v, L, err), "errors", L, u->m->dims.layers, err));
     }
     moec_pass_end(v->pass);
 done:

@@ -145,10 +145,8 @@ static moec_status make(void *ctx, moec_variant *v, int number, moec_err *err)
         put_experts(&v->model.layer[p->unit], moec__gguf_source(p->u, row)->which, to);
     else if (!global)
         v->model.layer[p->unit].mat[r->mat] = moec_weight_of(to);
-    else if (!r->head) {
-        v->model.embed = to;
+    else if (!r->head)
         v->model.embedding = moec_weight_of(to); /* the model's own may be in blocks */
-    }
     if (global && (r->head || m->dims.tied))
         v->model.head = moec_weight_of(to);
 done:
@@ -251,12 +249,12 @@ static moec_status run(probing *p, moec_err *err)
     p->suffix.progress = &u->progress;
     moec_progress_start(&u->progress, "kl", "token-layers", all, done);
     if (!moec__gguf_done(u, L, true))
-        MOEC_TRY(moec__gguf_interrupted(measure_unit(p, L, err), "KL", 0, u, err));
+        MOEC_TRY(moec_work_interrupted(measure_unit(p, L, err), "KL", 0, u->m->dims.layers, err));
     for (int64_t l = 0; l < layers; l++) {
         st = moec__gguf_done(u, l, true) ? MOEC_OK : measure_unit(p, l, err);
         if (st == MOEC_OK && l + 1 < layers)
             st = moec_suffix_step(&p->suffix, l, err);
-        MOEC_TRY(moec__gguf_interrupted(st, "KL", l, u, err));
+        MOEC_TRY(moec_work_interrupted(st, "KL", l, u->m->dims.layers, err));
     }
     moec_progress_finish(&u->progress);
 done:

@@ -47,7 +47,6 @@ moec_status moec__gguf_probe_rows(float *w, int64_t rows, int64_t cols, int b, m
 bool moec__gguf_done(const moec_gguf_measuring *u, int64_t unit, bool kl);
 /* "kl.3" in "set-00003.safetensors"; "square.3" and "error.3" in "layer-00003.safetensors". */
 void moec__gguf_names(char name[64], char file[64], const char *what, int64_t unit);
-moec_status moec__gguf_interrupted(moec_status st, const char *what, int64_t done, const moec_gguf_measuring *u, moec_err *err);
 
 /* --- gguf_measure_error.c ------------------------------------------------------------------------------------------------ */
 

@@ -28,42 +28,17 @@ static int64_t width_of(const job *j, int matrix)
     return matrix == 2 ? j->s->meta.expert_width : j->s->meta.hidden;
 }
 
-/* Tokens that select expert e, domains with their weights. */
-static double selected(const job *j, int64_t layer, int64_t e)
-{
-    double n = 0;
-    for (int d = 0; d < j->s->n_domains; d++) {
-        const uint64_t *cells = moec_stat_at(j->s, d, MOEC_STAT_SELECTED, layer);
-        n += moec_stats_weight(j->s, d) * (double)cells[e];
-    }
-    return n;
-}
-
-/* Adds expert e's sums to sum[width]. */
-static void add_sums(double *sum, const job *j, int64_t layer, int matrix, int64_t e)
-{
-    const int64_t width = width_of(j, matrix);
-    for (int d = 0; d < j->s->n_domains; d++) {
-        const double *cells = moec_stat_at(j->s, d, kind_of(matrix), layer), w = moec_stats_weight(j->s, d);
-        for (int64_t i = 0; i < width; i++)
-            sum[i] += w * cells[e * width + i];
-    }
-}
-
 /* What llama-quantize is told of an expert: mean squares and how many tokens they are of. `work`: [width]. */
 static double expert_means(double *work, const job *j, int64_t layer, int matrix, int64_t e)
 {
     const int64_t width = width_of(j, matrix);
-    double n = selected(j, layer, e), count = fmax(1, round(n));
     memset(work, 0, (size_t)width * sizeof *work);
-    if (n > 0) {
-        add_sums(work, j, layer, matrix, e);
-    } else if (matrix < 2) {
-        count = 1;
-        for (int64_t k = 0; k < j->experts; k++) {
-            add_sums(work, j, layer, matrix, k);
-            n += selected(j, layer, k);
-        }
+    double n = moec_stats_add_expert(work, j->s, kind_of(matrix), layer, e, width);
+    const double count = fmax(1, round(n));
+    if (n <= 0 && matrix < 2) {
+        memset(work, 0, (size_t)width * sizeof *work);
+        for (int64_t k = 0; k < j->experts; k++)
+            n += moec_stats_add_expert(work, j->s, kind_of(matrix), layer, k, width);
     }
     if (n <= 0)
         return 0;

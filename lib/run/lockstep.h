@@ -102,7 +102,5 @@ moec_status moec__record_write(const moec_lockstep *u, const moec_plan_layer *pl
     MOEC_USE_RESULT;
 /* `found`: the layer was done by an earlier run. */
 moec_status moec__record_read(bool *found, const moec_lockstep *u, moec_plan_layer *pl, moec_err *err) MOEC_USE_RESULT;
-/* "layer-00003.END". */
-void moec__record_name(char out[64], int64_t layer, const char *end);
 
 #endif

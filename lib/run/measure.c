@@ -221,13 +221,6 @@ static void release_room(moec_measuring *u)
     u->pass = NULL;
 }
 
-static moec_status interrupted_at(moec_status st, const char *what, int64_t layer, const moec_measuring *u, moec_err *err)
-{
-    return st != MOEC_EINTR ? st
-                            : moec_fail(err, st, "interrupted while measuring %s, after %lld of %lld layers; the same command "
-                                        "continues there", what, (long long)layer, (long long)u->m->dims.layers);
-}
-
 static moec_status measure_errors(moec_measuring *u, moec_err *err)
 {
     moec_status st = MOEC_OK;
@@ -243,7 +236,7 @@ static moec_status measure_errors(moec_measuring *u, moec_err *err)
     moec_par_set_threads(threads);
     st = moec_pass_embed(u->pass, err);
     for (int64_t l = 0; st == MOEC_OK && l < layers; l++)
-        st = interrupted_at(run_layer(u, l, err), "errors", l, u, err);
+        st = moec_work_interrupted(run_layer(u, l, err), "errors", l, u->m->dims.layers, err);
     moec_par_set_threads(had);
     if (st == MOEC_OK)
         moec_progress_finish(&u->progress);
@@ -287,17 +280,13 @@ done:
 /* Everything that decides the result. */
 static moec_status open_work(moec_measuring *u, const moec_stats *s, moec_err *err)
 {
-    moec_status st = MOEC_OK;
-    char *text = NULL;
     moec_digest words;
-    MOEC_TRY(moec_corpus_digest(&words, u->corpus, err));
-    MOEC_TRY(moec_format(&text, err, "measure 2 %s\n%s %s %d %d %lld %lld\n%s", moec_version(), s->meta.model, words.hex,
-                         (int)u->o->compute, MOEC_MEASURE_BLOCK, (long long)u->o->group, (long long)u->o->gain_tokens,
-                         moec_ckpt_config_text(u->m->ckpt)));
-    MOEC_TRY(moec_work_open(&u->work, u->o->work, text, u->o->resume, true, err));
-done:
-    moec_free(text);
-    return st;
+    const moec_status st = moec_corpus_digest(&words, u->corpus, err);
+    if (st != MOEC_OK)
+        return st;
+    return moec_work_open(&u->work, u->o->work, u->o->resume, true, err, "measure 2 %s\n%s %s %d %d %lld %lld\n%s", moec_version(),
+                          s->meta.model, words.hex, (int)u->o->compute, MOEC_MEASURE_BLOCK, (long long)u->o->group,
+                          (long long)u->o->gain_tokens, moec_ckpt_config_text(u->m->ckpt));
 }
 
 /* One layer's records into block l of every domain. */
@@ -350,7 +339,6 @@ moec_status moec_measure(moec_stats *s, const moec_model *m, const moec_corpus *
 {
     moec_status st = MOEC_OK;
     moec_measuring u = {.m = m, .corpus = corpus, .o = o, .n = moec_corpus_tokens(corpus), .slots = m->dims.slots};
-    bool opened = false;
     u.work.folder.lock = -1;
     if (o->group < 0 || o->gain_tokens < 0)
         return moec_fail(err, MOEC_EINVAL, "measure: the group and the gains' tokens must not be negative");
@@ -358,16 +346,15 @@ moec_status moec_measure(moec_stats *s, const moec_model *m, const moec_corpus *
     if (o->gains)
         MOEC_TRY(moec__measure_gains_fit(&u, err));
     MOEC_TRY(open_work(&u, s, err));
-    opened = true;
     MOEC_TRY(measure_errors(&u, err));
     if (o->gains)
         MOEC_TRY(moec__measure_gains(&u, err));
     MOEC_TRY(moec_ckpt_unchanged(m->ckpt, err));
     MOEC_TRY(fill(s, &u, err));
 done:
-    if (st != MOEC_OK && opened)
+    if (st != MOEC_OK)
         moec_work_abandon(&u.work);
     else
-        moec_work_close(&u.work, st == MOEC_OK);
+        moec_work_close(&u.work, true);
     return st;
 }

@@ -150,10 +150,7 @@ static moec_status run(gains *g, int64_t layers, moec_err *err)
             moec_note("gains: layer %lld is done", (long long)l);
         if (st == MOEC_OK && l + 1 < layers)
             st = moec_suffix_step(&g->suffix, l, err);
-        if (st == MOEC_EINTR)
-            st = moec_fail(err, st, "interrupted while measuring gains, after %lld of %lld layers; the same command continues there",
-                           (long long)l, (long long)g->m->dims.layers);
-        MOEC_TRY(st);
+        MOEC_TRY(moec_work_interrupted(st, "gains", l, g->m->dims.layers, err));
     }
 done:
     return st;

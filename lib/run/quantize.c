@@ -86,11 +86,6 @@ static void layer_release(layer_work *w)
     moec_free(w->job);
 }
 
-static void file_name(char out[64], int64_t layer, const char *end)
-{
-    snprintf(out, 64, "layer-%05lld%s", (long long)layer, end);
-}
-
 static moec_status place_jobs(moec_qrun *u, layer_work *w, size_t from, size_t to, const char *file, bool find, moec_err *err)
 {
     return moec__qplace(w->job + from, to - from, u->format, u->p->dtype, u->work->weights, find ? NULL : file, find ? NULL : &w->sheet, err);
@@ -122,26 +117,6 @@ static moec_json *say_job(const moec_qjob *j)
     return o;
 }
 
-/* Takes `list` over. With the hash by which a later run knows the weights. */
-static moec_status write_record(const moec_qrun *u, moec_json *list, const moec_sheet *sheet, const char *name, moec_err *err)
-{
-    moec_status st = MOEC_OK;
-    char *path = NULL, *text = NULL;
-    moec_json *o = moec_json_new_object();
-    moec_digest hash;
-    moec_json_set(o, "matrices", list);
-    MOEC_TRY(moec_sheet_digest(&hash, sheet, err));
-    moec_json_set(o, "weights", moec_json_new_string(hash.hex));
-    MOEC_TRY(moec_path_join(&path, u->work->folder.dir, name, err));
-    MOEC_TRY(moec_json_dump(&text, o, 0, err));
-    MOEC_TRY(moec_file_write(path, text, strlen(text), err));
-done:
-    moec_json_free(o);
-    moec_free(path);
-    moec_free(text);
-    return st;
-}
-
 static moec_status read_job(moec_qjob *j, const moec_json *o, const char *what, moec_err *err)
 {
     int64_t expert = 0, which = 0, bits = 0, group = 0;
@@ -169,16 +144,8 @@ static moec_status read_record(const moec_qrun *u, layer_work *w, size_t from, s
     moec_status st = MOEC_OK;
     char *path = NULL;
     moec_json *o = NULL;
-    moec_digest have;
     MOEC_TRY(moec_path_join(&path, u->work->folder.dir, name, err));
-    if (!moec_path_exists(path))
-        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: is missing; --no-resume begins anew", path));
-    MOEC_TRY(moec_json_read(&o, path, 1 << 28, err));
-    MOEC_TRY(moec_override_file_digest(&have, u->work->weights, file, err));
-    const char *said = moec_json_string(moec_json_get(o, "weights"));
-    if (!said || strcmp(said, have.hex) != 0)
-        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s/%s: is not what was written there (its hash differs); --no-resume begins anew",
-                           u->work->folder.dir, file));
+    MOEC_TRY(moec_work_record_read(&o, u->work, name, 1 << 28, file, err));
     const moec_json *list = moec_json_get(o, "matrices");
     if (moec_json_len(list) != to - from)
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: damaged; --no-resume begins anew", path));
@@ -192,10 +159,11 @@ done:
 
 static moec_json *say_jobs(const layer_work *w, size_t from, size_t to)
 {
-    moec_json *list = moec_json_new_array();
+    moec_json *o = moec_json_new_object(), *list = moec_json_new_array();
     for (size_t i = from; i < to; i++)
         moec_json_push(list, say_job(&w->job[i]));
-    return list;
+    moec_json_set(o, "matrices", list);
+    return o;
 }
 
 /* Into the plan and the report. */
@@ -301,7 +269,7 @@ static moec_status fit_others(moec_qrun *u, layer_work *w, const char *file, con
         MOEC_TRY(moec_pass_look_inputs(u->pass, layer, NULL, take_input, false, u, err));
     MOEC_TRY(fit_common(u, w, MOEC_QS_SHARED, MOEC_MAT_SHARED_GATE, err));
     MOEC_TRY(fit_common(u, w, MOEC_QS_DENSE, MOEC_MAT_DENSE_GATE, err));
-    MOEC_TRY(write_record(u, say_jobs(w, 0, w->others), w->sheet, record, err));
+    MOEC_TRY(moec_work_record_write(u->work, say_jobs(w, 0, w->others), w->sheet, record, err));
     moec_sheet *sheet = w->sheet;
     w->sheet = NULL;
     MOEC_TRY(moec_sheet_commit(sheet, u->work->weights, err));
@@ -386,7 +354,7 @@ static moec_status fit_experts(moec_qrun *u, layer_work *w, const char *file, co
     moec_par_set_threads(threads);
     MOEC_TRY(st);
     moec_sheet **sheet = u->format->dense ? &w->draft.sheet : &w->sheet;
-    MOEC_TRY(write_record(u, say_jobs(w, w->others, w->list.n), *sheet, record, err));
+    MOEC_TRY(moec_work_record_write(u->work, say_jobs(w, w->others, w->list.n), *sheet, record, err));
     moec_sheet *done = *sheet;
     *sheet = NULL;
     MOEC_TRY(moec_sheet_commit(done, u->work->weights, err));
@@ -409,8 +377,8 @@ static moec_status run_layer(moec_qrun *u, moec_quantizing *q, int64_t layer, mo
         w.others += w.list.at[i].expert < 0;
     }
     if (w.others > 0) {
-        file_name(file, layer, "-others.safetensors");
-        file_name(record, layer, "-others.json");
+        moec_work_file_name(file, layer, "-others.safetensors");
+        moec_work_file_name(record, layer, "-others.json");
         if (moec_override_has(u->work->weights, file)) {
             MOEC_TRY(place_jobs(u, &w, 0, w.others, file, true, err));
             MOEC_TRY(read_record(u, &w, 0, w.others, file, record, err));
@@ -421,8 +389,8 @@ static moec_status run_layer(moec_qrun *u, moec_quantizing *q, int64_t layer, mo
         show_jobs(u, &w, 0, w.others);
     }
     if (w.list.n > w.others) {
-        file_name(file, layer, ".safetensors");
-        file_name(record, layer, ".json");
+        moec_work_file_name(file, layer, ".safetensors");
+        moec_work_file_name(record, layer, ".json");
         if (moec_override_has(u->work->weights, file)) {
             MOEC_TRY(place_experts(u, &w, file, true, err));
             MOEC_TRY(read_record(u, &w, w.others, w.list.n, file, record, err));
@@ -567,19 +535,18 @@ static void release(moec_qrun *u)
 static moec_status open_work(moec_qrun *u, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    char *plan = NULL, *text = NULL;
+    char *plan = NULL;
     moec_digest words = {""};
     const moec_quantize_opts *o = u->o;
     MOEC_TRY(moec_plan_to_text(&plan, u->p, err));
     if (o->corpus)
         MOEC_TRY(moec_corpus_digest(&words, o->corpus, err));
-    MOEC_TRY(moec_format(&text, err, "quantize 3 %s\n%s %d %d %.17g %d %d %d %d %d\n%s\n%s\n%s", moec_version(), words.hex, (int)o->compute,
-                         (int)o->rounding, o->gptq.damp, o->gptq.act_order, o->gptq.sweeps, o->weight_power, o->original, o->losses,
-                         o->fingerprint ? o->fingerprint : "", moec_ckpt_config_text(u->m->ckpt), plan));
-    MOEC_TRY(moec_work_open(u->work, o->work, text, o->resume, true, err));
+    MOEC_TRY(moec_work_open(u->work, o->work, o->resume, true, err, "quantize 3 %s\n%s %d %d %.17g %d %d %d %d %d\n%s\n%s\n%s",
+                            moec_version(), words.hex, (int)o->compute, (int)o->rounding, o->gptq.damp, o->gptq.act_order, o->gptq.sweeps,
+                            o->weight_power, o->original, o->losses, o->fingerprint ? o->fingerprint : "",
+                            moec_ckpt_config_text(u->m->ckpt), plan));
 done:
     moec_free(plan);
-    moec_free(text);
     return st;
 }
 
@@ -628,7 +595,7 @@ done:
     return st;
 }
 
-static moec_status begin(moec_qrun *u, moec_quantizing *q, bool *opened, moec_err *err)
+static moec_status begin(moec_qrun *u, moec_quantizing *q, moec_err *err)
 {
     moec_status st = MOEC_OK;
     uint64_t all, bytes;
@@ -643,7 +610,6 @@ static moec_status begin(moec_qrun *u, moec_quantizing *q, bool *opened, moec_er
     if (!u->p->quant.error && u->o->rounding == MOEC_ROUND_GPTQ) /* else no loss is taken */
         MOEC_TRY(MOEC_NEW(u->p->quant.error, 3 * (size_t)u->p->n_layers, err));
     MOEC_TRY(open_work(u, err));
-    *opened = true;
     q->modules = moec_json_new_array();
     moec_progress_start(&u->progress, "quantize", "matrices", all, 0);
     if (u->pass)
@@ -678,19 +644,13 @@ moec_status moec_quantizing_run(moec_quantizing **out, moec_plan *p, const moec_
     moec_status st = MOEC_OK;
     moec_qrun u = {.m = m, .p = p, .o = o, .n = o->corpus ? moec_corpus_tokens(o->corpus) : 0, .slots = m->dims.slots};
     moec_quantizing *q = NULL;
-    bool opened = false;
     *out = NULL;
     MOEC_TRY(MOEC_NEW(q, 1, err));
     q->work.folder.lock = -1;
     u.work = &q->work;
-    MOEC_TRY(begin(&u, q, &opened, err));
-    for (int64_t l = 0; l < m->dims.layers; l++) {
-        if ((st = run_layer(&u, q, l, err)) == MOEC_EINTR)
-            st = moec_fail(err, st, "interrupted after %lld of %lld layers; the same command continues there", (long long)l,
-                           (long long)m->dims.layers);
-        if (st != MOEC_OK)
-            goto done;
-    }
+    MOEC_TRY(begin(&u, q, err));
+    for (int64_t l = 0; l < m->dims.layers; l++)
+        MOEC_TRY(moec_work_interrupted(run_layer(&u, q, l, err), NULL, l, m->dims.layers, err));
     MOEC_TRY(moec_ckpt_unchanged(m->ckpt, err));
     MOEC_TRY(record(&u, err));
     moec_progress_finish(&u.progress);
@@ -698,12 +658,10 @@ moec_status moec_quantizing_run(moec_quantizing **out, moec_plan *p, const moec_
     q = NULL;
 done:
     release(&u);
-    if (q && opened)
+    if (q) {
         moec_work_abandon(&q->work);
-    else if (q)
-        moec_work_close(&q->work, false);
-    if (q)
         moec_json_free(q->modules);
+    }
     moec_free(q);
     return st;
 }

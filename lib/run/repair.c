@@ -40,19 +40,11 @@ static moec_json *weights(const moec_corpus *c)
     return a;
 }
 
-static moec_json *numbers(const int64_t *v, int64_t n)
-{
-    moec_json *a = moec_json_new_array();
-    for (int64_t i = 0; i < n; i++)
-        moec_json_push(a, moec_json_new_int(v[i]));
-    return a;
-}
-
 /* For a run of everything that decides the result. */
 static moec_status open_work(moec_lockstep *u, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    char *plan = NULL, *text = NULL, *rule = NULL, *merge = NULL;
+    char *plan = NULL, *rule = NULL, *merge = NULL;
     moec_json *settings = NULL;
     moec_digest words;
     MOEC_TRY(moec_plan_to_text(&plan, u->p, err));
@@ -62,18 +54,17 @@ static moec_status open_work(moec_lockstep *u, moec_err *err)
         settings = moec_merge_json(u->o->merge);
         moec_json_set(settings, "texts", weights(u->o->corpus)); /* the digest leaves them out */
         if (u->o->tied) /* no keep list says how many groups there are */
-            moec_json_set(settings, "tied", numbers(u->o->tied, u->p->n_layers));
+            moec_json_set(settings, "tied", moec_json_new_long_ints(u->o->tied, u->p->n_layers));
         MOEC_TRY(moec_json_dump(&merge, settings, 0, err));
     }
-    MOEC_TRY(moec_format(&text, err, "repair 6 %s\n%s\n%s %s\n%s\n%s\n%s\n%s", moec_version(), u->o->fingerprint, words.hex,
-                         u->o->method ? u->o->method->name : "", rule, merge ? merge : "", moec_ckpt_config_text(u->m->ckpt), plan));
-    MOEC_TRY(moec_work_open(&u->r->work, u->o->work, text, u->o->resume, true, err));
+    MOEC_TRY(moec_work_open(&u->r->work, u->o->work, u->o->resume, true, err, "repair 6 %s\n%s\n%s %s\n%s\n%s\n%s\n%s", moec_version(),
+                            u->o->fingerprint, words.hex, u->o->method ? u->o->method->name : "", rule, merge ? merge : "",
+                            moec_ckpt_config_text(u->m->ckpt), plan));
 done:
     moec_json_free(settings);
     moec_free(merge);
     moec_free(rule);
     moec_free(plan);
-    moec_free(text);
     return st;
 }
 
@@ -189,23 +180,17 @@ moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m
 {
     moec_status st = MOEC_OK;
     moec_lockstep u = {.m = m, .p = p, .o = o};
-    bool opened = false;
     *out = NULL;
     MOEC_TRY(MOEC_NEW(u.r, 1, err));
     u.r->work.folder.lock = -1;
     MOEC_TRY(begin(&u, err));
     MOEC_TRY(moec__lockstep_room(&u, err)); /* nothing is left behind where there is none */
     MOEC_TRY(open_work(&u, err));
-    opened = true;
     moec_progress_start(&u.progress, o->merge ? "merge" : "repair", "token passes", token_passes(&u), 0);
     MOEC_TRY(moec_pass_embed(u.first, err));
     MOEC_TRY(moec_pass_embed(u.second, err));
     for (int64_t l = 0; l < m->dims.layers; l++) {
-        if ((st = run_layer(&u, l, err)) == MOEC_EINTR)
-            st = moec_fail(err, st, "interrupted after %lld of %lld layers; the same command continues there", (long long)l,
-                           (long long)m->dims.layers);
-        if (st != MOEC_OK)
-            goto done;
+        MOEC_TRY(moec_work_interrupted(run_layer(&u, l, err), NULL, l, m->dims.layers, err));
         u.progress.done = u.progress.total / (uint64_t)m->dims.layers * (uint64_t)(l + 1);
         moec_progress_step(&u.progress, 0);
     }
@@ -219,10 +204,8 @@ moec_status moec_repair_run(moec_repair **out, moec_plan *p, const moec_model *m
     u.r = NULL;
 done:
     moec__lockstep_release(&u);
-    if (u.r && opened)
+    if (u.r)
         moec_work_abandon(&u.r->work);
-    else if (u.r)
-        moec_work_close(&u.r->work, false);
     moec_free(u.r);
     return st;
 }

@@ -293,7 +293,7 @@ static moec_status show_draft(moec_lockstep *u, int64_t set, moec_draft *draft, 
 {
     moec_status st = MOEC_OK;
     char file[64];
-    moec__record_name(file, u->p->layer[set].layer, "safetensors");
+    moec_work_file_name(file, u->p->layer[set].layer, ".safetensors");
     MOEC_TRY(moec_draft_new(draft, u->r->work.weights, file, u->m, u->p, &u->twin.forms, set, moec__repair_drafted(u, set), err));
     MOEC_TRY(moec_preview_set(&u->twin, u->p, set, draft, err));
     if (u->o->thin)

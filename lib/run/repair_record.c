@@ -4,20 +4,12 @@
 #include "run/lockstep.h"
 
 #include <math.h>
-#include <stdio.h>
-#include <string.h>
-
-void moec__record_name(char out[64], int64_t layer, const char *end)
-{
-    snprintf(out, 64, "layer-%05lld.%s", (long long)layer, end);
-}
 
 /* What was found out about a layer stands beside its weights: errors, what the router did, who was chosen, and a hash
  * by which a later run knows the weights (of `sheet`; NULL: there are none). */
 moec_status moec__record_write(const moec_lockstep *u, const moec_plan_layer *pl, const moec_sheet *sheet, moec_err *err)
 {
-    moec_status st = MOEC_OK;
-    char name[64], *path = NULL, *text = NULL;
+    char name[64];
     moec_json *o = moec_json_new_object();
     if (moec__repair_fits(u->o)) {
         moec_json_set(o, "before", moec_json_new_real(pl->error_before));
@@ -32,20 +24,8 @@ moec_status moec__record_write(const moec_lockstep *u, const moec_plan_layer *pl
         moec_json_set(o, "into", moec_json_new_ints(pl->into, pl->n_experts));
     if (pl->score)
         moec_json_set(o, "score", moec_json_new_reals(pl->score, pl->n_experts));
-    if (sheet) {
-        moec_digest hash;
-        MOEC_TRY(moec_sheet_digest(&hash, sheet, err));
-        moec_json_set(o, "weights", moec_json_new_string(hash.hex));
-    }
-    moec__record_name(name, pl->layer, "json");
-    MOEC_TRY(moec_path_join(&path, u->r->work.folder.dir, name, err));
-    MOEC_TRY(moec_json_dump(&text, o, 0, err));
-    MOEC_TRY(moec_file_write(path, text, strlen(text), err));
-done:
-    moec_json_free(o);
-    moec_free(path);
-    moec_free(text);
-    return st;
+    moec_work_file_name(name, pl->layer, ".json");
+    return moec_work_record_write(&u->r->work, o, sheet, name, err);
 }
 
 /* Kept experts go into themselves (tied ones: all are kept, whatever their group), others into such a one or none (mapped: never). `keep` is
@@ -100,29 +80,15 @@ static bool read_keep(moec_plan_layer *pl, const moec_json *v)
     return true;
 }
 
-/* Are the layer's weights the ones that the record was written for? */
-static moec_status check_weights(const moec_lockstep *u, const moec_plan_layer *pl, const moec_json *record, moec_err *err)
-{
-    char name[64];
-    moec_digest have = {""};
-    const char *said = moec_json_string(moec_json_get(record, "weights"));
-    moec__record_name(name, pl->layer, "safetensors");
-    moec_status st = moec_override_file_digest(&have, u->r->work.weights, name, err);
-    if (st == MOEC_OK && (!said || strcmp(said, have.hex) != 0))
-        st = moec_fail(err, MOEC_EFORMAT, "%s/%s: is not what was written there (its hash differs); --no-resume begins anew",
-                       u->r->work.folder.dir, name);
-    return st;
-}
-
 /* `found`: the layer was done by an earlier run. */
 moec_status moec__record_read(bool *found, const moec_lockstep *u, moec_plan_layer *pl, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    char name[64], *path = NULL;
+    char file[64], name[64], *path = NULL;
     moec_json *v = NULL;
-    moec__record_name(name, pl->layer, "safetensors");
-    *found = !moec__repair_fits(u->o) || moec_override_has(u->r->work.weights, name);
-    moec__record_name(name, pl->layer, "json");
+    moec_work_file_name(file, pl->layer, ".safetensors");
+    moec_work_file_name(name, pl->layer, ".json");
+    *found = !moec__repair_fits(u->o) || moec_override_has(u->r->work.weights, file);
     MOEC_TRY(moec_path_join(&path, u->r->work.folder.dir, name, err));
     const bool there = moec_path_exists(path);
     if (*found && !there && moec__repair_fits(u->o))
@@ -139,7 +105,7 @@ moec_status moec__record_read(bool *found, const moec_lockstep *u, moec_plan_lay
     if (!errors || !moved || !read_keep(pl, v) || !read_into(pl, v, u->o->merge != NULL, u->o->tied != NULL, u->p->mapped))
         MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: damaged; --no-resume begins anew", path));
     if (moec__repair_fits(u->o))
-        MOEC_TRY(check_weights(u, pl, v, err));
+        MOEC_TRY(moec_work_record_check(&u->r->work, v, file, err));
 done:
     moec_json_free(v);
     moec_free(path);

@@ -124,7 +124,6 @@ typedef struct set {
 /* Back to what the model is. */
 static void reset(moec_variant *v, const moec_model *m, int64_t at)
 {
-    v->model.embed = m->embed;
     v->model.embedding = m->embedding;
     v->model.head = m->head;
     if (at < 0 || at >= m->dims.layers)

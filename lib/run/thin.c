@@ -483,13 +483,11 @@ done:
 static moec_status open_work(job *j, const moec_thin_opts *o, moec_err *err)
 {
     moec_status st = MOEC_OK;
-    char *plan = NULL, *text = NULL;
+    char *plan = NULL;
     MOEC_TRY(moec_plan_to_text(&plan, j->p, err));
-    MOEC_TRY(moec_format(&text, err, "thin 1 %s\n%s", moec_version(), plan));
-    MOEC_TRY(moec_work_open(&j->t->work, o->work, text, o->resume, false, err));
+    MOEC_TRY(moec_work_open(&j->t->work, o->work, o->resume, false, err, "thin 1 %s\n%s", moec_version(), plan));
 done:
     moec_free(plan);
-    moec_free(text);
     return st;
 }
 

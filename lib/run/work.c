@@ -7,6 +7,7 @@
 #include "run/preview.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -66,12 +67,18 @@ done:
     return st;
 }
 
-moec_status moec_work_open(moec_work *w, const char *path, const char *identity, bool resume, bool guard, moec_err *err)
+moec_status moec_work_open(moec_work *w, const char *path, bool resume, bool guard, moec_err *err, const char *identity, ...)
 {
-    moec_status st = MOEC_OK;
     moec_err why = {MOEC_OK, ""};
-    const moec_digest id = moec_hash_bytes(identity, strlen(identity));
+    char *text = NULL;
+    va_list ap;
     *w = (moec_work){.folder.lock = -1};
+    va_start(ap, identity);
+    moec_status st = moec_vformat(&text, err, identity, ap);
+    va_end(ap);
+    if (st != MOEC_OK)
+        return st;
+    const moec_digest id = moec_hash_bytes(text, strlen(text));
     MOEC_TRY(moec_checkpoint_open(&w->folder, path, id.hex, resume, err));
     if (!w->folder.same)
         MOEC_TRY(clear(w, resume && guard, err));
@@ -82,7 +89,9 @@ moec_status moec_work_open(moec_work *w, const char *path, const char *identity,
         MOEC_TRY(moec_fail(err, st, "%s", why.text));
     if (moec_override_count(w->weights) > 0)
         moec_say("%s: continuing", w->folder.dir);
+    w->opened = true;
 done:
+    moec_free(text);
     return st;
 }
 
@@ -116,7 +125,7 @@ void moec_work_abandon(moec_work *w)
 {
     size_t layers = 0;
     moec_err none;
-    moec_work_close(w, only_ours(&layers, w->folder.dir, &none) == MOEC_OK && layers == 0);
+    moec_work_close(w, w->opened && only_ours(&layers, w->folder.dir, &none) == MOEC_OK && layers == 0);
 }
 
 void moec_work_close(moec_work *w, bool remove)
@@ -126,4 +135,65 @@ void moec_work_close(moec_work *w, bool remove)
     if (remove && moec_checkpoint_remove(&w->folder, &err) != MOEC_OK)
         moec_warn("%s", err.text);
     moec_checkpoint_release(&w->folder);
+}
+
+/* --- records ----------------------------------------------------------------------------------------------------------- */
+
+void moec_work_file_name(char out[64], int64_t layer, const char *end)
+{
+    snprintf(out, 64, "layer-%05lld%s", (long long)layer, end);
+}
+
+moec_status moec_work_record_write(const moec_work *w, moec_json *record, const moec_sheet *sheet, const char *name, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *path = NULL, *text = NULL;
+    if (sheet) {
+        moec_digest hash;
+        MOEC_TRY(moec_sheet_digest(&hash, sheet, err));
+        moec_json_set(record, "weights", moec_json_new_string(hash.hex));
+    }
+    MOEC_TRY(moec_path_join(&path, w->folder.dir, name, err));
+    MOEC_TRY(moec_json_dump(&text, record, 0, err));
+    MOEC_TRY(moec_file_write(path, text, strlen(text), err));
+done:
+    moec_json_free(record);
+    moec_free(path);
+    moec_free(text);
+    return st;
+}
+
+moec_status moec_work_record_check(const moec_work *w, const moec_json *record, const char *file, moec_err *err)
+{
+    moec_digest have;
+    const char *said = moec_json_string(moec_json_get(record, "weights"));
+    moec_status st = moec_override_file_digest(&have, w->weights, file, err);
+    if (st == MOEC_OK && (!said || strcmp(said, have.hex) != 0))
+        st = moec_fail(err, MOEC_EFORMAT, "%s/%s: is not what was written there (its hash differs); --no-resume begins anew",
+                       w->folder.dir, file);
+    return st;
+}
+
+moec_status moec_work_record_read(moec_json **out, const moec_work *w, const char *name, size_t most, const char *file, moec_err *err)
+{
+    moec_status st = MOEC_OK;
+    char *path = NULL;
+    *out = NULL;
+    MOEC_TRY(moec_path_join(&path, w->folder.dir, name, err));
+    if (!moec_path_exists(path))
+        MOEC_TRY(moec_fail(err, MOEC_EFORMAT, "%s: is missing; --no-resume begins anew", path));
+    MOEC_TRY(moec_json_read(out, path, most, err));
+    MOEC_TRY(moec_work_record_check(w, *out, file, err));
+done:
+    moec_free(path);
+    return st;
+}
+
+moec_status moec_work_interrupted(moec_status st, const char *measuring, int64_t done, int64_t layers, moec_err *err)
+{
+    if (st != MOEC_EINTR)
+        return st;
+    return moec_fail(err, st, "interrupted%s%s%s after %lld of %lld layers; the same command continues there",
+                     measuring ? " while measuring " : "", measuring ? measuring : "", measuring ? "," : "", (long long)done,
+                     (long long)layers);
 }

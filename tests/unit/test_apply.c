@@ -151,7 +151,7 @@ static void check_output(const moec_model *m, const moec_plan *p)
         same_bytes(a->mat[MOEC_MAT_Q].of, b->mat[MOEC_MAT_Q].of);
         same_bytes(a->vec[MOEC_VEC_NORM_MLP], b->vec[MOEC_VEC_NORM_MLP]);
     }
-    same_bytes(m->embed, o->embed);
+    same_bytes(m->embedding.of, o->embedding.of);
     same_bytes(m->head.of, o->head.of);
     if (m->dims.layers > 1 && m->layer[1].mat[MOEC_MAT_DENSE_UP].of)
         same_bytes(m->layer[1].mat[MOEC_MAT_DENSE_UP].of, o->layer[1].mat[MOEC_MAT_DENSE_UP].of);

@@ -473,7 +473,7 @@ static void heads_are_tied_or_their_own(void **state)
         char *dir = made(&(tiny_spec){.untied = untied == 1, .seed = 5});
         moec_model *m = opened(dir);
         assert_int_equal(m->dims.tied, !untied);
-        assert_true((m->head.of == m->embed) == !untied);
+        assert_true((m->head.of == m->embedding.of) == !untied);
         moec_model_close(m);
         if (!untied) {
             set_config(dir, "tie_word_embeddings", "false");
@@ -575,11 +575,11 @@ static void experts_are_renamed_by_role(void **state)
         assert_int_equal(at.expert, 7);
         assert_int_equal(all[m->layer[1].mat[MOEC_MAT_ROUTER].of - first].role, MOEC_ROLE_STACK);
         assert_false(all[m->layer[1].mat[MOEC_MAT_ROUTER].of - first].weights);
-        assert_int_equal(all[m->embed - first].role, MOEC_ROLE_OTHER);
+        assert_int_equal(all[m->embedding.of - first].role, MOEC_ROLE_OTHER);
         must(moec_model_rename_expert(&name, t, at, 0, &err), &err);
         assert_string_equal(name, cases[i].to);
         moec_free(name);
-        assert_int_equal(moec_model_rename_expert(&name, m->embed, all[m->embed - first], 0, &err), MOEC_EINVAL);
+        assert_int_equal(moec_model_rename_expert(&name, m->embedding.of, all[m->embedding.of - first], 0, &err), MOEC_EINVAL);
         moec_free(all);
         moec_model_close(m);
         unmake(dir);
