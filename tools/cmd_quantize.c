@@ -533,8 +533,7 @@ static moec_status quantize(const quantize_params *p, const moec_method *me, con
     job.plan->expert_shards = p->expert_shards || p->share;
     say_use(p, &r, job.plan);
     const moec_quantize_opts o = {.corpus = text ? &corpus : NULL, .compute = (moec_compute)p->input.compute, .rounding = how,
-                                  .gptq = {.damp = p->damp, .act_order = p->act_order, .sweeps = (int)p->sweeps,
-                                           .compute = (moec_compute)p->input.compute},
+                                  .gptq = {.damp = p->damp, .act_order = p->act_order, .sweeps = (int)p->sweeps},
                                   .weight_power = (int)p->power, .original = p->original && how == MOEC_ROUND_GPTQ,
                                   .losses = p->record != NULL,
                                   .fingerprint = s.print.hex};

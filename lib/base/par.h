@@ -1,5 +1,7 @@
 /* Parallel loops whose results do not depend on the number of threads: chunks come from `grain`, never from the thread
- * count, and ordered merging adds partial results in chunk order. The only file with an OpenMP pragma is par.c. */
+ * count, and ordered merging adds partial results in chunk order. The only file with an OpenMP pragma is par.c.
+ * What runs in them takes up to 1 MB of stack (num/product.h): less than threads get by default with glibc, more than with musl, and
+ * OMP_STACKSIZE may not say less. */
 #ifndef MOEC_BASE_PAR_H
 #define MOEC_BASE_PAR_H
 

@@ -59,11 +59,12 @@ MOEC_API const float *moec_gptq_importance(const moec_gptq *g);
  *  until it is clear that no row gets its codes, which is most often soon.
  *  A sweep goes through the columns as they lie: each code to its best value with all others as they are, then, behind the last column
  *  of a group, the group's scale by least squares, rounded to its type; both only where neither the loss nor the damped loss
- *  rises.
+ *  rises, as far as opts.compute tells.
  *  MOEC_EINVAL: c and g differ in columns; MOEC_ENUMERIC: a loss is not finite; MOEC_ENOMEM.
  *  Cost: 2 rows n^2 operations, little more than half with nearest NULL, 2 rows n^2 for each sweep and rows n^2 behind them, nearly all of
  *  it in opts.compute. With MOEC_COMPUTE_BF16 what a column is rounded from is off by some thousandths of a step: losses come out
- *  within some thousandths of those by float32, on either side. Memory: 10 n bytes for each of up to 256 rows. */
+ *  within some thousandths of those by float32, on either side, and within a hundredth where H is of fewer tokens than columns.
+ *  Memory: 10 n bytes for each of up to 256 rows. */
 MOEC_API moec_status moec_gptq_round(moec_qcodes *c, double *loss, double *nearest, const moec_gptq *g, const float *w, moec_err *err)
     MOEC_USE_RESULT;
 /** tr(D H D^T) by H as it was given, in float64. v [rows,cols]: W'. MOEC_ENOMEM. */

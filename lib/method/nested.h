@@ -23,8 +23,8 @@ MOEC_API moec_status moec_nested_new(moec_qcodes *out, const moec_qgrid *g, int6
  *  those on, each column's codes at all bits at once and each group's scales, to the least sum over widths k of 4^k L (gptq.h) with all
  *  others as they are, twice as often as g has sweeps.
  *  With g *loss is L of gptq.h at all bits and *nearest that of CLIP's codes; without, both are left as they are.
- *  MOEC_ENUMERIC, MOEC_ENOMEM as moec_quant_range. Deterministic; any thread. Cost: with g 2 rows n^2 b for each time through, and 2^b steps
- *  a value. Memory: 8 bytes a value and 1 kB n b. */
+ *  MOEC_ENUMERIC, MOEC_ENOMEM as moec_quant_range. Deterministic; any thread. Cost: with g 2 rows n^2 b for each time through, in the
+ *  mode of its options (gptq.h says what that costs), and 2^b steps a value. Memory: 8 bytes a value and 1 kB n b. */
 MOEC_API moec_status moec_nested_round(moec_qcodes *c, double *loss, double *nearest, const float *w, moec_rounding how, const moec_gptq *g,
                                        const float *importance, moec_err *err) MOEC_USE_RESULT;
 /** Fits all scales of each group of rows [lo, hi) to the codes, and the codes to the scales in turn (each plane the sign of what is left):

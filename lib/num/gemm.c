@@ -20,7 +20,6 @@ enum {
     TASK_TILES = 4,            /* least tiles of a parallel task: each task reads all of its activations */
     TASK_FLOP = 4000000,       /* least work of a parallel task */
     SERIAL_FLOP = 2000000,     /* waking the other threads costs more than products below this */
-    PANEL_BYTES_PER_K = MOEC_PANEL * (int)sizeof(float),
 };
 
 /* What an instruction set uses for F32 and for BF16. Without bf16 instructions both operands are rounded and then
@@ -66,17 +65,11 @@ typedef struct product {
     int step;              /* half bytes from one value of a view's row to the next */
 } product;
 
-/* Bytes of one panel in the kernel's form. */
-static int64_t panel_bytes(const moec_kernel *kernel, int64_t k)
-{
-    return kernel->x_bytes == 2 ? (k + 1) / 2 * 2 * MOEC_PANEL * 2 : k * PANEL_BYTES_PER_K;
-}
-
 size_t moec_gemm_scratch_bytes(moec_compute mode, int64_t n, int64_t k)
 {
     const moec_kernel *kernel = moec__kernel(mode);
     int64_t panels = moec_panels(n) < SPAN ? moec_panels(n) : SPAN;
-    return kernel->x_bytes == 0 ? 0 : (size_t)(panels * panel_bytes(kernel, k));
+    return kernel->x_bytes == 0 ? 0 : (size_t)(panels * moec__panel_bytes(kernel, k));
 }
 
 /* Unused lanes are 0 even where the kernel left them out, or multiplied 0 by an infinite weight. */
@@ -91,7 +84,7 @@ static void multiply_tile(const product *p, moec_tile_job *job, int64_t panel0, 
 {
     const moec_kernel *kernel = p->kernel;
     const char *x = kernel->x_bytes ? p->scratch : (const char *)p->x;
-    int64_t x_panel = panel_bytes(kernel, p->k), x_value = MOEC_PANEL * (kernel->x_bytes == 2 ? 2 : 4);
+    int64_t x_panel = moec__panel_bytes(kernel, p->k), x_value = MOEC_PANEL * (kernel->x_bytes == 2 ? 2 : 4);
     for (int64_t i = panel0; i < panel0 + panels; i++) {
         int64_t tokens = p->n - i * MOEC_PANEL;
         job->lanes = tokens > MOEC_PANEL / 2 ? MOEC_PANEL : MOEC_PANEL / 2;
@@ -180,7 +173,7 @@ static moec_status multiply(void *ctx, int worker, int64_t lo, int64_t hi, moec_
 static moec_status round_panels(void *ctx, int worker, int64_t lo, int64_t hi, moec_err *err)
 {
     const product *p = ctx;
-    int64_t bytes = panel_bytes(p->kernel, p->k);
+    int64_t bytes = moec__panel_bytes(p->kernel, p->k);
     (void)worker;
     (void)err;
     for (int64_t i = lo; i < hi; i++)

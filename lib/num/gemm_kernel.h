@@ -25,7 +25,7 @@ enum {
     MOEC_W_STRIDE = 4 * MOEC_KC_F32 + 64,           /* bytes; the 64 keep rows out of each other's cache sets */
 };
 
-/** One panel of k features, ldx floats from one to the next, to the kernel's own form, rounding to bfloat16. */
+/** One panel of k features, ldx floats from one to the next, to the kernel's own form, rounding to bfloat16. Reads 32 floats of each. */
 typedef void moec_round_fn(void *out, const float *x, int64_t ldx, int64_t k);
 
 /** Fills the weight block: `rows` rows of kc values that lie `stride` bytes apart from w on. Rows up to the next
@@ -66,6 +66,12 @@ typedef struct moec_kernel {
     moec_load_fn *load;
     moec_tile_fn *tile;
 } moec_kernel;
+
+/** Bytes of one panel of k features in the kernel's form. */
+static inline int64_t moec__panel_bytes(const moec_kernel *kernel, int64_t k)
+{
+    return MOEC_PANEL * (kernel->x_bytes == 2 ? (k + 1) / 2 * 2 * (int)sizeof(uint16_t) : k * (int)sizeof(float));
+}
 
 /* gemm.c: the fastest of this machine */
 const moec_kernel *moec__kernel(moec_compute mode);

@@ -19,6 +19,9 @@ MOEC_API void moec_linalg_init(void);
  *  beta == 0 overwrites C whatever it holds. Safe from several threads at once, on different C. */
 MOEC_API void moec_sgemm(bool transa, bool transb, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
                          int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
+/** The same of doubles. */
+MOEC_API void moec_dgemm(bool transa, bool transb, int64_t m, int64_t n, int64_t k, double alpha, const double *a, int64_t lda,
+                         const double *b, int64_t ldb, double beta, double *c, int64_t ldc);
 
 /** Lower triangle of C = A A^T + beta * C in float64, A [n,k], C [n,n]; what lies above it is neither read nor written. beta 0
  *  overwrites C whatever it holds. Safe from several threads at once, on different C. */
@@ -28,10 +31,6 @@ MOEC_API void moec_dsyrk(int64_t n, int64_t k, const double *a, int64_t lda, dou
 MOEC_API void moec_saxpy(float *y, float alpha, const float *x, int64_t n);
 /** sum of x[i] * y[i] in float32, in one order for each n. */
 MOEC_API float moec_sdot(const float *x, const float *y, int64_t n);
-
-/** The same of doubles. */
-MOEC_API void moec_dgemm(bool transa, bool transb, int64_t m, int64_t n, int64_t k, double alpha, const double *a, int64_t lda,
-                         const double *b, int64_t ldb, double beta, double *c, int64_t ldc);
 
 /** Factor of a symmetric positive definite matrix a [n,n] in float64: the lower triangle is overwritten by L with L L^T = a;
  *  what lies above it is neither read nor written. False: a is not positive definite or not finite; the triangle is lost then.

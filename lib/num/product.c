@@ -4,6 +4,8 @@
 #include "num/product.h"
 
 #include "num/gemm_kernel.h"
+#include "num/linalg.h"
+#include "num/simd.h"
 
 #include <string.h>
 
@@ -28,12 +30,6 @@ static int least(int64_t n, int most)
     return n < most ? (int)n : most;
 }
 
-/* Bytes of kc values of a panel. */
-static size_t panel_bytes(const moec_kernel *kernel, int kc)
-{
-    return kernel->x_bytes == 2 ? (size_t)(kc + 1) / 2 * 2 * MOEC_PANEL * 2 : (size_t)kc * MOEC_PANEL * sizeof(float);
-}
-
 /* out [kc,32]: columns of B, 0 behind the last. b: the first of them at the first k. */
 static void copy_rows(float *out, const float *b, int64_t ldb, int cols, int kc)
 {
@@ -55,14 +51,14 @@ static void load_columns(columns *to, const float *b, int64_t ldb, bool turned, 
     to->panels = (cols + MOEC_PANEL - 1) / MOEC_PANEL;
     to->kc = kc;
     for (int p = 0; p < to->panels; p++, b += turned ? MOEC_PANEL * ldb : MOEC_PANEL) {
-        char *panel = to->at + (size_t)p * panel_bytes(kernel, kc);
+        char *panel = to->at + p * moec__panel_bytes(kernel, kc);
         const int wide = least(cols - p * MOEC_PANEL, MOEC_PANEL);
         if (kernel->round && !turned && wide == MOEC_PANEL) {
             kernel->round(panel, b, ldb, kc);
             continue;
         }
         for (int i = 0, some; i < kc; i += some) {
-            void *out = panel + panel_bytes(kernel, i); /* i is even */
+            void *out = panel + moec__panel_bytes(kernel, i); /* i is even */
             float *plain = kernel->round ? part : out;
             some = least(kc - i, PART);
             if (turned)
@@ -103,7 +99,7 @@ static void multiply_tile(const columns *b, const char *block, int rows, int col
     for (int p = 0; p < b->panels; p++) {
         const int wide = least(cols - p * MOEC_PANEL, MOEC_PANEL);
         float edge[MOEC_TILE * MOEC_PANEL];
-        moec_tile_job job = {.y = c + p * MOEC_PANEL, .ld = ldc, .x = b->at + (size_t)p * panel_bytes(b->kernel, b->kc), .w = block,
+        moec_tile_job job = {.y = c + p * MOEC_PANEL, .ld = ldc, .x = b->at + p * moec__panel_bytes(b->kernel, b->kc), .w = block,
                              .rows = rows, .kc = b->kc, .lanes = MOEC_PANEL, .first = !add, .next = (const char *)(p == 0 ? next : NULL),
                              .stride = (size_t)lda * sizeof *next, .step = 2 * sizeof *next};
         if (wide == MOEC_PANEL) {
@@ -129,6 +125,10 @@ void moec_product(moec_compute mode, bool transa, bool transb, int64_t m, int64_
     _Alignas(64) char strip[STRIP * MOEC_W_STRIDE];
     columns part;
     const moec_kernel *kernel = part.kernel = moec__kernel(mode);
+    if (moec__isa() == MOEC_ISA_GENERIC) {
+        moec_sgemm(transa, transb, m, n, k, 1.0f, a, lda, b, ldb, add ? 1.0f : 0.0f, c, ldc);
+        return;
+    }
     if (k == 0 && !add)
         for (int64_t i = 0; i < m; i++)
             memset(c + i * ldc, 0, (size_t)n * sizeof *c);
@@ -152,22 +152,45 @@ void moec_product(moec_compute mode, bool transa, bool transb, int64_t m, int64_
         }
 }
 
-/* c [rows,..], first at column j and row i >= j of the whole, += the tile's products up to the diagonal; times beta before. */
+/* c [rows,cols], whose first row is `below` rows below its first column's, = beta c + part [rows,ld] up to the diagonal. */
+static void add_part(double *c, int64_t n, const float *part, int64_t ld, int rows, int cols, int64_t below, double beta)
+{
+    for (int r = 0; r < rows; r++) {
+        const int wide = least(below + r + 1, cols);
+        for (int i = 0; i < wide; i++)
+            c[r * n + i] = (beta == 0.0 ? 0.0 : beta * c[r * n + i]) + (double)part[r * ld + i];
+    }
+}
+
+/* The same with the tile's products for part. */
 static void add_tile(const columns *b, const char *block, int rows, int cols, int64_t below, double beta, double *c, int64_t n)
 {
     float part[MOEC_TILE * MOEC_PANEL];
     for (int p = 0; p < b->panels && p * MOEC_PANEL < below + rows; p++) {
-        const moec_tile_job job = {.y = part, .ld = MOEC_PANEL, .x = b->at + (size_t)p * panel_bytes(b->kernel, b->kc), .w = block,
+        const moec_tile_job job = {.y = part, .ld = MOEC_PANEL, .x = b->at + p * moec__panel_bytes(b->kernel, b->kc), .w = block,
                                    .rows = rows, .kc = b->kc, .lanes = MOEC_PANEL, .first = true};
         b->kernel->tile(&job);
-        for (int r = 0; r < rows; r++) {
-            double *to = c + r * n + p * MOEC_PANEL;
-            const float *from = part + r * MOEC_PANEL;
-            const int wide = least(least(below + r + 1, cols) - p * MOEC_PANEL, MOEC_PANEL);
-            for (int i = 0; i < wide; i++)
-                to[i] = (beta == 0.0 ? 0.0 : beta * to[i]) + (double)from[i];
-        }
+        add_part(c + p * MOEC_PANEL, n, part, MOEC_PANEL, rows, least(cols - p * MOEC_PANEL, MOEC_PANEL), below - p * MOEC_PANEL, beta);
     }
+}
+
+/* k0: sums before it are in c already. */
+static double before(int64_t k0, double beta)
+{
+    return k0 > 0 ? 1.0 : beta;
+}
+
+static void gram_generic(double *c, int64_t n, const float *x, int64_t ldx, int64_t k, double beta)
+{
+    float part[STRIP * COLUMNS];
+    for (int64_t j = 0; j < n; j += COLUMNS)
+        for (int64_t k0 = 0; k0 < k; k0 += SUM)
+            for (int64_t i = j; i < n; i += STRIP) {
+                const int rows = least(n - i, STRIP), cols = least(n - j, COLUMNS);
+                const float *at = x + k0 * ldx;
+                moec_sgemm(true, false, rows, cols, least(k - k0, SUM), 1.0f, at + i, ldx, at + j, ldx, 0.0f, part, COLUMNS);
+                add_part(c + i * n + j, n, part, COLUMNS, rows, cols, i - j, before(k0, beta));
+            }
 }
 
 void moec_gram(double *c, int64_t n, const float *x, int64_t ldx, int64_t k, double beta, moec_compute mode)
@@ -179,15 +202,19 @@ void moec_gram(double *c, int64_t n, const float *x, int64_t ldx, int64_t k, dou
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j <= i; j++)
                 c[i * n + j] = beta == 0.0 ? 0.0 : beta * c[i * n + j];
+    if (moec__isa() == MOEC_ISA_GENERIC) {
+        gram_generic(c, n, x, ldx, k, beta);
+        return;
+    }
     for (int64_t j = 0; j < n; j += COLUMNS)
         for (int64_t k0 = 0; k0 < k; k0 += SUM) {
-            const int cols = least(n - j, COLUMNS), kc = least(k - k0, SUM);
-            load_columns(&part, x + k0 * ldx + j, ldx, false, cols, kc);
+            const int cols = least(n - j, COLUMNS);
+            load_columns(&part, x + k0 * ldx + j, ldx, false, cols, least(k - k0, SUM));
             for (int64_t i = j; i < n; i += STRIP) {
                 const int rows = least(n - i, STRIP);
-                load_turned(kernel, strip, x + k0 * ldx + i, ldx, rows, kc);
+                load_turned(kernel, strip, x + k0 * ldx + i, ldx, rows, part.kc);
                 for (int r = 0; r < rows; r += MOEC_TILE)
-                    add_tile(&part, strip + (size_t)r * MOEC_W_STRIDE, least(rows - r, MOEC_TILE), cols, i + r - j, k0 > 0 ? 1.0 : beta,
+                    add_tile(&part, strip + (size_t)r * MOEC_W_STRIDE, least(rows - r, MOEC_TILE), cols, i + r - j, before(k0, beta),
                              c + (i + r) * n + j, n);
             }
         }

@@ -22,9 +22,9 @@
 
 typedef struct moec_quantize_opts {
     const moec_corpus *corpus; /* NULL: no tokens; then rounding is NEAREST, or CLIP without importance */
-    moec_compute compute;
+    moec_compute compute;      /* of the forward passes and of all that is summed over tokens or rounded by them */
     moec_rounding rounding;
-    moec_gptq_opts gptq;
+    moec_gptq_opts gptq;       /* its `compute` is not read: it is the above */
     int weight_power;          /* a: 0, 1, 2 */
     bool original;             /* targets are the original's; with GPTQ only */
     bool losses;               /* those of rounding to nearest are wanted beside GPTQ's: a tenth more time without sweeps */
@@ -46,7 +46,7 @@ typedef struct moec_quantizing moec_quantizing;
  *  @return MOEC_OK; MOEC_EINVAL: rounding by tokens without text, a quantized source; MOEC_EEXIST, MOEC_EFORMAT, MOEC_ENUMERIC,
  *          MOEC_ENOFIT, MOEC_EINTR (can be resumed), MOEC_EIO, MOEC_ENOMEM as moec_factoring_run.
  *  Cost: two forward passes, three with `original`, and up to two more where other matrices than experts' are quantized; for an expert
- *  of n tokens n (H^2 + I^2 + 4 H I) operations in float32, with `original` n (2 H^2 + 16 H I) more, for up to I tokens of the layer
+ *  of n tokens n (H^2 + I^2 + 4 H I) operations in o->compute, with `original` n (2 H^2 + 16 H I) more, for up to I tokens of the layer
  *  where it has fewer than 2 I, and what gptq.h says. Memory: the passes, n H floats for n tokens (twice that with `original`), and for
  *  each thread some 20 H^2 + 20 I^2 + 30 H I bytes. Disk: the quantized weights. */
 MOEC_API moec_status moec_quantizing_run(moec_quantizing **out, moec_plan *p, const moec_model *m, const moec_quantize_opts *o,
@@ -59,8 +59,7 @@ MOEC_API moec_quantize_report moec_quantizing_report(const moec_quantizing *q);
 /** [{"module", "layer", "expert": -1 where it is none's, "matrix", "bits", "group_size", "tokens", "method": "gptq"|"clip"|"nearest",
  *  "loss", "loss_nearest", "loss_zero"}], an entry a matrix; losses are L of gptq.h of what it became, of rounding to nearest and of
  *  zeros, by the blended Hessian and with `original` against W*; null where no Hessian was taken, and loss_nearest without `losses`;
- *  loss_zero of more than 511 rows is by 256 or more of them, evenly taken.
- *  Borrowed. */
+ *  loss_zero of more than 511 rows is by 256 or more of them, evenly taken. Borrowed. */
 MOEC_API const moec_json *moec_quantizing_modules(const moec_quantizing *q);
 /** Moves the folder to `dir`, where it stays. MOEC_EIO. */
 MOEC_API moec_status moec_quantizing_keep(moec_quantizing *q, const char *dir, moec_err *err) MOEC_USE_RESULT;

@@ -104,6 +104,14 @@ done:
     return st;
 }
 
+/* moec_gptq_new in the mode of the run. */
+static moec_status new_factor(moec_gptq **out, const moec_qrun *u, const double *h, int64_t n, moec_err *err)
+{
+    moec_gptq_opts opts = u->o->gptq;
+    opts.compute = u->o->compute;
+    return moec_gptq_new(out, h, n, &opts, err);
+}
+
 /* By what a matrix is rounded: g and the h that it is of (GPTQ), importance alone, or neither. */
 typedef struct metric {
     const moec_gptq *g;
@@ -216,7 +224,7 @@ moec_status moec__qfit_linear(moec_qrun *u, moec_qjob *const *job, int jobs, con
         MOEC_TRY(moec__qfit_gram(h, x, u->n, cols, u->o->compute, err));
         moec_gptq_blend(h, (double)u->n, u->n, NULL, 0.0, cols);
         if (u->o->rounding == MOEC_ROUND_GPTQ) {
-            MOEC_TRY(moec_gptq_new(&g, h, cols, &u->o->gptq, err));
+            MOEC_TRY(new_factor(&g, u, h, cols, err));
         } else {
             MOEC_TRY(MOEC_NEW(importance, (size_t)cols, err));
             diagonal(importance, h, cols);
@@ -344,7 +352,8 @@ static size_t rounding_bytes(const moec_qrun *u, size_t rows, size_t cols)
     const size_t lanes = rows < 1024 ? rows + 64 : 1024, codes = rows * cols + rows * cols / 8;
     if (u->format->nested) /* eight bits at most: nested.h */
         return 8 * codes + 8 * rows * cols + 7 * 1024 * cols;
-    return codes + (u->o->rounding == MOEC_ROUND_GPTQ ? 16 * cols * lanes + STRIPE * (rows + cols) * sizeof(float) : 0);
+    const size_t some = rows < 2 * SOME_ROWS ? rows : 2 * SOME_ROWS;
+    return codes + (u->o->rounding == MOEC_ROUND_GPTQ ? 16 * cols * lanes + STRIPE * (some + cols) * sizeof(float) : 0);
 }
 
 static size_t forward_bytes(const moec_qrun *u, size_t I)
@@ -521,7 +530,7 @@ static moec_status prepare(metric *by, const moec_qrun *u, moec_qbench *b, int w
         st = moec_gptq_renew(*g, b->h, err);
     } else {
         moec_gptq_free(*g);
-        st = moec_gptq_new(g, b->h, n, &u->o->gptq, err);
+        st = new_factor(g, u, b->h, n, err);
         b->columns[which] = n;
     }
     by->g = *g;

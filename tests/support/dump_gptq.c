@@ -3,8 +3,9 @@
  *   dump_gptq ROWS COLS BITS GROUP ZEROS TYPE RANGE DAMP ORDER SWEEPS COMPUTE IN OUT
  *
  * TYPE: F16, BF16 or F32, of the scales; RANGE: minmax, clip (without importance) or weighted (by the diagonal of H); ZEROS and ORDER: 0
- * or 1; COMPUTE: f32 or bf16. IN holds W [ROWS,COLS] in float32, then H [COLS,COLS] in float64. Prints the loss, that of rounding to nearest, and that of
- * moec_gptq_loss. OUT gets the scales that were found and those that were left (float32), zero points and codes (bytes). */
+ * or 1; COMPUTE: f32 or bf16. IN holds W [ROWS,COLS] in float32, then H [COLS,COLS] in float64. Prints the loss, that of rounding to
+ * nearest, and that of moec_gptq_loss. OUT gets the scales that were found and those that were left (float32), zero points and codes
+ * (bytes). */
 #include "base/mem.h"
 #include "method/gptq.h"
 

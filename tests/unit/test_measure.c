@@ -347,6 +347,32 @@ static void test_threads(void **state)
     moec_stats_free(s[1]);
 }
 
+/* What a width costs a layer's experts together; single tokens may be routed otherwise. 8 bits too, whose errors are smaller than
+ * what bfloat16 does to an output: a difference of outputs would be all noise. */
+static void test_bf16(void **state)
+{
+    (void)state;
+    moec_stats *s[2];
+    for (int i = 0; i < 2; i++) {
+        moec_measure_opts o = opts(false, 0);
+        o.compute = i == 0 ? MOEC_COMPUTE_F32 : MOEC_COMPUTE_BF16;
+        s[i] = calibrated("qwen3_moe");
+        measure(s[i], &o);
+    }
+    for (int64_t l = 0; l < model->dims.layers; l++)
+        for (int k = 0; k < 4 * B && model->layer[l].expert; k++) {
+            double sum[2] = {0.0, 0.0};
+            for (int i = 0; i < 2; i++)
+                for (int64_t e = 0; e < model->dims.experts; e++)
+                    for (int d = 0; d < 2; d++)
+                        sum[i] += ((const double *)moec_stat_at(s[i], d, MOEC_STAT_QUANT_SQ, model->layer[l].moe_index))[e * 4 * B + k];
+            if (!(fabs(sum[1] - sum[0]) <= 0.02 * sum[0]))
+                fail_msg("layer %d, part %d at %d bits: %.6g in bfloat16, %.6g in float32", (int)l, k / B, width[k % B], sum[1], sum[0]);
+        }
+    moec_stats_free(s[0]);
+    moec_stats_free(s[1]);
+}
+
 static void refused(moec_stats *s, const moec_corpus *c, moec_measure_opts o, moec_status want, const char *why)
 {
     moec_err err = {MOEC_OK, ""};
@@ -408,7 +434,7 @@ static void test_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_errors), cmocka_unit_test(test_gains), cmocka_unit_test(test_threads),
-                                       cmocka_unit_test(test_refusals), cmocka_unit_test(test_memory)};
+                                       cmocka_unit_test(test_bf16), cmocka_unit_test(test_refusals), cmocka_unit_test(test_memory)};
     moec_log_set(MOEC_QUIET);
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
