@@ -71,8 +71,13 @@ void tool_quant_print(const moec_plan *p, const moec_model *m, const moec_quanti
            p->quant.error ? "; squared error of their outputs on --text, relative to the outputs, every expert counting alike" : "");
     moec_quantize_means(&bits, &disk, p, m);
     const moec_qformat *f = moec_qformat_find(p->quant.format);
-    printf("method     %s\nformat     %s, groups of %" PRId64 "\nbits       %.3f a weight of the routed experts, %.3f on disk%s\n",
-           p->method, p->quant.format, p->quant.group, bits, disk, f && f->dense ? ", dequantized" : " with scales");
+    printf("method     %s\nformat     %s", p->method, p->quant.format);
+    if (f) {
+        const int64_t in = moec_qformat_grid(f, &p->quant, m->dims.hidden, 4).group;
+        const int64_t down = moec_qformat_grid(f, &p->quant, m->dims.expert_width, 4).group;
+        printf(in == down ? ", groups of %" PRId64 : ", groups of %" PRId64 ", of %" PRId64 " in down", in, down);
+    }
+    printf("\nbits       %.3f a weight of the routed experts, %.3f on disk%s\n", bits, disk, f && f->dense ? ", dequantized" : " with scales");
     print_others(p);
     if (report && report->by_gptq + report->by_nearest > 0)
         printf("rounding   %" PRId64 " matrices by gptq, %" PRId64 " where rounding to nearest was better\n", report->by_gptq,

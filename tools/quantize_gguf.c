@@ -338,8 +338,8 @@ static moec_status check_memory(const state *a, moec_err *err)
         need += moec_stats_memory(a->s.stats) + moec_gguf_importance_memory(a->x, a->s.stats);
     if (a->j->common->max_memory == 0 || need <= a->j->common->max_memory)
         return MOEC_OK;
-    return moec_fail(err, MOEC_ENOFIT, "--max-memory %s: %s are needed; fewer --threads need less",
-                     moec_size_text(x, sizeof x, a->j->common->max_memory), moec_size_text(y, sizeof y, need));
+    return moec_fail(err, MOEC_ENOFIT, "--max-memory %s: %s are needed%s", moec_size_text(x, sizeof x, a->j->common->max_memory),
+                     moec_size_text_up(y, sizeof y, need), moec_par_threads() > 1 ? "; fewer --threads need less" : "");
 }
 
 static moec_status write_it(state *a, moec_err *err)

@@ -431,13 +431,25 @@ moec_status moec_size_parse(uint64_t *out, const char *text, moec_err *err)
     return MOEC_OK;
 }
 
-const char *moec_size_text(char *buf, size_t cap, uint64_t bytes)
+static const char *size_text(char *buf, size_t cap, uint64_t bytes, bool up)
 {
     static const char *const names[] = {"B", "KiB", "MiB", "GiB", "TiB"};
     size_t i = 0;
     double v = (double)bytes;
-    for (; v >= 1023.5 && i + 1 < MOEC_COUNT(names); i++)
+    for (; v >= (up ? 1023.0 : 1023.5) && i + 1 < MOEC_COUNT(names); i++)
         v /= 1024.0;
-    snprintf(buf, cap, i == 0 ? "%.0f %s" : v < 9.995 ? "%.2f %s" : v < 99.95 ? "%.1f %s" : "%.0f %s", v, names[i]);
+    const int places = i == 0 ? 0 : v < (up ? 9.99 : 9.995) ? 2 : v < (up ? 99.9 : 99.95) ? 1 : 0;
+    const double unit = places == 2 ? 100.0 : places == 1 ? 10.0 : 1.0;
+    snprintf(buf, cap, "%.*f %s", places, up ? ceil(v * unit) / unit : v, names[i]);
     return buf;
+}
+
+const char *moec_size_text(char *buf, size_t cap, uint64_t bytes)
+{
+    return size_text(buf, cap, bytes, false);
+}
+
+const char *moec_size_text_up(char *buf, size_t cap, uint64_t bytes)
+{
+    return size_text(buf, cap, bytes, true);
 }

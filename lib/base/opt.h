@@ -88,5 +88,7 @@ MOEC_API moec_status moec_size_parse(uint64_t *out, const char *text, moec_err *
 MOEC_API moec_status moec_share_parse(double *out, const char *text, moec_err *err) MOEC_USE_RESULT;
 /** "1.25 GiB" into buf; returns buf. */
 MOEC_API const char *moec_size_text(char *buf, size_t cap, uint64_t bytes);
+/** The same, never less than it is: of a need, which moec_size_parse reads as enough. */
+MOEC_API const char *moec_size_text_up(char *buf, size_t cap, uint64_t bytes);
 
 #endif

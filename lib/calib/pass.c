@@ -185,7 +185,7 @@ moec_status moec_pass_estimate(moec_pass_plan *out, const moec_model *m, int64_t
         return MOEC_OK;
     char have[32], need[32];
     return moec_fail(err, MOEC_ENOFIT, "--max-memory %s is too little: %s is the least this run can do with",
-                     moec_size_text(have, sizeof have, limit), moec_size_text(need, sizeof need, least.bytes));
+                     moec_size_text(have, sizeof have, limit), moec_size_text_up(need, sizeof need, least.bytes));
 }
 
 moec_status moec_pass_new(moec_pass **out, const moec_model *m, const moec_corpus *corpus, const moec_pass_opts *o,

@@ -294,7 +294,7 @@ static void group_range(search *t, float *scale, float *zero, const float *w, mo
         extremes(&least, &most, w, t->n);
     const float size = g->zeros ? fmaxf(-least, most) : moec_abs_max(w, t->n);
     *zero = g->zeros ? 0.0f : g->bits == 1 ? 0.5f : (t->top + 1.0f) / 2.0f;
-    *scale = 1.0f;
+    *scale = g->bits == 1 ? moec_quant_scale(0.0f, g->scale_type) : 1.0f; /* of one bit no code is 0 */
     if (size == 0.0f)
         return;
     if (g->bits == 1) {
@@ -349,7 +349,8 @@ moec_status moec_quant_range(moec_qcodes *c, const float *w, moec_qrange how, co
             t.mass = mass[j];
             group_range(&t, &scale, &zero, w + r * c->cols + j * n, how);
             if (!isfinite(scale)) {
-                st = moec_fail(err, MOEC_ENUMERIC, "row %lld: the scale of columns %lld to %lld is too large for %s; take F32 or BF16",
+                st = moec_fail(err, MOEC_ENUMERIC, "row %lld: the scale of columns %lld to %lld is too large for %s; formats with scales in BF16 or F32 hold it "
+                               "(nested, fake, and compressed-tensors for a model in BF16)",
                                (long long)r, (long long)(j * n), (long long)((j + 1) * n - 1), moec_dtypes[c->grid.scale_type].name);
                 goto done;
             }

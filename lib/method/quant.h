@@ -41,7 +41,7 @@ MOEC_API int64_t moec_quant_group(int64_t group, int64_t cols, int64_t least);
  *    CLIP               s (both signs without zeros) and z of least sum_c m_c (w_c - w'_c)^2, m_c the column's importance */
 typedef enum moec_qrange { MOEC_QRANGE_MINMAX, MOEC_QRANGE_CLIP } moec_qrange;
 /** Scales and zero points of rows [lo, hi) of c for w [rows,cols] (row 0 first). importance: [cols], none negative; NULL: 1.
- *  A group of zeros gets scale 1, one whose importance is all 0 is taken as if it were all 1. A scale that the type would make 0 is
+ *  A group of zeros gets scale 1, with 1 bit the least that the type has; one whose importance is all 0 is taken as if it were all 1. A scale that the type would make 0 is
  *  its least value. MOEC_ENUMERIC: w is not finite, or a scale is too large for the type; MOEC_ENOMEM. Results do not depend on how
  *  rows are shared out, nor on the machine. Cost: MINMAX one read; CLIP some 20 roundings of every value, 40 with zero points.
  *  CLIP tries scales in even ratios from MINMAX's down to three quarters of a Gaussian's best, each with the zero points around the

@@ -175,6 +175,9 @@ static moec_status uniform(moec__items *x, moec_err *err)
         list_widths(text, sizeof text, r);
         if (r->bits < (double)r->width[0])
             return moec_fail(err, MOEC_ENOFIT, "--bits %g: the least that is possible is %d", r->bits, r->width[0]);
+        if (r->bits == floor(r->bits))
+            return moec_fail(err, MOEC_EINVAL, "--bits %g: method %s has one width, of %s; --widths %g offers this one where the format has it",
+                             r->bits, x->me->name, text, r->bits);
         return moec_fail(err, MOEC_EINVAL, "--bits %g: method %s has one width, of %s; %d and %d are nearest, and an average in between "
                          "is for methods that mix widths, such as direct", r->bits, x->me->name, text, r->width[below],
                          r->width[below + 1]);

@@ -47,8 +47,8 @@ static moec_status estimate(moec_apply_result *r, const moec_model *m, const moe
     for (size_t i = 0; i < l->side.n; i++)
         r->left_out += l->side.at[i].kind == MOEC_SIDE_LEAVE;
     if (opt->max_memory > 0 && opt->max_memory < r->memory_bytes)
-        return moec_fail(err, MOEC_ENOFIT, "--max-memory %s: writing needs %s; fewer --threads need less",
-                         moec_size_text(a, sizeof a, opt->max_memory), moec_size_text(b, sizeof b, r->memory_bytes));
+        return moec_fail(err, MOEC_ENOFIT, "--max-memory %s: writing needs %s%s", moec_size_text(a, sizeof a, opt->max_memory),
+                         moec_size_text_up(b, sizeof b, r->memory_bytes), moec_par_threads() > 1 ? "; fewer --threads need less" : "");
     return opt->out ? moec_disk_free(&r->disk_free, opt->out, err) : MOEC_OK;
 }
 

@@ -28,25 +28,33 @@ const moec_qformat *moec_qformat_find(const char *name)
 
 moec_status moec_qformat_take(const moec_qformat **out, const char *name, moec_err *err)
 {
-    const char *names[MOEC_COUNT(formats)];
+    const char *names[MOEC_COUNT(formats) + 1];
     char list[160] = "";
     *out = moec_qformat_find(name);
     if (*out)
         return MOEC_OK;
     for (size_t i = 0, at = 0; i < MOEC_COUNT(formats); i++) {
         names[i] = formats[i]->name;
-        at += (size_t)snprintf(list + at, at < sizeof list ? sizeof list - at : 0, "%s%s",
-                               i == 0 ? "" : i + 1 < MOEC_COUNT(formats) ? ", " : " and ", names[i]);
+        at += (size_t)snprintf(list + at, at < sizeof list ? sizeof list - at : 0, "%s, ", names[i]);
     }
-    const char *near = moec_word_nearest(name, names, MOEC_COUNT(formats));
-    return moec_fail(err, MOEC_EINVAL, "no format %.40s%s%s; there are %s", name, near ? "; did you mean " : "", near ? near : "", list);
+    names[MOEC_COUNT(formats)] = "gguf"; /* quantize's other way: gguf_quant.h */
+    const char *near = moec_word_nearest(name, names, MOEC_COUNT(names));
+    return moec_fail(err, MOEC_EINVAL, "no format %.40s%s%s; there are %sand gguf", name, near ? "; did you mean " : "", near ? near : "", list);
 }
 
 /* --- matrices -------------------------------------------------------------------------------------------------------- */
 
+/* Of a matrix, 0: there is none. In dense files a group may be anything, but of few columns scales would say all there is: whole rows
+ * then. */
+static int64_t group_of(const moec_qformat *f, const moec_plan_quant *q, int64_t cols)
+{
+    const int64_t group = moec_quant_group(q->group, cols, f->dense && q->group < f->group_multiple ? 1 : f->group_multiple);
+    return group == 0 && f->dense ? cols : group;
+}
+
 moec_qgrid moec_qformat_grid(const moec_qformat *f, const moec_plan_quant *q, int64_t cols, int bits)
 {
-    return (moec_qgrid){.bits = bits, .group = moec_quant_group(q->group, cols, f->group_multiple), .zeros = f->zeros && q->zeros,
+    return (moec_qgrid){.bits = bits, .group = group_of(f, q, cols), .zeros = f->zeros && q->zeros,
                         .scale_type = q->scale_type};
 }
 
@@ -57,7 +65,7 @@ moec_weight moec_qformat_view(const moec_qformat *f, const moec_tensor *const *p
 
 static bool shape_fits(const moec_qformat *f, const moec_plan_quant *q, int64_t rows, int64_t cols)
 {
-    return rows % f->row_multiple == 0 && cols % f->col_multiple == 0 && moec_quant_group(q->group, cols, f->group_multiple) > 0;
+    return rows % f->row_multiple == 0 && cols % f->col_multiple == 0 && group_of(f, q, cols) > 0;
 }
 
 /* Routers decide, and are small. */

@@ -71,7 +71,8 @@ MOEC_API void moec_qformat_mark(moec_plan *p, const moec_qformat *f);
 /** Can this plan's output be written, and loaded by what its format is for? MOEC_EFORMAT: no such format, a width, grain, group or
  *  matrix that it has not; MOEC_EINVAL: the format's `check`. MOEC_OK for plans that quantize nothing. */
 MOEC_API moec_status moec_qformat_check(const moec_plan *p, const moec_model *m, moec_err *err) MOEC_USE_RESULT;
-/** The grid of a matrix of `cols` columns at `bits`; group 0: no group of the format divides them. */
+/** The grid of a matrix of `cols` columns at `bits`; group 0: no group of the format divides them. In a dense format whole rows are the
+ *  group where none of 8 columns or more divides them and none of fewer was asked for. */
 MOEC_API moec_qgrid moec_qformat_grid(const moec_qformat *f, const moec_plan_quant *q, int64_t cols, int bits);
 /** The matrix whose tensors these are (in the order of `pieces`, in memory), not for dense formats. Values as moec_quant_restore has
  *  them. */

@@ -13,5 +13,5 @@ const moec_qformat moec__format_fake = {
     .scale_type = MOEC_F32,
     .row_multiple = 1,
     .col_multiple = 1,
-    .group_multiple = 1,
+    .group_multiple = 8, /* unless fewer are asked for: see moec_qformat_grid */
 };

@@ -460,7 +460,7 @@ static moec_status estimate(moec_work_cost *out, int64_t *workers, const moec_pl
             return MOEC_OK;
     }
     st = moec_fail(err, MOEC_ENOFIT, "--max-memory %s is too little: %s is the least this run can do with",
-                   moec_size_text(have, sizeof have, o->max_memory), moec_size_text(need, sizeof need, out->memory));
+                   moec_size_text(have, sizeof have, o->max_memory), moec_size_text_up(need, sizeof need, out->memory));
 done:
     return st;
 }

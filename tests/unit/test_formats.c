@@ -237,6 +237,21 @@ static void formats_go_there_and_back(void **state)
     moec_err err = {MOEC_OK, ""};
     assert_int_equal(moec_qformat_take(&f, "gtpq", &err), MOEC_EINVAL);
     assert_non_null(strstr(err.text, "did you mean gptq"));
+    assert_non_null(strstr(err.text, "and gguf"));
+}
+
+/* Groups halve as far as a format goes; in dense files whole rows come next, but for those who asked for fewer columns. */
+static void groups_of_a_format(void **state)
+{
+    static const struct {
+        const char *format;
+        int64_t asked, cols, want;
+    } known[] = {{"gptq", 64, 96, 32}, {"gptq", 64, 66, 0}, {"fake", 64, 96, 32}, {"fake", 64, 65, 65}, {"fake", 64, 66, 66}, {"fake", 4, 66, 2}};
+    (void)state;
+    for (size_t k = 0; k < sizeof known / sizeof *known; k++) {
+        const moec_plan_quant q = {.group = known[k].asked, .scale_type = MOEC_F32};
+        assert_int_equal(moec_qformat_grid(moec_qformat_find(known[k].format), &q, known[k].cols, 3).group, known[k].want);
+    }
 }
 
 /* --- plans ----------------------------------------------------------------------------------------------------------- */
@@ -531,6 +546,7 @@ static void outputs_open_and_verify(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(groups_of_a_format),
         cmocka_unit_test(views_are_read_bit_by_bit), cmocka_unit_test(formats_go_there_and_back), cmocka_unit_test(plans_say_it),
         cmocka_unit_test(what_does_not_load_is_refused), cmocka_unit_test(outputs_open_and_verify)};
     return cmocka_run_group_tests(tests, set_up, tear_down);

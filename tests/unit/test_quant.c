@@ -128,6 +128,8 @@ static void rows_by_hand(void **state)
     row_is(2, true, MOEC_F32, 3, (float[]){1, 2, 3}, 1.0f, 0, (uint8_t[]){1, 2, 3}, (float[]){1, 2, 3}); /* 0 is in the range */
     row_is(3, true, MOEC_F32, 3, (float[]){-1, -7, -2}, 1.0f, 7, (uint8_t[]){6, 0, 5}, (float[]){-1, -7, -2});
     row_is(1, false, MOEC_F32, 4, (float[]){-1, 2, 3, 0}, 3.0f, 0, (uint8_t[]){0, 1, 1, 0}, (float[]){-1.5f, 1.5f, 1.5f, -1.5f});
+    /* of one bit no code is 0: the least that there is, 2^-24 */
+    row_is(1, false, MOEC_F16, 2, (float[]){0, 0}, 0x1p-24f, 0, (uint8_t[]){0, 0}, (float[]){-0x1p-25f, -0x1p-25f});
     row_is(8, false, MOEC_F32, 2, (float[]){0, 0}, 1.0f, 0, (uint8_t[]){128, 128}, (float[]){0, 0});
     row_is(4, true, MOEC_F16, 2, (float[]){0, 0}, 1.0f, 0, (uint8_t[]){0, 0}, (float[]){0, 0});
     /* 2 / 15 in F16 and BF16; too small for F16: its least value */
