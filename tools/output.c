@@ -307,7 +307,8 @@ static void print_cost(const tool_job *j, const moec_work_cost *c)
     printf("%-11s%s of disk beside the output", what, moec_size_text(a, sizeof a, c->disk));
     if (c->token_passes > 0)
         printf(", %" PRIu64 " token passes", c->token_passes);
-    printf("; its time is not estimated\n");
+    const bool blind = j->quantize && !j->quantize->corpus && j->quantize->rounding != MOEC_ROUND_NEAREST;
+    printf("; its time is not estimated%s\n", blind ? ", nor the memory that it takes with --text" : "");
 }
 
 static void print_sizes(const tool_job *j, const moec_apply_result *r, const moec_thin_tally *t, const moec_work_cost *cost)
