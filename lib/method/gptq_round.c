@@ -51,6 +51,12 @@ static void take_nearest(rounding *t, int64_t r)
         t->k.code[j * t->k.lanes + r] = t->other[j * t->k.lanes + r];
 }
 
+/* Unlike fmax: what is no number stays so. */
+static double not_below_0(double loss)
+{
+    return loss < 0.0 ? 0.0 : loss;
+}
+
 /* --- the loss ---------------------------------------------------------------------------------------------------------- */
 
 /* By H as given, of d in g->order. */
@@ -103,7 +109,7 @@ static void sum_loss(rounding *t, int64_t enough)
         for (int64_t k = lo; k < hi; k++)
             moec_grid_squares(t->sum, t->y + (k - lo) * lanes, g->variance[k], lanes);
         for (int64_t r = 0; r < lanes; r++)
-            t->best[r] = fmax(t->sum[r] - t->added[r], 0.0);
+            t->best[r] = not_below_0(t->sum[r] - t->added[r]);
         if (enough > 0 && all_less(t->loss, t->best, enough))
             break;
     }
@@ -176,7 +182,7 @@ static moec_status by_gptq(rounding *t, moec_err *err)
     if (t->exact)
         return exact_loss(t, t->loss, err);
     for (int64_t r = 0; r < lanes; r++)
-        t->loss[r] = fmax(t->loss[r], 0.0);
+        t->loss[r] = not_below_0(t->loss[r]);
     return MOEC_OK;
 }
 

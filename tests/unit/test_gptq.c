@@ -410,6 +410,11 @@ static void faults_are_said(void **state)
     moec_qcodes c = ranged(&grid, w, 1, 4);
     g = factored(h, N, 0.01, true, 0);
     assert_int_equal(moec_gptq_round(&c, &loss, &nearest, g, w, NULL), MOEC_EINVAL);
+    moec_qcodes_release(&c);
+    c = ranged(&grid, w, 1, N);
+    w[1] = NAN; /* behind the search of scales, which would refuse it */
+    assert_int_equal(moec_gptq_round(&c, &loss, &nearest, g, w, NULL), MOEC_ENUMERIC);
+    assert_int_equal(moec_gptq_round(&c, &loss, NULL, g, w, NULL), MOEC_ENUMERIC);
     moec_gptq_free(g);
     moec_qcodes_release(&c);
 }
