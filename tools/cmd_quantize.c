@@ -82,8 +82,9 @@ static const moec_opt rows[] = {
     {"rounding", 0, MOEC_CHOICE(quantize_params, rounding), .choices = roundings, .fallback = "method", .value = "method|nearest|clip|gptq",
      .help = "nearest: to the nearest, scales from the largest value; clip: scales searched; gptq: each column after the error of those "
              "before it. method: as the method has it"},
-    {"weight-power", 0, MOEC_INT(quantize_params, power), .lo = 0, .hi = 2, .fallback = "2", .value = "0|1|2",
-     .help = "a token counts g^N in an expert's Hessian, g its weight: 0 as GPTQ, 1 as MoEQuant, 2 the squared error of the block"},
+    {"weight-power", 0, MOEC_INT(quantize_params, power), .lo = 0, .hi = 2, .fallback = "1", .value = "0|1|2",
+     .help = "a token counts g^N in an expert's Hessian, g its weight: 0 as GPTQ; 1 as MoEQuant, best on text that was not seen; 2 the squared error of "
+             "the block"},
     {"damp", 0, MOEC_REAL(quantize_params, damp), .lo = 0, .hi = 10, .fallback = "0.01", .value = "X",
      .help = "share of a Hessian's mean diagonal that is added to the diagonal"},
     {"act-order", 0, MOEC_FLAG(quantize_params, act_order), .fallback = "on", .help = "round columns of large inputs first"},

@@ -175,16 +175,18 @@ def expert_inputs(case):
     return x.numpy(), picks.numpy(), gates.numpy()
 
 
-def hessian(x, g):
-    return (x * (g ** 2)[:, None]).T @ x / (g ** 2).sum()
+def hessian(x, g, power):
+    return (x * (g ** power)[:, None]).T @ x / (g ** power).sum()
 
 
-def compare_gptq(case):
-    """Every matrix of the first layer's experts."""
-    from test_gptq import Case as Problem, gptq, nearest, row_losses, values
+def compare_gptq(case, power):
+    """Every matrix of the first layer's experts; --weight-power 1 is the default."""
+    from test_gptq import CLOSE, Case as Problem, gptq, nearest, row_losses, values
     x, picks, gates = expert_inputs(case)
-    folder = case.quantize("classic", "--bits", "3", "--sweeps", "0", "--no-original-target", "--record", case.at("record"))
-    with open(case.at("record")) as f:
+    made_by = f"classic{power}"
+    folder = case.quantize(made_by, "--bits", "3", "--sweeps", "0", "--no-original-target", "--record", case.at(made_by + ".record"),
+                           *(["--weight-power", str(power)] if power != 1 else []))
+    with open(case.at(made_by + ".record")) as f:
         record = {r["module"]: r for r in map(json.loads, f)}
     t, source = tensors(folder), tensors(case.source)
     n, layer, worst, ratios, blended = x.shape[1], x.T @ x / len(x), 0.0, [], 0
@@ -195,7 +197,7 @@ def compare_gptq(case):
         case.check(record[name + "up_proj"]["tokens"] == len(rows), f"{name}: {record[name + 'up_proj']['tokens']} tokens, {len(rows)} in torch")
         own = 1.0 if len(rows) >= 2 * n else len(rows) / (len(rows) + n / 8)
         blended += own < 1.0
-        h = own * hessian(xe, g) + (1 - own) * layer if len(rows) else layer
+        h = own * hessian(xe, g, power) + (1 - own) * layer if len(rows) else layer
         made = {k: decode(t, name + k).astype(np.float64) for k in ("gate_proj", "up_proj", "down_proj")}
         up = xe @ made["gate_proj"].T
         act = up / (1 + np.exp(-up)) * (xe @ made["up_proj"].T)
@@ -203,23 +205,26 @@ def compare_gptq(case):
             if k == "down_proj":
                 if len(rows) < 2 * act.shape[1]:
                     continue
-                h = hessian(act, g)
+                h = hessian(act, g, power)
             w, r = source[name + k + ".weight"], record[name + k]
             s = np.repeat(t[name + k + ".scales"].T.astype(np.float64), r["group_size"], axis=1)
             problem = Problem(name + k, w, h, r["bits"], r["group_size"])
             z = np.full_like(s, 2.0 ** (r["bits"] - 1))
             d = w.astype(np.float64) - made[k]
-            ours = row_losses(d, h).sum()
-            theirs = row_losses(w - values(gptq(problem, s, z)[0], s, z), h).sum()
+            codes, margin = gptq(problem, s, z)
+            ours, theirs = row_losses(d, h), row_losses(w - values(codes, s, z), h)
+            clear = margin > CLOSE  # else the two may round to either side, and all behind that differs
+            case.check(clear.mean() > 0.8 and ours[clear].sum() <= 1.005 * theirs[clear].sum(),
+                       f"{name}{k}: loss {ours[clear].sum():.6g} in {clear.sum()} rows without ties, numpy's {theirs[clear].sum():.6g}")
+            ours, theirs = ours.sum(), theirs.sum()
             plain = row_losses(w - values(nearest(w, s, z, 2 ** r["bits"] - 1)[0], s, z), h).sum()
             off = abs(r["loss"] / ours - 1)
             worst = max(worst, off)
             ratios.append((ours / theirs, ours / plain))
             case.check(off <= 1e-3, f"{name}{k}: loss {r['loss']:.6g}, of its codes {ours:.6g}")
-            case.check(ours <= 1.02 * theirs, f"{name}{k}: loss {ours:.6g}, numpy's {theirs:.6g}")
             case.check(abs(r["loss_zero"] / row_losses(w.astype(np.float64), h).sum() - 1) <= 1e-3, f"{name}{k}: loss_zero")
     ratios = np.array(ratios)
-    print(f"{case.name:14} GPTQ of {len(ratios)} matrices ({blended} experts blended): reported loss off by {worst:.1e} at most; over numpy's "
+    print(f"{case.name:14} --weight-power {power}: GPTQ of {len(ratios)} matrices ({blended} experts blended): reported loss off by {worst:.1e} at most; over numpy's "
           f"{ratios[:, 0].mean():.4f}, {ratios[:, 0].max():.4f} at most; over rounding to nearest {ratios[:, 1].mean():.3f}")
     case.check(len(ratios) >= 16, f"{len(ratios)} matrices were compared")
 
@@ -242,7 +247,8 @@ def run(a, folder):
                 ours = case.measured(out)
                 jobs += [(case, fmt, out, ours, s) for s in ([None, case.source] if fmt == "gptq" else [None])]
             if case.name in ("qwen3_moe", "demo"):
-                compare_gptq(case)
+                for power in (1, 2):
+                    compare_gptq(case, power)
         except ValueError as e:
             case.wrong.append(str(e))
     for package, formats in (("auto_round", ["gptq"]), ("compressed_tensors", ["compressed-tensors"]), ("torch", ["fake", "gptq"])):
