@@ -25,18 +25,12 @@ import numpy as np
 import torch
 import transformers
 
+import checks
+from checks import check
 import test_gguf_model as whole
 
 CONTEXT = 128
 OTHER = re.compile(r"general\.(name|size_label|file_type|basename|quantized_by|finetune|type|tags|license|base_model.*)$|tokenizer\.|split\.")
-failed = 0
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
 
 
 def convert(source, folder, out):
@@ -188,8 +182,8 @@ def main():
             compare(name, folder + ".gguf", theirs)
         if a.bin:
             runs(build, os.path.abspath(a.bin), tmp, a.text)
-    print("llama_cpp:", "ok" if not failed else f"{failed} failed")
-    return 1 if failed else 0
+    print("llama_cpp:", "ok" if not checks.failed else f"{checks.failed} failed")
+    return 1 if checks.failed else 0
 
 
 if __name__ == "__main__":

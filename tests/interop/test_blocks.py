@@ -16,6 +16,9 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf import quants
 
+import checks
+from checks import check
+
 TYPES = ["f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4",
          "tq1_0", "tq2_0"]
 WRITTEN = ["bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4", "tq1_0", "tq2_0"]
@@ -24,14 +27,6 @@ SUPER = {"q2_k": (16, 0, 3, 15, True), "q3_k": (16, -4, 3, 31, False), "q4_k": (
          "q6_k": (16, -32, 31, 127, False)}
 GAIN = {"q5_k": 0.88}  # else 0.85: with 32 codes there is little to win by the range
 GAIN_WEIGHTED = 0.7
-failed = 0
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
 
 
 def number(name):
@@ -143,8 +138,8 @@ def main():
         kernels(a, name, w, np.exp(rng.normal(0, 2, n)).astype(np.float32))
         blocks = rng.integers(0, 256, (64, n // elements * size), dtype=np.uint8)
         check(same(read(a, name, blocks, n), theirs(name, blocks)), f"{name}: random bytes are read otherwise")
-    print("failed" if failed else "ok")
-    return 1 if failed else 0
+    print("failed" if checks.failed else "ok")
+    return 1 if checks.failed else 0
 
 
 if __name__ == "__main__":

@@ -15,16 +15,10 @@ import tempfile
 import gguf
 import numpy as np
 
+import checks
+from checks import check
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-failed = 0
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
 
 
 def write_theirs(path, seed, split=0):
@@ -185,8 +179,8 @@ def main():
         theirs_by_us(program, tmp)
         ours_by_them(program, tmp)
         importance(os.path.join(build, "moecompress"), tmp)
-    print("test_gguf:", "ok" if not failed else f"{failed} failed")
-    return 1 if failed else 0
+    print("test_gguf:", "ok" if not checks.failed else f"{checks.failed} failed")
+    return 1 if checks.failed else 0
 
 
 if __name__ == "__main__":

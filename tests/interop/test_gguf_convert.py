@@ -23,10 +23,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+import checks
+from checks import check
 import test_gguf_model as models
 
 ROOT = models.ROOT
-check = models.check
 IDS = torch.arange(40).reshape(1, -1) * 7 % 96
 # what transformers writes on its own, spells in another way, or has no use for here
 UNSAID = {"transformers_version", "dtype", "torch_dtype", "initializer_range", "use_cache", "attention_dropout", "router_aux_loss_coef",
@@ -310,8 +311,8 @@ def main():
             again(build, tmp, name)
         tokenizer(build, tmp)
         pieces(build, tmp)
-    print("GGUF to folders: " + ("nothing differs" if models.failed == 0 else f"{models.failed} differ"))
-    return 1 if models.failed else 0
+    print("GGUF to folders: " + ("nothing differs" if checks.failed == 0 else f"{checks.failed} differ"))
+    return 1 if checks.failed else 0
 
 
 if __name__ == "__main__":

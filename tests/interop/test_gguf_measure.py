@@ -16,6 +16,8 @@ import tempfile
 import gguf
 import h5py
 import numpy as np
+import checks
+from checks import check
 import test_gguf_model as models
 import torch
 
@@ -24,7 +26,6 @@ TYPES = ["q4_0", "q8_0", "q5_1", "iq4_nl"]
 GROUP, PRIOR, PROBES = 32, 32, (2, 4)
 SQUARE_LIMIT, ERROR_LIMIT, KL_LIMIT = 1e-4, 1e-5, 2e-3
 WEIGHTS = [1.0, 3.0]
-check = models.check
 
 
 def run(build, *args, threads="1"):
@@ -300,8 +301,8 @@ def main():
                 same_bytes(c, first)
                 verbs(c, first)
                 of_blocks(c)
-    print("ok" if models.failed == 0 else f"{models.failed} failures")
-    return 1 if models.failed else 0
+    print("ok" if checks.failed == 0 else f"{checks.failed} failures")
+    return 1 if checks.failed else 0
 
 
 if __name__ == "__main__":

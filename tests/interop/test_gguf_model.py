@@ -22,8 +22,10 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import checks
+from checks import check
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-failed = 0
 
 COMMON = dict(vocab_size=96, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
               max_position_embeddings=512, num_experts_per_tok=2, tie_word_embeddings=False)
@@ -58,13 +60,6 @@ MODELS = {
                                        num_nextn_predict_layers=0),
                  "glm4moe", {"rope.dimension_count": 8, "expert_gating_func": 2, "leading_dense_block_count": 1}),
 }
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
 
 
 def checkpoint(folder):
@@ -318,8 +313,8 @@ def main():
         mxfp4(build, tmp)
         refused(build, tmp)
         tokenizer(build, tmp)
-    print("test_gguf_model:", "ok" if not failed else f"{failed} failed")
-    return 1 if failed else 0
+    print("test_gguf_model:", "ok" if not checks.failed else f"{checks.failed} failed")
+    return 1 if checks.failed else 0
 
 
 if __name__ == "__main__":

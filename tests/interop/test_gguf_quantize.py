@@ -18,9 +18,10 @@ import numpy as np
 import torch
 import transformers
 
+import checks
+from checks import check
 import test_gguf_model as whole
 
-failed = 0
 # wide: rows of 256 in all but a few tensors, so that large blocks have their place
 WIDE = dict(hidden_size=256, moe_intermediate_size=256, head_dim=64)
 MODELS = {"qwen3_moe": dict(WIDE), "qwen2_moe": dict(hidden_size=256, moe_intermediate_size=256, shared_expert_intermediate_size=96),
@@ -28,13 +29,6 @@ MODELS = {"qwen3_moe": dict(WIDE), "qwen2_moe": dict(hidden_size=256, moe_interm
 TYPES = {"qwen3_moe": ["q4_k", "q2_k,attn_(q|k|v)=q6_k,ffn_down_exps=q3_k,blk\\.1\\..*=iq4_xs,token_embd=q5_k,output=f16", "bf16,exps=q5_1"],
          "qwen2_moe": ["iq4_nl,shexp=q8_0,ffn_up_exps=q5_0"], "gpt_oss": ["q4_1,exps=mxfp4"], "deepseek_v3": ["q6_k,attn_k_b=q4_0"]}
 FALL = {"q2_k": "iq4_nl", "q3_k": "iq4_nl", "iq4_xs": "iq4_nl", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
 
 
 def fallen(kind, cols):
@@ -166,8 +160,8 @@ def main():
                 if name in ("qwen3_moe", "qwen2_moe") and i < 2:  # gpt-oss: 5.23 takes lengths of keys for rope values
                     logits(tmp, file, model, decoded, what)
         mxfp4(build, tmp)
-    print("test_gguf_quantize:", "ok" if not failed and not whole.failed else f"{failed + whole.failed} failed")
-    return 1 if failed or whole.failed else 0
+    print("test_gguf_quantize:", "ok" if not checks.failed else f"{checks.failed} failed")
+    return 1 if checks.failed else 0
 
 
 if __name__ == "__main__":

@@ -16,15 +16,10 @@ import tempfile
 
 import numpy as np
 
-failed = 0
+import checks
+from checks import check
+
 CLOSE = 1e-4
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
 
 
 class Case:
@@ -218,7 +213,7 @@ def main():
         compare_bf16(a, Case("large, few tokens", w, hessian(rng, 768, 200, 0.5), bits, 64, True, "F16", "weighted"))
     print(f"{n} matrices: codes compared in {seen[1]} of {seen[0]} rows, losses of {seen[2]} whole matrices")
     check(seen[1] > 0.85 * seen[0] and seen[2] > n / 4, "too few rows are clear of ties to compare")
-    return failed > 0
+    return checks.failed > 0
 
 
 if __name__ == "__main__":

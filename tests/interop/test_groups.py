@@ -18,14 +18,8 @@ from scipy.cluster.hierarchy import cut_tree, linkage
 from scipy.cluster.vq import kmeans2
 from scipy.spatial.distance import pdist, squareform
 
-failed = 0
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
+import checks
+from checks import check
 
 
 def dump(a, way, matrix, keep):
@@ -125,7 +119,7 @@ def main():
     random = np.random.default_rng(7)
     for f in (check_linkage, check_eigen, check_kmeans, check_spectral):
         f(a, random)
-    sys.exit(failed != 0)
+    sys.exit(checks.failed != 0)
 
 
 main()

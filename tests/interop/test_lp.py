@@ -14,15 +14,10 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_matrix
 
-failed = 0
+import checks
+from checks import check
+
 ENOFIT = 8
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
 
 
 class Problem:
@@ -119,7 +114,7 @@ def main():
         if not x.rows and np.gcd.reduce(np.diff(np.sort(x.size))) == 1 and len(x.size) > 0:
             check(abs(bound - relaxed) <= 1e-9 * relaxed, f"{i}: bound {bound!r}, LP of HiGHS {relaxed!r}")
     print(f"{len(problems)} problems, {infeasible} infeasible, largest difference {worst:.1e}")
-    sys.exit(1 if failed else 0)
+    sys.exit(1 if checks.failed else 0)
 
 
 main()

@@ -19,17 +19,12 @@ import transformers
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
+import checks
+from checks import check
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DEMO = os.path.join(ROOT, "recipes", "demo-model")
 WINDOW, TOKENS = 64, 256
-failed = 0
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
 
 
 def activations(model, ids):
@@ -112,7 +107,7 @@ def main():
             want, gap = best(keep, *args)
             check(ours(a, layer, keep, x, y, logits) == want, f"layer {layer}: {keep} of {experts}")
             print(f"layer {layer}: {keep} of {experts} experts, the second is {gap:.1e} behind")
-    sys.exit(failed != 0)
+    sys.exit(checks.failed != 0)
 
 
 main()

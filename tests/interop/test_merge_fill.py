@@ -14,14 +14,8 @@ import tempfile
 
 import numpy as np
 
-failed = 0
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
+import checks
+from checks import check
 
 
 class Layer:
@@ -289,7 +283,7 @@ def main():
     check_average(a, random)
     check_subspace(a, random)
     check_segments(a, random)
-    return failed > 0
+    return checks.failed > 0
 
 
 if __name__ == "__main__":

@@ -11,20 +11,14 @@ import subprocess
 import sys
 import tempfile
 
+import checks
+from checks import check
 import families
 import numpy as np
 import torch
 
 LIMIT = 1e-5
 NAMES = ("qwen3_moe", "mixtral", "qwen2_moe", "deepseek_v3")
-failed = 0
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
 
 
 def moe_layers(model):
@@ -136,7 +130,7 @@ def main():
         for spec in families.ROWS:
             if spec["name"] in NAMES:
                 compare(a, spec, work)
-    sys.exit(failed != 0)
+    sys.exit(checks.failed != 0)
 
 
 main()

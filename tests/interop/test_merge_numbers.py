@@ -15,14 +15,8 @@ import tempfile
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-failed = 0
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
+import checks
+from checks import check
 
 
 def dump(a, topic, sizes, *arrays):
@@ -100,7 +94,7 @@ def main():
     rng = np.random.default_rng(5)
     assignment(a, rng)
     assignment_sparse(a, rng)
-    sys.exit(failed != 0)
+    sys.exit(checks.failed != 0)
 
 
 main()

@@ -21,6 +21,9 @@ import torch
 import transformers
 from safetensors import safe_open
 
+import checks
+from checks import check
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DEMO = os.path.join(ROOT, "recipes", "demo-model")
 LIMIT = 1e-5
@@ -39,15 +42,6 @@ FIXTURES = [
     ("mixtral-one-file", transformers.MixtralConfig, transformers.MixtralForCausalLM, MIXTRAL, torch.float32, None),
     ("mixtral-shards", transformers.MixtralConfig, transformers.MixtralForCausalLM, MIXTRAL, torch.bfloat16, "40KB"),
 ]
-
-failed = 0
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
 
 
 def load(path):
@@ -169,8 +163,8 @@ def main():
             model.save_pretrained(source, **({"max_shard_size": shard} if shard else {}))
             ids = torch.randint(0, numbers["vocab_size"], (3, 40), generator=generator)
             prune_and_compare(a, name, source, ids, work, rng)
-    print(f"{failed} differences")
-    return 1 if failed else 0
+    print(f"{checks.failed} differences")
+    return 1 if checks.failed else 0
 
 
 if __name__ == "__main__":

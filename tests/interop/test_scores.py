@@ -21,21 +21,15 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
+import checks
+from checks import check
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 DEMO = os.path.join(ROOT, "recipes", "demo-model")
 LIMIT = 1e-5
 QWEN = dict(hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=24, vocab_size=320,
             intermediate_size=80, moe_intermediate_size=32, num_experts=12, num_experts_per_tok=3, norm_topk_prob=False,
             mlp_only_layers=[1], max_position_embeddings=128, tie_word_embeddings=False, initializer_range=0.2)
-
-failed = 0
-
-
-def check(ok, what):
-    global failed
-    if not ok:
-        failed += 1
-        print("FAIL:", what)
 
 
 def run(a, *args):
@@ -316,8 +310,8 @@ def main():
         transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**QWEN)).save_pretrained(source)
         rng = np.random.default_rng(1)
         check_model(a, "qwen3-no-renorm", source, [rng.integers(0, 320, n).tolist() for n in (60, 50, 64, 40)], work)
-    print(f"{failed} differences")
-    return 1 if failed else 0
+    print(f"{checks.failed} differences")
+    return 1 if checks.failed else 0
 
 
 if __name__ == "__main__":
